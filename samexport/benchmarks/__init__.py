@@ -1,0 +1,1 @@
+"""Measures files: latency, memory, environment, tables and plots."""

@@ -1,0 +1,47 @@
+"""Every error samexport raises on purpose, and the exit code of each.
+
+Messages are one line and say how to mend the problem. Exit codes: 0 done and verified; 1 a check failed;
+2 the user's input cannot be used.
+"""
+
+
+class SamExportError(Exception):
+    """Base of all errors that a user may see; the command line prints it without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(SamExportError):
+    """An option, name or value that cannot be used."""
+
+
+class MissingDependency(ConfigError):
+    """An optional package is not installed; the message names the command that installs it."""
+
+
+class CheckpointError(ConfigError):
+    """A weight file that is absent, damaged, unsafe, or does not fit the model."""
+
+
+class BundleError(ConfigError):
+    """A folder that is not a bundle, or a path where no bundle can be written."""
+
+
+class ImageError(ConfigError):
+    """A picture that cannot be read or is out of bounds."""
+
+
+class PromptError(ConfigError):
+    """Points, boxes or masks that are not valid prompts."""
+
+
+class ExportFailed(SamExportError):
+    """A converter failed or produced something that cannot be used."""
+
+    exit_code = 1
+
+
+class ParityFailed(SamExportError):
+    """A file does not compute what its reference computes."""
+
+    exit_code = 1

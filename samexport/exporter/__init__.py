@@ -1,0 +1,1 @@
+"""Makes files: one converter a format, the pipeline, the command line."""

@@ -1,0 +1,1 @@
+"""Faithful networks: official state-dict keys and numerics, one architecture a file."""

@@ -1,0 +1,32 @@
+"""Layers that several architectures share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.Module):
+    """LayerNorm over the channels of [B, C, H, W], biased variance (SAM ``modeling/common.py``)."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each pixel; same shape out."""
+        centred = x - x.mean(1, keepdim=True)
+        scale = torch.sqrt(centred.square().mean(1, keepdim=True) + self.eps)
+        return self.weight[:, None, None] * (centred / scale) + self.bias[:, None, None]
+
+
+def neck(channels: int, out_channels: int) -> nn.Sequential:
+    """SAM's neck: 1x1 and 3x3 convolutions without bias, a LayerNorm2d after each."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, 1, bias=False),
+        LayerNorm2d(out_channels),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        LayerNorm2d(out_channels),
+    )

@@ -1,0 +1,148 @@
+"""SAM's plain ViT encoder with window and global attention and decomposed relative positions.
+
+Source: Segment Anything (arXiv 2304.02643), ``segment_anything/modeling/image_encoder.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samexport.models.architectures.layers import neck
+
+
+class PatchEmbed(nn.Module):
+    """16x16 patches, channels last."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, 16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, S, S] to [B, S / 16, S / 16, width]."""
+        out: Tensor = self.proj(x).permute(0, 2, 3, 1)
+        return out
+
+
+class Attention(nn.Module):
+    """Attention over a size x size grid; ``qkv`` rows are all q, all k, all v."""
+
+    def __init__(self, width: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.heads, self.size, self.scale = heads, size, (width // heads) ** -0.5
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, width // heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, width // heads))
+
+    def relative_table(self, parameter: Tensor) -> Tensor:
+        """Rows of the embedding for each (query, key) coordinate pair, [size, size, head width]."""
+        place = torch.arange(self.size)
+        return parameter[place[:, None] - place + self.size - 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, size, size, width], same shape out. The relative terms use the unscaled queries."""
+        batch, size, _, width = x.shape
+        qkv = self.qkv(x).view(batch, size * size, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        grid = q.reshape(batch, self.heads, size, size, -1)
+        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, self.relative_table(self.rel_pos_h))
+        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, self.relative_table(self.rel_pos_w))
+        bias = (rows[..., :, None] + columns[..., None, :]).reshape(batch, self.heads, size**2, size**2)
+        mixed = (q * self.scale @ k.transpose(-1, -2) + bias).softmax(-1) @ v
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, size, size, width))
+        return out
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(width, 4 * width)
+        self.lin2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width], same shape out."""
+        out: Tensor = self.lin2(F.gelu(self.lin1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm block; with a window, zeros are padded after the norm and take part in the attention."""
+
+    def __init__(self, width: int, heads: int, window: int, grid: int) -> None:
+        super().__init__()
+        self.window = window
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, window or grid)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, width], same shape out."""
+        x = x + (self._windowed(self.norm1(x)) if self.window else self.attn(self.norm1(x)))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+    def _windowed(self, x: Tensor) -> Tensor:
+        batch, height, columns, width = x.shape
+        size = self.window
+        padded = F.pad(x, (0, 0, 0, -columns % size, 0, -height % size))
+        rows, cols = padded.shape[1] // size, padded.shape[2] // size
+        windows = padded.view(batch, rows, size, cols, size, width).transpose(2, 3)
+        mixed = self.attn(windows.reshape(-1, size, size, width))
+        mixed = mixed.view(batch, rows, cols, size, size, width).transpose(2, 3)
+        return mixed.reshape(batch, rows * size, cols * size, width)[:, :height, :columns]
+
+
+class SamViT(nn.Module):
+    """The encoder: [B, 3, S, S] normalised image to [B, out, S / 16, S / 16]."""
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        global_blocks: tuple[int, ...],
+        *,
+        grid: int = 64,
+        window: int = 14,
+        out_channels: int = 256,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, width))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, 0 if i in global_blocks else window, grid) for i in range(depth)
+        )
+        self.neck = neck(width, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode a normalised image."""
+        x = self.patch_embed(x) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.neck(x.permute(0, 3, 1, 2))
+        return out
+
+
+def vit_b() -> SamViT:
+    """SAM ViT-B."""
+    return SamViT(768, 12, 12, (2, 5, 8, 11))
+
+
+def vit_l() -> SamViT:
+    """SAM ViT-L."""
+    return SamViT(1024, 24, 16, (5, 11, 17, 23))
+
+
+def vit_h() -> SamViT:
+    """SAM ViT-H."""
+    return SamViT(1280, 32, 16, (7, 15, 23, 31))
+
+
+def vit_test() -> SamViT:
+    """The same code at 64 pixels: one window block with padding (4 to 6), one global block."""
+    return SamViT(32, 2, 4, (1,), grid=4, window=3, out_channels=64)

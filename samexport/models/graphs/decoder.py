@@ -1,0 +1,364 @@
+"""Export forms of SAM's prompt encoder and mask decoder. What differs from ``architectures/``, and why it is
+the same function:
+
+- Prompts are the batch axis N; the image embedding is never repeated. What layer 0 computes from the image
+  alone (keys, values, queries) is computed once: the prologue.
+- From layer 1 on the image tokens x differ by prompt, but there are only T tokens a prompt. Products of x with
+  a projection move to the token side: q_h (x Wk_h)^T = (q_h Wk_h^T) x^T, A (x Wv_h + b) = (A x) Wv_h + b, and
+  A (v_h Wo_h) for the output. The position term pe Wk_h is a constant. A bias of keys adds the same number to
+  all logits of a row and cancels in the softmax.
+- A label of -2 marks an absent slot: its key gets a bias of ABSENT in every attention over tokens, so its
+  weight is exactly 0 and it changes nothing.
+- Labels pick embeddings by max(0, 1 - |label - code|), which is 1 for equal integers and else 0: no
+  comparison, cast or select, so every format and delegate can run it.
+- A 2x2 transposed convolution with stride 2 is a matrix product. LayerNorm, GELU, the second one and the
+  product with the hypernetworks act on each pixel, so the pixels are put in order at the end, on the logits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samexport.models.architectures import mask_decoder
+from samexport.models.architectures.mask_decoder import HEADS, MASK_TOKENS, MaskDecoder
+from samexport.models.architectures.prompt_encoder import PromptEncoder
+from samexport.models.architectures.sam import Sam
+from samexport.models.graphs.layers import LayerNorm, frozen
+
+# exp(-1e4) is 0 in every precision, and 1e4 is far from the end of fp16.
+ABSENT = -1e4
+_OWN_TOKENS = 1 + MASK_TOKENS
+
+
+def _norm(norm: nn.LayerNorm) -> LayerNorm:
+    return LayerNorm(norm.weight, norm.bias, norm.eps)
+
+
+def _by_head(weight: Tensor) -> Tensor:
+    """Rows of a projection [inner, width] as [heads, inner / heads, width]."""
+    return weight.reshape(HEADS, -1, weight.shape[1])
+
+
+class PromptTokens(nn.Module):
+    """Points to tokens [N, 5 + K, width] and key biases [N, 5 + K]."""
+
+    _CODES = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+
+    def __init__(self, prompts: PromptEncoder, decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.image_size = prompts.image_size
+        # the position encoding must not lose precision: an angle of 100 has few bits left in fp16
+        self.frequencies = frozen(2 * math.pi * prompts.pe_layer.positional_encoding_gaussian_matrix)
+        self.codes = frozen(torch.tensor(self._CODES))
+        nothing = torch.zeros_like(prompts.not_a_point_embed.weight)
+        points = [e.weight for e in prompts.point_embeddings]  # type: ignore[union-attr]
+        self.table = frozen(torch.cat([nothing, prompts.not_a_point_embed.weight, *points]))  # type: ignore[list-item]
+        self.is_point = frozen(torch.tensor([[0.0], [0.0], [1.0], [1.0], [1.0], [1.0]]))
+        self.own = frozen(torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None])
+        self.own_bias = frozen(torch.zeros(1, _OWN_TOKENS))
+
+    def forward(self, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode [N, K, 2] pixels and [N, K] labels."""
+        unit = (point_coords + 0.5) * (2 / self.image_size) - 1
+        angle = unit @ self.frequencies
+        encoded = torch.cat([angle.sin(), angle.cos()], dim=-1)
+        chosen = F.relu(1 - (point_labels[..., None] - self.codes).abs())
+        sparse = encoded * (chosen @ self.is_point) + chosen @ self.table
+        count = point_coords.shape[0]
+        tokens = torch.cat([self.own.expand(count, -1, -1), sparse], dim=1)
+        bias = torch.cat([self.own_bias.expand(count, -1), chosen[..., 0] * ABSENT], dim=1)
+        return tokens, bias
+
+
+class SelfAttention(nn.Module):
+    """Attention among the tokens of a prompt; absent ones have no weight."""
+
+    def __init__(self, attention: mask_decoder.Attention) -> None:
+        super().__init__()
+        self.q, self.k = attention.q_proj, attention.k_proj
+        self.v, self.out = attention.v_proj, attention.out_proj
+
+    def forward(self, q: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """Queries and keys from ``q``, values from ``v``, both [N, T, width]."""
+        query, key, value = (_heads(x) for x in (self.q(q), self.k(q), self.v(v)))
+        logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias[:, None, None]
+        out: Tensor = self.out(_join(logits.softmax(-1) @ value))
+        return out
+
+
+def _heads(x: Tensor) -> Tensor:
+    """[N, T, inner] to [N, heads, T, inner / heads]."""
+    return x.reshape(x.shape[0], -1, HEADS, x.shape[-1] // HEADS).transpose(1, 2)
+
+
+def _join(x: Tensor) -> Tensor:
+    """[N, heads, T, depth] to [N, T, heads * depth]."""
+    return x.transpose(1, 2).reshape(x.shape[0], -1, HEADS * x.shape[-1])
+
+
+class TokenSide(nn.Module):
+    """The projections of a cross attention that act on tokens; ``scaled`` carries the softmax scale."""
+
+    def __init__(self, scaled: nn.Linear) -> None:
+        super().__init__()
+        factor = (scaled.out_features // HEADS) ** -0.5
+        self.weight, self.bias = frozen(scaled.weight.T * factor), frozen(scaled.bias * factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, T, width] to [N, heads, T, depth]."""
+        return _heads(x @ self.weight + self.bias)
+
+
+class SharedTokenToImage(nn.Module):
+    """Layer 0 without a mask prompt: keys and values [inner, P] come from the prologue."""
+
+    def __init__(self, attention: mask_decoder.Attention) -> None:
+        super().__init__()
+        self.query, self.out = TokenSide(attention.q_proj), attention.out_proj
+
+    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Tokens [N, T, width] to their update."""
+        depth, cells = keys.shape[0] // HEADS, keys.shape[1]
+        weights = (self.query(tokens) @ keys.reshape(HEADS, depth, cells)).softmax(-1)
+        out: Tensor = self.out(_join(weights @ values.reshape(HEADS, depth, cells).transpose(1, 2)))
+        return out
+
+
+class TokenToImage(nn.Module):
+    """Token-to-image attention on image tokens of each prompt, all projections on the token side."""
+
+    def __init__(self, attention: mask_decoder.Attention, pe: Tensor) -> None:
+        super().__init__()
+        self.query = TokenSide(attention.q_proj)
+        self.key = frozen(_by_head(attention.k_proj.weight))
+        self.key_pe = frozen(_by_head(attention.k_proj.weight @ pe))
+        self.value = frozen(_by_head(attention.v_proj.weight).transpose(1, 2))
+        self.out = frozen(attention.out_proj.weight.T)
+        self.out_bias = frozen(attention.out_proj.bias + attention.out_proj.weight @ attention.v_proj.bias)
+
+    def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """Tokens [N, T, width] attend to image tokens [N, P, width]."""
+        count, _, width = tokens.shape
+        q = self.query(tokens)
+        content = (q @ self.key).reshape(count, -1, width) @ image.transpose(1, 2)
+        weights = (content + (q @ self.key_pe).reshape(count, -1, image.shape[1])).softmax(-1)
+        seen = (weights @ image).reshape(count, HEADS, -1, width)
+        return _join(seen @ self.value) @ self.out + self.out_bias
+
+
+class ImageToToken(nn.Module):
+    """Image-to-token attention: the softmax runs over the few tokens, the scores are [N, heads, T, P].
+
+    ``query_pe`` holds pe Wq + bias as [heads, depth + 1, P]; the last row is 1 and meets the key bias.
+    """
+
+    def __init__(self, attention: mask_decoder.Attention, pe: Tensor) -> None:
+        super().__init__()
+        self.key = TokenSide(attention.k_proj)
+        self.key.bias = frozen(torch.zeros_like(self.key.bias))
+        self.query = frozen(_by_head(attention.q_proj.weight))
+        rows = _by_head(attention.q_proj.weight @ pe + attention.q_proj.bias[:, None])
+        self.query_pe = frozen(torch.cat([rows, torch.ones(HEADS, 1, rows.shape[-1])], dim=1))
+        self.value, self.value_bias = frozen(attention.v_proj.weight.T), frozen(attention.v_proj.bias)
+        self.out = frozen(_by_head(attention.out_proj.weight.T))
+        self.out_bias = frozen(attention.out_proj.bias)
+
+    def keys(self, tokens: Tensor, bias: Tensor) -> Tensor:
+        """Keys of tokens [N, T, width] with the bias as last channel, [N, heads, T, depth + 1]."""
+        k = self.key(tokens)
+        return torch.cat([k, bias[:, None, :, None].expand(-1, HEADS, -1, 1)], dim=-1)
+
+    def mix(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        """Scores [N, heads, T, P] and value tokens [N, T, width] to the image's update [N, P, width]."""
+        count, width = tokens.shape[0], tokens.shape[-1]
+        raised = torch.exp(scores - scores.amax(2, keepdim=True))
+        weights = raised / raised.sum(2, keepdim=True)
+        value = _heads(tokens @ self.value + self.value_bias) @ self.out
+        flat = weights.reshape(count, -1, scores.shape[-1]).transpose(1, 2)
+        return flat @ value.reshape(count, -1, width) + self.out_bias
+
+    def shared(self, queries: Tensor, key_tokens: Tensor, value_tokens: Tensor, bias: Tensor) -> Tensor:
+        """Layer 0 without a mask prompt: queries [inner, P] come from the prologue."""
+        rows = queries.reshape(HEADS, -1, queries.shape[-1])
+        rows = torch.cat([rows, self.query_pe[:, -1:]], dim=1)
+        return self.mix(self.keys(key_tokens, bias) @ rows, value_tokens)
+
+    def forward(self, image: Tensor, key_tokens: Tensor, value_tokens: Tensor, bias: Tensor) -> Tensor:
+        """Image tokens [N, P, width] attend to tokens [N, T, width]."""
+        count, cells, width = image.shape
+        k = self.keys(key_tokens, bias)
+        content = (k[..., :-1] @ self.query).reshape(count, -1, width) @ image.transpose(1, 2)
+        scores = content + (k @ self.query_pe).reshape(count, -1, cells)
+        return self.mix(scores.reshape(count, HEADS, -1, cells), value_tokens)
+
+
+class Masks(nn.Module):
+    """Upscaling, hypernetworks and IoU head on the updated tokens and image."""
+
+    def __init__(self, decoder: MaskDecoder, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        first, norm, _, second, _ = decoder.output_upscaling
+        self.up1, self.up1_bias = self._as_product(first)
+        self.norm = LayerNorm(norm.weight, norm.bias, norm.eps)
+        self.up2, self.up2_bias = self._as_product(second)
+        heads = [h.layers for h in decoder.output_hypernetworks_mlps]
+        self.hyper = nn.ParameterList(frozen(torch.stack([h[i].weight.T for h in heads])) for i in range(3))
+        self.hyper_bias = nn.ParameterList(frozen(torch.stack([h[i].bias[None] for h in heads])) for i in range(3))
+        self.iou = decoder.iou_prediction_head
+
+    @staticmethod
+    def _as_product(conv: nn.ConvTranspose2d) -> tuple[nn.Parameter, nn.Parameter]:
+        """Weight [in, 4 * out] and bias [4 * out]; the four pixels of the 2x2 block one after the other."""
+        if conv.kernel_size != (2, 2) or conv.stride != (2, 2) or conv.bias is None:
+            raise ValueError("only a 2x2 transposed convolution with stride 2 is a matrix product")
+        return frozen(conv.weight.permute(0, 2, 3, 1).flatten(1)), frozen(conv.bias.repeat(4))
+
+    def forward(self, queries: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [N, T, width] and image [N, P, width] to logits [N, 4, 4 grid, 4 grid] and IoU [N, 4]."""
+        count = queries.shape[0]
+        x = (image @ self.up1 + self.up1_bias).reshape(count, -1, self.norm.weight.shape[0])
+        x = F.gelu(self.norm(x)) @ self.up2 + self.up2_bias
+        x = F.gelu(x.reshape(count, -1, self.up2.shape[1] // 4))
+        h = queries[:, 1:_OWN_TOKENS].transpose(0, 1)
+        for layer, (weight, bias) in enumerate(zip(self.hyper, self.hyper_bias, strict=True)):
+            h = h @ weight + bias
+            h = F.relu(h) if layer < 2 else h
+        logits = h.transpose(0, 1) @ x.transpose(1, 2)
+        return self._in_order(logits), self.iou(queries[:, 0])
+
+    def _in_order(self, logits: Tensor) -> Tensor:
+        """[N, 4, row, column, i, j, k, l] flat to [N, 4, row i k, column j l], in two rank-4 transposes."""
+        count, grid = logits.shape[0], self.grid
+        outer = logits.reshape(-1, grid, 2, 8).transpose(1, 2)
+        inner = outer.reshape(-1, 2 * grid, 2, 2).transpose(1, 2)
+        return inner.reshape(count, MASK_TOKENS, 4 * grid, 4 * grid)
+
+
+class Prologue(nn.Module):
+    """What the decoder computes from the image alone; outputs as the spec of ``decoder_prologue`` says."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        layer = sam.mask_decoder.transformer.layers[0]
+        to_image, to_token = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        pe = sam.prompt_encoder.dense_pe().flatten(2)[0]
+        self.no_mask = frozen(sam.prompt_encoder.no_mask_embed.weight.T)
+        self.pe = frozen(pe + self.no_mask)
+        self.places = frozen(torch.cat([to_image.k_proj.weight, to_token.q_proj.weight]))
+        self.places_bias = frozen(torch.cat([torch.zeros_like(to_image.k_proj.bias), to_token.q_proj.bias])[:, None])
+        self.values = frozen(to_image.v_proj.weight)
+        self.values_bias = frozen(to_image.v_proj.weight @ self.no_mask + to_image.v_proj.bias[:, None])
+
+    def forward(self, image_embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embedding [1, width, grid, grid] to image tokens, keys, values, queries."""
+        x = image_embeddings.reshape(self.pe.shape)
+        keys, queries = (self.places @ (x + self.pe) + self.places_bias).chunk(2)
+        tokens = (x + self.no_mask).transpose(0, 1)
+        return tokens, keys, self.values @ x + self.values_bias, queries
+
+
+class Layer(nn.Module):
+    """One two-way block on tokens [N, T, width] and the image."""
+
+    def __init__(self, block: mask_decoder.TwoWayBlock, pe: Tensor, *, shared: bool) -> None:
+        super().__init__()
+        self.first, self.mlp = block.first, block.mlp
+        self.self_attention = SelfAttention(block.self_attn)
+        attention = block.cross_attn_token_to_image
+        self.to_image = SharedTokenToImage(attention) if shared else TokenToImage(attention, pe)
+        self.to_token = ImageToToken(block.cross_attn_image_to_token, pe)
+        self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
+        self.norm3, self.norm4 = _norm(block.norm3), _norm(block.norm4)
+
+    def forward(self, queries: Tensor, own: Tensor, bias: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """``image`` is the tokens [N, P, width] alone, or the four outputs of the prologue."""
+        q = queries if self.first else queries + own
+        attended = self.self_attention(q, queries, bias)
+        queries = self.norm1(attended if self.first else queries + attended)
+        tokens, *shared = image
+        seen = self.to_image(queries + own, *shared[:2]) if shared else self.to_image(queries + own, tokens)
+        queries = self.norm2(queries + seen)
+        queries = self.norm3(queries + self.mlp(queries))
+        mix = (queries + own, queries, bias)
+        update = self.to_token.shared(shared[2], *mix) if shared else self.to_token(tokens, *mix)
+        return queries, self.norm4(tokens + update)
+
+
+class Transformer(nn.Module):
+    """Prompt tokens, both layers, the last attention and the masks."""
+
+    def __init__(self, sam: Sam, *, shared: bool) -> None:
+        super().__init__()
+        decoder = sam.mask_decoder
+        pe = sam.prompt_encoder.dense_pe().flatten(2)[0]
+        self.prompt = PromptTokens(sam.prompt_encoder, decoder)
+        first, second = decoder.transformer.layers
+        self.layer0, self.layer1 = Layer(first, pe, shared=shared), Layer(second, pe, shared=False)
+        self.final = TokenToImage(decoder.transformer.final_attn_token_to_image, pe)
+        self.norm = _norm(decoder.transformer.norm_final_attn)
+        self.masks = Masks(decoder, sam.prompt_encoder.grid)
+
+    def forward(
+        self, image: tuple[Tensor, ...], point_coords: Tensor, point_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [N, 4, 4 grid, 4 grid] and predicted IoU [N, 4]."""
+        own, bias = self.prompt(point_coords, point_labels)
+        queries, tokens = self.layer0(own, own, bias, image)
+        queries, tokens = self.layer1(queries, own, bias, (tokens,))
+        queries = self.norm(queries + self.final(queries + own, tokens))
+        out: tuple[Tensor, Tensor] = self.masks(queries, tokens)
+        return out
+
+
+class DecoderStep(nn.Module):
+    """The decoder after the prologue."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.transformer = Transformer(sam, shared=True)
+
+    def forward(
+        self, image_tokens: Tensor, image_keys: Tensor, image_values: Tensor, image_queries: Tensor,
+        point_coords: Tensor, point_labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Decode."""
+        image = (image_tokens, image_keys, image_values, image_queries)
+        out: tuple[Tensor, Tensor] = self.transformer(image, point_coords, point_labels)
+        return out
+
+
+class Decoder(nn.Module):
+    """Prologue and step in one graph."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.prologue, self.transformer = Prologue(sam), Transformer(sam, shared=True)
+
+    def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode."""
+        out: tuple[Tensor, Tensor] = self.transformer(self.prologue(image_embeddings), point_coords, point_labels)
+        return out
+
+
+class DecoderWithMask(nn.Module):
+    """The decoder for prompts that refine an earlier mask: the image differs by prompt from the start."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.prompts = sam.prompt_encoder
+        self.transformer = Transformer(sam, shared=False)
+
+    def forward(
+        self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor,
+        mask_input: Tensor, has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Decode."""
+        source = image_embeddings + self.prompts.embed_mask(mask_input, has_mask_input)
+        tokens = source.flatten(2).transpose(1, 2)
+        out: tuple[Tensor, Tensor] = self.transformer((tokens,), point_coords, point_labels)
+        return out

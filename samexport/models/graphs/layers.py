@@ -1,0 +1,96 @@
+"""Pieces that export forms share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samexport.models.spec import Frame
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A weight that keeps its values and needs no gradient."""
+    return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)
+
+
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution that equals ``norm(conv(x))`` in evaluation mode; computed in float64."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("the BatchNorm has no running statistics")
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    folded = nn.Conv2d(
+        conv.in_channels, conv.out_channels, (conv.kernel_size[0], conv.kernel_size[1]), (conv.stride[0], conv.stride[1]),
+        (int(conv.padding[0]), int(conv.padding[1])), groups=conv.groups,
+    )  # fmt: skip
+    folded.weight = frozen((conv.weight.double() * scale[:, None, None, None]).float())
+    folded.bias = frozen((norm.bias.double() - norm.running_mean.double() * scale).float())
+    return folded
+
+
+class Normalise(nn.Module):
+    """Subtracts the mean; :meth:`fold` moves the division by ``std`` into the first convolution.
+
+    The mean cannot move there: a convolution pads with zeros, which are the mean only after this step.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.mean = frozen(torch.tensor(frame.mean).view(1, 3, 1, 1))
+        self._std = torch.tensor(frame.std, dtype=torch.float64)
+
+    def fold(self, conv: nn.Conv2d) -> nn.Conv2d:
+        """``conv`` for an image that is not yet divided by ``std``; changes it in place."""
+        conv.weight = frozen((conv.weight.double() / self._std[None, :, None, None]).float())
+        return conv
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[1, 3, S, S] pixels 0..255 to pixels around 0."""
+        return image - self.mean
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis; ``bias`` None leaves it out (the caller has folded it elsewhere)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+        super().__init__()
+        self.weight = frozen(weight)
+        self.bias = None if bias is None else frozen(bias)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width], same shape out."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Neck(nn.Module):
+    """SAM's neck on channels-last input: the 1x1 convolution is a matrix product, LayerNorm2d a LayerNorm."""
+
+    def __init__(self, neck: nn.Sequential) -> None:
+        super().__init__()
+        first, norm1, second, norm2 = neck
+        self.project = frozen(first.weight[:, :, 0, 0].T)
+        self.norm1 = LayerNorm(norm1.weight, norm1.bias, norm1.eps)
+        self.conv = second
+        self.norm2 = LayerNorm(norm2.weight, norm2.bias, norm2.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, H, W, width] to [1, out, H, W]."""
+        x = self.norm1(x @ self.project).permute(0, 3, 1, 2)
+        return self.norm2(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def partition(x: Tensor, size: int) -> Tensor:
+    """[1, H, W, C] to windows [H / size * W / size, size * size, C] without a tensor above rank 4."""
+    _, height, columns, width = x.shape
+    rows, cols = height // size, columns // size
+    split = x.reshape(rows, size, cols, size * width).transpose(1, 2)
+    return split.reshape(rows * cols, size * size, width)
+
+
+def merge(windows: Tensor, size: int, height: int, columns: int) -> Tensor:
+    """The inverse of :func:`partition` for windows that cover ``height`` x ``columns``, cropped to that."""
+    rows, cols = -(-height // size), -(-columns // size)
+    width = windows.shape[-1]
+    joined = windows.reshape(rows, cols, size, size * width).transpose(1, 2)
+    return joined.reshape(1, rows * size, cols * size, width)[:, :height, :columns]

@@ -1,0 +1,95 @@
+"""Export form of SAM's ViT. What differs from ``architectures/sam_vit.py``, and why it is the same function:
+
+- ``std`` is in the patch convolution, the softmax scale in the query weights.
+- The relative-position terms q . Rh[row] and q . Rw[column] enter the one product q k^T: queries carry them
+  as extra channels, keys carry the one-hot row and column. No second score matrix is made and added, which
+  for a global block would be 4096 x 4096 for each head.
+- The key bias cancels in the softmax and is dropped. In window blocks qkv runs on real tokens: a padding
+  token is zero before qkv, so its q, k, v are the biases; the value bias moves behind the attention (the
+  weights of a row sum to 1) and the query of a padding token is never read, so the padding is a plain Pad.
+- No tensor is above rank 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samexport.models.architectures import sam_vit
+from samexport.models.graphs.layers import Neck, Normalise, frozen, merge, partition
+from samexport.models.spec import Frame
+
+
+class GridAttention(nn.Module):
+    """Attention of one block on [1, H, W, C], in windows or global (one window that is the whole grid)."""
+
+    def __init__(self, attention: sam_vit.Attention) -> None:
+        super().__init__()
+        width, self.heads, self.size = attention.proj.in_features, attention.heads, attention.size
+        weight, bias = attention.qkv.weight.double().view(3, width, width), attention.qkv.bias.double().view(3, width)
+        self.qkv = frozen(torch.cat([weight[0] * attention.scale, weight[1], weight[2]]).T.float())
+        self.q_bias = frozen(torch.cat([bias[0] * attention.scale, torch.zeros(2 * width)]).float())
+        # the relative terms want the unscaled queries
+        rows, columns = attention.relative_table(attention.rel_pos_h), attention.relative_table(attention.rel_pos_w)
+        self.rows = frozen(rows.transpose(1, 2) / attention.scale)
+        self.columns = frozen(columns.transpose(1, 2) / attention.scale)
+        place = torch.arange(self.size**2)
+        one_hot = [F.one_hot(place // self.size, self.size), F.one_hot(place % self.size, self.size)]
+        self.places = frozen(torch.cat(one_hot, dim=1).float()[None])
+        self.proj = frozen(attention.proj.weight.T)
+        self.proj_bias = frozen((attention.proj.bias.double() + attention.proj.weight.double() @ bias[2]).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, H, W, C], same shape out."""
+        _, height, columns, width = x.shape
+        size, tokens, depth = self.size, self.size**2, width // self.heads
+        qkv = F.pad(x @ self.qkv + self.q_bias, (0, 0, 0, -columns % size, 0, -height % size))
+        heads = partition(qkv, size).reshape(-1, tokens, 3 * self.heads, depth).transpose(1, 2)
+        q, k, v = (part.reshape(-1, tokens, depth) for part in heads.split(self.heads, dim=1))
+        grid = q.reshape(-1, size, size, depth)
+        by_row = (grid @ self.rows).reshape(-1, tokens, size)
+        by_column = (grid.transpose(1, 2) @ self.columns).transpose(1, 2).reshape(-1, tokens, size)
+        q = torch.cat([q, by_row, by_column], dim=-1)
+        k = torch.cat([k, self.places.expand(k.shape[0], -1, -1)], dim=-1)
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        mixed = mixed.reshape(-1, self.heads, tokens, depth).transpose(1, 2).reshape(-1, tokens, width)
+        return merge(mixed, size, height, columns) @ self.proj + self.proj_bias
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, block: sam_vit.Block) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
+        self.attention = GridAttention(block.attn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, H, W, C], same shape out."""
+        x = x + self.attention(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class SamViTEncoder(nn.Module):
+    """Image [1, 3, S, S] in 0..255 to embedding [1, out, S / 16, S / 16]."""
+
+    def __init__(self, encoder: sam_vit.SamViT, frame: Frame) -> None:
+        super().__init__()
+        self.normalise = Normalise(frame)
+        source = encoder.patch_embed.proj
+        self.patch = nn.Conv2d(3, source.out_channels, 16, 16)
+        self.patch.weight, self.patch.bias = frozen(source.weight), source.bias
+        self.normalise.fold(self.patch)
+        self.pos_embed = frozen(encoder.pos_embed)
+        self.blocks = nn.ModuleList(Block(b) for b in encoder.blocks)  # type: ignore[arg-type]
+        self.neck = Neck(encoder.neck)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode."""
+        x = self.patch(self.normalise(image)).permute(0, 2, 3, 1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.neck(x)
+        return out

@@ -1,0 +1,166 @@
+"""The nouns that describe a model and its graphs: frozen, pure data, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Dim = int | str
+Role = Literal["tensor", "mask_logits", "mask_scores"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: a name, a shape of ints and named axes, a range and a one-line meaning.
+
+    ``role`` tells parity checks what else to compare: thresholded masks, or the ranking of the scores.
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    role: Role = "tensor"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"tensor name {self.name!r} is not an identifier")
+        if any(isinstance(d, int) and d < 1 for d in self.shape):
+            raise ValueError(f"tensor {self.name}: sizes must be positive, got {self.shape}")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls(**{**data, "shape": tuple(data["shape"])})
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One exportable graph: ordered inputs and outputs. The only place where their names are written."""
+
+    name: str
+    meaning: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [t.name for t in (*self.inputs, *self.outputs)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"graph {self.name}: tensor names repeat: {names}")
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Input names in call order."""
+        return tuple(t.name for t in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Output names in result order."""
+        return tuple(t.name for t in self.outputs)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The named (dynamic) axes, in order of first appearance."""
+        found = [d for t in self.inputs for d in t.shape if isinstance(d, str)]
+        return tuple(dict.fromkeys(found))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``bundle.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GraphSpec:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            name=data["name"],
+            meaning=data["meaning"],
+            inputs=tuple(TensorSpec.from_json(t) for t in data["inputs"]),
+            outputs=tuple(TensorSpec.from_json(t) for t in data["outputs"]),
+        )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The square that a model sees: the long side of an image is scaled to ``size``, the rest is padded.
+
+    ``mean`` and ``std`` are RGB on the 0..255 scale; the padding colour is ``mean``.
+    """
+
+    size: int
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    @property
+    def grid(self) -> int:
+        """Side of the embedding grid (one cell is 16 pixels)."""
+        return self.size // 16
+
+    @property
+    def low_res(self) -> int:
+        """Side of the low-resolution masks (one pixel is 4 pixels of the frame)."""
+        return self.size // 4
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Frame:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls(data["size"], tuple(data["mean"]), tuple(data["std"]))
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Where the official weights are: ``filename`` in the cache, ``url`` and the full ``sha256``.
+
+    ``sha256`` is None where nobody published it; then the file must be given by hand.
+    """
+
+    filename: str
+    url: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model of the catalogue, named ``family.encoder``.
+
+    ``image_encoder`` and ``encoder_graph`` are dotted paths ``package.module:name``: a function without
+    arguments that builds the encoder, and the class that turns it into its export form.
+    ``mask_outputs`` lists the mask tokens that the weights were trained for (of 0..3).
+    """
+
+    name: str
+    summary: str
+    image_encoder: str
+    encoder_graph: str
+    frame: Frame
+    graphs: tuple[GraphSpec, ...]
+    parameters: int
+    licence: str
+    source: CheckpointSource | None = None
+    embed_dim: int = 256
+    decoder_mlp_dim: int = 2048
+    mask_outputs: tuple[int, ...] = (0, 1, 2, 3)
+    hidden: bool = False
+
+    @property
+    def encoder(self) -> str:
+        """The part of the name that ``--encoder`` takes."""
+        return self.name.split(".", 1)[1]
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph called ``name``; KeyError if this model has none."""
+        return {g.name: g for g in self.graphs}[name]
+
+
+def axis_sizes(tensors: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Match shapes against specs and return the size of each named axis; ValueError on a mismatch."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        shape = tuple(shapes[tensor.name])
+        wanted = tuple(sizes.setdefault(d, s) if isinstance(d, str) else d
+                       for d, s in zip(tensor.shape, shape, strict=False))
+        if len(shape) != len(tensor.shape) or shape != wanted:
+            raise ValueError(f"{tensor.name} has shape {shape}, expected {tensor.shape} with {sizes}")
+    return sizes

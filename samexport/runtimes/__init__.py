@@ -1,0 +1,1 @@
+"""Runs a file or a PyTorch module, and compares two of them. Importable without torch."""

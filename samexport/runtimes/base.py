@@ -1,0 +1,152 @@
+"""The one protocol that all runtimes follow, how to open a file with one, and which can run here.
+
+PyTorch is just another runtime; it is the reference that the others are compared with.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samexport.errors import ConfigError, MissingDependency, ParityFailed
+from samexport.models.spec import GraphSpec, axis_sizes
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class Runtime(ABC):
+    """An opened graph: ``run`` checks inputs and outputs against the spec, subclasses compute.
+
+    Use as a context manager, or call :meth:`close`.
+    """
+
+    name: str
+
+    def __init__(self, graph: GraphSpec) -> None:
+        self.graph = graph
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Compute every output of the graph.
+
+        Args:
+            inputs: exactly the tensors of ``graph.inputs``, float32, shapes as specified.
+
+        Raises:
+            ConfigError: an input is missing, unknown, or has the wrong dtype or shape.
+            ParityFailed: the file returned other outputs or shapes than its spec promises.
+        """
+        wanted = set(self.graph.input_names)
+        if set(inputs) != wanted:
+            raise ConfigError(f"{self.graph.name} takes {sorted(wanted)}, got {sorted(inputs)}")
+        for tensor in self.graph.inputs:
+            if inputs[tensor.name].dtype != np.dtype(tensor.dtype):
+                raise ConfigError(f"{tensor.name} must be {tensor.dtype}, got {inputs[tensor.name].dtype}")
+        try:
+            axis_sizes(self.graph.inputs, {k: v.shape for k, v in inputs.items()})
+        except ValueError as error:
+            raise ConfigError(f"{self.graph.name}: {error}") from error
+        outputs = self._run({name: np.ascontiguousarray(inputs[name]) for name in self.graph.input_names})
+        self._check_outputs(inputs, outputs)
+        return outputs
+
+    def _check_outputs(self, inputs: Mapping[str, NDArray[Any]], outputs: Tensors) -> None:
+        if set(outputs) != set(self.graph.output_names):
+            raise ParityFailed(f"{self.graph.name} returned {sorted(outputs)}, not {self.graph.output_names}")
+        shapes = {k: v.shape for k, v in {**inputs, **outputs}.items()}
+        try:
+            axis_sizes((*self.graph.inputs, *self.graph.outputs), shapes)
+        except ValueError as error:
+            raise ParityFailed(f"{self.graph.name}: {error}") from error
+
+    @abstractmethod
+    def _run(self, inputs: Tensors) -> Tensors:
+        """Compute; inputs are checked and contiguous."""
+
+    @abstractmethod
+    def placement(self) -> str:
+        """Where the graph really runs: provider, delegate, device, threads."""
+
+    def close(self) -> None:
+        """Release what the runtime holds; the object must not be used afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """How to open one kind of file: the class (dotted path), the package it needs, how to install it."""
+
+    name: str
+    file_format: str
+    opener: str
+    package: str
+    install: str
+
+
+RUNTIMES: dict[str, RuntimeInfo] = {
+    info.name: info
+    for info in (
+        RuntimeInfo("onnxruntime", "onnx", "samexport.runtimes.ort:OrtRuntime", "onnxruntime", "pip install samexport"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime can run here; ``remedy`` is the one command that mends it, empty if it can."""
+
+    name: str
+    file_format: str
+    available: bool
+    version: str
+    remedy: str
+
+
+def availability() -> list[Availability]:
+    """Look at every known runtime without importing it."""
+    found = []
+    for info in RUNTIMES.values():
+        try:
+            version, ok = importlib.metadata.version(info.package), True
+        except importlib.metadata.PackageNotFoundError:
+            version, ok = "", False
+        found.append(Availability(info.name, info.file_format, ok, version, "" if ok else info.install))
+    return found
+
+
+def open_runtime(
+    path: Path, graph: GraphSpec, file_format: str, *, runtime: str | None = None, threads: int | None = None
+) -> Runtime:
+    """Open a file of ``file_format`` with the named runtime, or with the first that reads the format.
+
+    Raises:
+        ConfigError: no such runtime, or it does not read this format.
+        MissingDependency: its package is not installed.
+    """
+    readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
+    chosen = [i for i in readers if runtime in (None, i.name)]
+    if not chosen:
+        names = ", ".join(i.name for i in readers) or "none"
+        raise ConfigError(f"runtime {runtime!r} does not read {file_format} files; these do: {names}")
+    info = chosen[0]
+    module, _, attribute = info.opener.partition(":")
+    try:
+        opened: Runtime = getattr(importlib.import_module(module), attribute)(path, graph, threads=threads)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"{info.name} needs {error.name}: {info.install}") from error
+    return opened

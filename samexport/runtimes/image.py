@@ -1,0 +1,318 @@
+"""Pictures in and masks out, in numpy and Pillow: reading, framing, mask upscaling, overlays.
+
+The reference that the Kotlin, Swift and JavaScript ports are checked against. Facts follow SAM's
+``ResizeLongestSide``, ``Sam.preprocess`` and ``Sam.postprocess_masks`` (facebookresearch/segment-anything).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+
+from samexport.errors import ConfigError, ImageError
+from samexport.models.spec import Frame
+
+MAX_PIXELS = 120_000_000
+"""The largest photographs of common phones have 108 million pixels."""
+
+PALETTE = (
+    (30, 144, 255),
+    (255, 127, 14),
+    (46, 204, 64),
+    (240, 50, 130),
+    (255, 221, 0),
+    (150, 80, 230),
+    (0, 215, 215),
+    (230, 40, 40),
+    (170, 240, 90),
+    (255, 150, 200),
+)
+"""Mask colours, RGB; neighbours differ in hue and in lightness. Mask i has colour i modulo the length."""
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read a picture file as uint8 RGB, shape [H, W, 3], upright (its EXIF orientation is applied).
+
+    8-bit files become what Pillow's ``convert("RGB")`` makes of them, as in SAM's own pipeline: alpha and
+    transparent colours are dropped, not blended; CMYK is converted without a colour profile; the other
+    modes are expanded. Deeper grey files are scaled, never clipped:
+
+    - 16-bit (and 32-bit integers that all fit in 0..65535): round(value / 257);
+    - other 32-bit integers and floats have no agreed range: their own minimum..maximum becomes 0..255,
+      a constant picture becomes 0.
+
+    Of a file with several pictures the first is read. EPS is refused, as it would run Ghostscript.
+
+    Args:
+        path: the file.
+        max_pixels: limit on H * W, checked on the header, before anything is decoded. Pillow's own limit
+            (about 179 million) stays in force above it.
+
+    Raises:
+        ImageError: the file is absent, empty, damaged, too large, no picture, or has NaN or infinite pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the caller gets a picture or one error, not remarks as well
+            return _decode(Path(path), max_pixels)
+    except (
+        Exception
+    ) as error:  # given damaged bytes, decoders raise anything, struct.error to ZeroDivisionError
+        raise ImageError(f"{path}: {_reason(error)}") from error
+
+
+def _decode(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+    Image.init()
+    with Image.open(path, formats=[name for name in Image.ID if name != "EPS"]) as opened:
+        if opened.width * opened.height > max_pixels:
+            size = f"{opened.width}x{opened.height}"
+            raise ImageError(
+                f"{size} is more than {max_pixels} pixels; make the picture smaller or raise the limit"
+            )
+        ImageOps.exif_transpose(opened, in_place=True)
+        if opened.mode == "F" or opened.mode.startswith("I"):
+            grey = _grey_to_8_bit(np.asarray(opened))
+            return np.stack([grey, grey, grey], axis=-1)
+        opened.info.pop("transparency", None)  # convert would try to keep it
+        return np.array(opened.convert("RGB"))
+
+
+def _grey_to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError("the picture has NaN or infinite pixels; replace them first")
+    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    scale = 255 / (high - low) if high > low else 0.0
+    return np.floor((values.astype(np.float64) - low) * scale + 0.5).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return "more pixels than Pillow's guard against bombs allows; make the picture smaller"
+    if isinstance(error, UnidentifiedImageError):
+        return "empty, or no picture that Pillow can read; save it as PNG or JPEG"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror.lower()}; give the path of a picture file"
+    detail = " ".join(str(error).split()) or type(error).__name__
+    return f"the picture is damaged ({detail}); save it again as PNG or JPEG"
+
+
+def _check_image(image: NDArray[Any]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ImageError(f"an image is uint8 [H, W, 3] and not empty, got {image.dtype} {list(image.shape)}")
+
+
+def resized_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width once the long side is ``size``.
+
+    SAM's rounding, int(side * scale + 0.5) in float64. SAM fails where the short side rounds to 0; here it
+    is at least 1.
+    """
+    if min(height, width) < 1:
+        raise ImageError(f"an image has at least one pixel, got height {height}, width {width}")
+    scale = size / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_longest(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Scale uint8 RGB [H, W, 3] so that its long side is ``size``.
+
+    Pillow's bilinear filter on 8-bit pixels, which widens when it shrinks: OpenCV's, torch's and ONNX
+    Runtime's bilinear resizing give other pixels. An image that has the size already is returned as it is.
+
+    Raises:
+        ImageError: not uint8 [H, W, 3], or empty.
+    """
+    _check_image(image)
+    height, width = resized_size(image.shape[0], image.shape[1], size)
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def to_frame(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:
+    """Make the encoder's ``image`` [1, 3, size, size] float32, RGB in 0..255, from uint8 RGB [H, W, 3].
+
+    The resized picture is in the top left corner; right and below it is ``frame.mean``, which the
+    normalisation inside the encoder turns into exactly 0, SAM's padding.
+
+    Raises:
+        ImageError: not uint8 [H, W, 3], or empty.
+    """
+    resized = resize_longest(image, frame.size)
+    framed = np.empty((1, 3, frame.size, frame.size), np.float32)
+    framed[:] = np.array(frame.mean, np.float32)[:, None, None]
+    framed[0, :, : resized.shape[0], : resized.shape[1]] = resized.transpose(2, 0, 1)
+    return framed
+
+
+def _bilinear_taps(
+    source: int, target: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    """Bilinear, ``align_corners=False``: two source indices for each target, and the second's weight."""
+    centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    first = np.minimum(centre.astype(np.intp), source - 1)
+    return first, np.minimum(first + 1, source - 1), centre - first
+
+
+@lru_cache(maxsize=4)  # all prompts of a picture share them; a wide picture needs megabytes
+def _axis_weights(low_res: int, frame_size: int, resized: int, original: int) -> NDArray[np.float32]:
+    """Weights [original, low_res] of one axis: to the frame, crop to ``resized``, to the image; in one."""
+    first, second, weight = _bilinear_taps(low_res, frame_size)
+    to_frame_side = np.zeros((frame_size, low_res))
+    rows = np.arange(frame_size)
+    to_frame_side[rows, first] += 1 - weight
+    to_frame_side[rows, second] += weight
+    # No index reaches ``resized``: that is the crop.
+    first, second, weight = _bilinear_taps(resized, original)
+    weights = (1 - weight)[:, None] * to_frame_side[first] + weight[:, None] * to_frame_side[second]
+    result = weights.astype(np.float32)
+    result.flags.writeable = False
+    return result
+
+
+_BAND_ROWS = 64
+
+
+def _upscaled_bands(
+    low_res_masks: NDArray[Any], image_hw: tuple[int, int], frame: Frame
+) -> Iterator[tuple[Any, NDArray[np.float32]]]:
+    """Yield (index into [..., H, W], values [rows, W]), one band of one mask at a time to save memory."""
+    side = frame.low_res
+    if low_res_masks.shape[-2:] != (side, side):
+        raise ConfigError(f"low_res_masks must end in [{side}, {side}], got {list(low_res_masks.shape)}")
+    height, width = resized_size(image_hw[0], image_hw[1], frame.size)
+    row_weights = _axis_weights(side, frame.size, height, image_hw[0])
+    column_weights = _axis_weights(side, frame.size, width, image_hw[1])
+    for mask in np.ndindex(low_res_masks.shape[:-2]):
+        widened = low_res_masks[mask].astype(np.float32) @ column_weights.T
+        for start in range(0, image_hw[0], _BAND_ROWS):
+            band = row_weights[start : start + _BAND_ROWS]
+            used = np.flatnonzero(band.any(axis=0))  # a band reads few low-res rows; the other weights are 0
+            near = slice(used[0], used[-1] + 1)
+            yield (*mask, slice(start, start + len(band))), band[:, near] @ widened[near]
+
+
+def upscale_logits(
+    low_res_masks: NDArray[Any], image_hw: tuple[int, int], frame: Frame
+) -> NDArray[np.float32]:
+    """Scale low-resolution logits [..., L, L] to the original image: float32 [..., H, W].
+
+    SAM resizes to the frame, cuts the padding off and resizes to the image, both bilinear with
+    ``align_corners=False``. All three steps are linear and act on rows and columns apart, so each axis is one
+    small matrix, computed in float64. A NaN or infinite logit spoils rows and columns beside it too.
+
+    Raises:
+        ConfigError: the last two axes are not the frame's low-resolution size.
+        ImageError: the image has no pixel.
+    """
+    upscaled = np.empty((*low_res_masks.shape[:-2], *image_hw), np.float32)
+    for index, values in _upscaled_bands(low_res_masks, image_hw, frame):
+        upscaled[index] = values
+    return upscaled
+
+
+def upscale_mask(
+    low_res_masks: NDArray[Any], image_hw: tuple[int, int], frame: Frame, threshold: float = 0.0
+) -> NDArray[np.bool_]:
+    """Exactly ``upscale_logits(...) > threshold``, bool [..., H, W], without holding the logits."""
+    mask = np.empty((*low_res_masks.shape[:-2], *image_hw), np.bool_)
+    for index, values in _upscaled_bands(low_res_masks, image_hw, frame):
+        mask[index] = values > threshold
+    return mask
+
+
+def overlay(
+    image: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    *,
+    points: ArrayLike = (),
+    labels: ArrayLike = (),
+    boxes: ArrayLike = (),
+    opacity: float = 0.45,
+) -> NDArray[np.uint8]:
+    """Draw masks [M, H, W] and their prompts over uint8 RGB [H, W, 3]; returns a new uint8 [H, W, 3].
+
+    Large masks are painted first, so small ones stay visible; line widths grow with the picture.
+
+    Args:
+        image: the picture.
+        masks: mask i is filled and outlined in colour i of ``PALETTE``.
+        points: [P, 2], x and y in pixels.
+        labels: [P]; 1 is drawn as a green plus, 0 as a red minus.
+        boxes: [B, 4], x0, y0, x1, y1 in pixels.
+        opacity: of the filling, 0..1.
+
+    Raises:
+        ImageError: the image is not uint8 [H, W, 3], or the masks have another size.
+    """
+    _check_image(image)
+    if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
+        raise ImageError(f"masks of an image {list(image.shape[:2])} are [M, H, W], got {list(masks.shape)}")
+    unit = max(1, round(max(image.shape[:2]) / 500))
+    canvas = image.copy()
+    for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
+        if masks[index].any():
+            colour = PALETTE[index % len(PALETTE)]
+            _paint_mask(canvas, image, masks[index].astype(np.bool_), colour, opacity, unit + 1)
+    picture = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    for x0, y0, x1, y1 in np.asarray(boxes, np.float64).reshape(-1, 4):
+        draw.rectangle((x0 - unit, y0 - unit, x1 + unit, y1 + unit), outline=(0, 0, 0), width=3 * unit)
+        draw.rectangle((x0, y0, x1, y1), outline=(255, 255, 255), width=unit)
+    radius = 7 * unit
+    for (x, y), label in zip(np.asarray(points, np.float64).reshape(-1, 2), np.ravel(labels), strict=True):
+        marker = _marker(radius, positive=bool(label == 1))
+        picture.paste(marker, (round(x) - radius, round(y) - radius), marker)
+    return np.array(picture)
+
+
+def _paint_mask(
+    canvas: NDArray[np.uint8],
+    image: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    colour: tuple[int, int, int],
+    opacity: float,
+    line: int,
+) -> None:
+    """Fill and outline one mask that is not empty, in place; only the mask's surroundings are touched.
+
+    The colour is mixed with ``image``, not with the masks painted before, so that overlaps stay clear.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    around = tuple(slice(max(0, used[0] - line), used[-1] + 1 + line) for used in (rows, columns))
+    region, inside = canvas[around], mask[around]
+    core = inside
+    for _ in range(line):
+        padded = np.pad(core, 1, mode="edge")  # no outline along the picture's own edges
+        vertical = padded[:-2, 1:-1] & padded[2:, 1:-1]
+        core = core & vertical & padded[1:-1, :-2] & padded[1:-1, 2:]
+    region[inside] = np.round(image[around][inside] * (1 - opacity) + np.array(colour) * opacity)
+    region[inside & ~core] = colour
+
+
+def _marker(radius: int, *, positive: bool) -> Image.Image:
+    """A green plus or a red minus on a disc with a white rim, RGBA, 2 * radius + 1 pixels wide."""
+    side, oversampling = 2 * radius + 1, 8
+    full = side * oversampling
+    large = Image.new("RGBA", (full, full), (255, 255, 255, 0))
+    draw = ImageDraw.Draw(large)
+    rim, middle, arm, half = 0.12 * full, full / 2, 0.24 * full, 0.065 * full
+    draw.ellipse((0, 0, full - 1, full - 1), fill=(255, 255, 255, 255))
+    draw.ellipse(
+        (rim, rim, full - 1 - rim, full - 1 - rim), fill=(0, 150, 60, 255) if positive else (214, 30, 40, 255)
+    )
+    draw.rectangle((middle - arm, middle - half, middle + arm, middle + half), fill=(255, 255, 255, 255))
+    if positive:
+        draw.rectangle((middle - half, middle - arm, middle + half, middle + arm), fill=(255, 255, 255, 255))
+    return large.resize((side, side), Image.Resampling.BOX)
