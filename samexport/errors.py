@@ -42,6 +42,10 @@ class ExportFailed(SamExportError):
 
 
 class ParityFailed(SamExportError):
-    """A file does not compute what its reference computes."""
+    """A file does not compute what its reference computes; ``details`` has a line for each failed check."""
 
     exit_code = 1
+
+    def __init__(self, message: str, details: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.details = details

@@ -22,7 +22,7 @@ _EXPORT: dict[str, Builder] = {
     "decoder_step": lambda sam, _: DecoderStep(sam),
 }
 _PLAIN: dict[str, Builder] = {
-    "encoder": lambda sam, spec: PlainEncoder(sam, spec.frame),
+    "encoder": lambda sam, spec: PlainEncoder(sam.image_encoder, spec.frame),
     "decoder": lambda sam, _: PlainDecoder(sam),
     "decoder_with_mask": lambda sam, _: PlainDecoderWithMask(sam),
 }

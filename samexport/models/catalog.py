@@ -60,9 +60,24 @@ _MODELS = (
         ),
         mask_outputs=(1, 2, 3),
     ),
-    _sam_vit("b", 93_735_472, "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
-    _sam_vit("l", 312_342_832, "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
-    _sam_vit("h", 641_090_608, "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+    _sam_vit(
+        "b",
+        93_735_472,
+        "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    ),
+    _sam_vit(
+        "l",
+        312_342_832,
+        "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    ),
+    _sam_vit(
+        "h",
+        641_090_608,
+        "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    ),
     ModelSpec(
         name="test.tinyvit64",
         summary="a 64-pixel TinyViT for tests; there are no trained weights",

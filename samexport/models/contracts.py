@@ -16,7 +16,11 @@ def sam_graphs(frame: Frame, embed_dim: int = 256) -> tuple[GraphSpec, ...]:
     size, grid, low = frame.size, frame.grid, frame.low_res
     cells, half = grid * grid, embed_dim // 2
     image = TensorSpec(
-        "image", (1, 3, size, size), f"RGB, long side {size}, padded right and bottom with the pixel mean", 0, 255
+        "image",
+        (1, 3, size, size),
+        f"RGB, long side {size}, padded right and bottom with the pixel mean",
+        0,
+        255,
     )
     embeddings = TensorSpec("image_embeddings", (1, embed_dim, grid, grid), "what the encoder saw, once per image")
     coords = TensorSpec("point_coords", ("N", "K", 2), f"x, y in pixels of the {size} frame", 0, size - 1)
@@ -27,9 +31,7 @@ def sam_graphs(frame: Frame, embed_dim: int = 256) -> tuple[GraphSpec, ...]:
         "logits, mask where > 0; index 0 answers a clear prompt, 1..3 an ambiguous one",
         role="mask_logits",
     )
-    scores = TensorSpec(
-        "iou_predictions", ("N", 4), "predicted IoU of each mask; may exceed 1", role="mask_scores"
-    )
+    scores = TensorSpec("iou_predictions", ("N", 4), "predicted IoU of each mask; may exceed 1", role="mask_scores")
     mask_prompt = (
         TensorSpec("mask_input", ("N", 1, low, low), "logits of an earlier low_res_masks", -32, 32),
         TensorSpec("has_mask_input", ("N",), "1 where mask_input is to be used, else 0", 0, 1),
@@ -50,6 +52,16 @@ def sam_graphs(frame: Frame, embed_dim: int = 256) -> tuple[GraphSpec, ...]:
             (embeddings, coords, labels, *mask_prompt),
             (masks, scores),
         ),
-        GraphSpec("decoder_prologue", "the part of the decoder that depends on the image alone", (embeddings,), shared),
-        GraphSpec("decoder_step", "the part of the decoder for each prompt", (*shared, coords, labels), (masks, scores)),
+        GraphSpec(
+            "decoder_prologue",
+            "the part of the decoder that depends on the image alone",
+            (embeddings,),
+            shared,
+        ),
+        GraphSpec(
+            "decoder_step",
+            "the part of the decoder for each prompt",
+            (*shared, coords, labels),
+            (masks, scores),
+        ),
     )

@@ -159,8 +159,9 @@ def axis_sizes(tensors: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]
     sizes: dict[str, int] = {}
     for tensor in tensors:
         shape = tuple(shapes[tensor.name])
-        wanted = tuple(sizes.setdefault(d, s) if isinstance(d, str) else d
-                       for d, s in zip(tensor.shape, shape, strict=False))
+        wanted = tuple(
+            sizes.setdefault(d, s) if isinstance(d, str) else d for d, s in zip(tensor.shape, shape, strict=False)
+        )
         if len(shape) != len(tensor.shape) or shape != wanted:
             raise ValueError(f"{tensor.name} has shape {shape}, expected {tensor.shape} with {sizes}")
     return sizes

@@ -5,6 +5,8 @@ Source: Segment Anything (arXiv 2304.02643), ``segment_anything/modeling/{mask_d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -94,7 +96,8 @@ class TwoWayTransformer(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TwoWayBlock(width, hidden, first=i == 0) for i in range(2))
+        blocks = (TwoWayBlock(width, hidden, first=i == 0) for i in range(2))
+        self.layers: Sequence[TwoWayBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.final_attn_token_to_image = Attention(width, width // 2)
         self.norm_final_attn = nn.LayerNorm(width)
 
@@ -112,7 +115,8 @@ class HeadMlp(nn.Module):
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, n) for n in (width, width, outputs))
+        linears = (nn.Linear(width, n) for n in (width, width, outputs))
+        self.layers: Sequence[nn.Linear] = nn.ModuleList(linears)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to [..., outputs]."""
@@ -133,7 +137,8 @@ class MaskDecoder(nn.Module):
             nn.ConvTranspose2d(width, width // 4, 2, 2), LayerNorm2d(width // 4), nn.GELU(),
             nn.ConvTranspose2d(width // 4, width // 8, 2, 2), nn.GELU(),
         )  # fmt: skip
-        self.output_hypernetworks_mlps = nn.ModuleList(HeadMlp(width, width // 8) for _ in range(MASK_TOKENS))
+        heads = (HeadMlp(width, width // 8) for _ in range(MASK_TOKENS))
+        self.output_hypernetworks_mlps: Sequence[HeadMlp] = nn.ModuleList(heads)  # type: ignore[assignment]
         self.iou_prediction_head = HeadMlp(width, MASK_TOKENS)
 
     def forward(self, source: Tensor, dense_pe: Tensor, sparse: Tensor, token_bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,8 +161,6 @@ class MaskDecoder(nn.Module):
             tokens, source.flatten(2).transpose(1, 2), dense_pe.flatten(2).transpose(1, 2), bias
         )
         upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(batch, width, grid, grid))
-        hyper = torch.stack(
-            [mlp(queries[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
-        )
+        hyper = torch.stack([mlp(queries[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
         masks = (hyper @ upscaled.flatten(2)).view(batch, MASK_TOKENS, 4 * grid, 4 * grid)
         return masks, self.iou_prediction_head(queries[:, 0])

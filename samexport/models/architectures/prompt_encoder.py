@@ -7,6 +7,7 @@ Source: Segment Anything (arXiv 2304.02643), ``segment_anything/modeling/prompt_
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.image_size, self.grid = image_size, image_size // 16
         self.pe_layer = PositionEmbeddingRandom(width // 2)
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
+        points = (nn.Embedding(1, width) for _ in range(4))
+        self.point_embeddings: Sequence[nn.Embedding] = nn.ModuleList(points)  # type: ignore[assignment]
         self.not_a_point_embed = nn.Embedding(1, width)
         self.no_mask_embed = nn.Embedding(1, width)
         self.mask_downscaling = nn.Sequential(
@@ -56,7 +58,7 @@ class PromptEncoder(nn.Module):
 
     def embed_points(self, point_coords: Tensor, point_labels: Tensor) -> Tensor:
         """Tokens of [N, K, 2] pixels and [N, K] labels (-2..3), [N, K, width]; label -2 gives zeros."""
-        encoded = self.pe_layer((point_coords + 0.5) / self.image_size)
+        encoded: Tensor = self.pe_layer((point_coords + 0.5) / self.image_size)
         labels = point_labels[..., None]
         encoded = torch.where(labels < 0, torch.zeros_like(encoded), encoded)
         encoded = encoded + (labels == -1) * self.not_a_point_embed.weight
@@ -67,7 +69,8 @@ class PromptEncoder(nn.Module):
     def embed_mask(self, mask_input: Tensor, has_mask_input: Tensor) -> Tensor:
         """Dense map of [N, 1, 4 grid, 4 grid] logits where ``has_mask_input`` [N] is 1, [N, width, grid, grid]."""
         has = has_mask_input.view(-1, 1, 1, 1)
-        return has * self.mask_downscaling(mask_input) + (1 - has) * self.no_mask_dense()
+        dense: Tensor = has * self.mask_downscaling(mask_input) + (1 - has) * self.no_mask_dense()
+        return dense
 
     def no_mask_dense(self) -> Tensor:
         """Dense map of a prompt without a mask, [1, width, 1, 1] (broadcasts over the grid)."""

@@ -12,7 +12,7 @@ from samexport.models.architectures.prompt_encoder import PromptEncoder
 from samexport.models.spec import ModelSpec
 
 
-def resolve(path: str) -> Any:  # noqa: ANN401 - whatever the catalogue names
+def resolve(path: str) -> Any:
     """The object behind ``package.module:name``."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

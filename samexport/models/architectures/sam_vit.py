@@ -5,6 +5,8 @@ Source: Segment Anything (arXiv 2304.02643), ``segment_anything/modeling/image_e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -94,7 +96,8 @@ class Block(nn.Module):
         windows = padded.view(batch, rows, size, cols, size, width).transpose(2, 3)
         mixed = self.attn(windows.reshape(-1, size, size, width))
         mixed = mixed.view(batch, rows, cols, size, size, width).transpose(2, 3)
-        return mixed.reshape(batch, rows * size, cols * size, width)[:, :height, :columns]
+        whole: Tensor = mixed.reshape(batch, rows * size, cols * size, width)
+        return whole[:, :height, :columns]
 
 
 class SamViT(nn.Module):
@@ -114,9 +117,9 @@ class SamViT(nn.Module):
         super().__init__()
         self.patch_embed = PatchEmbed(width)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, width))
-        self.blocks = nn.ModuleList(
-            Block(width, heads, 0 if i in global_blocks else window, grid) for i in range(depth)
-        )
+        windows = (0 if i in global_blocks else window for i in range(depth))
+        blocks = (Block(width, heads, size, grid) for size in windows)
+        self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.neck = neck(width, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

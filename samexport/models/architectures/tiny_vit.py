@@ -5,6 +5,8 @@ Source: TinyViT (arXiv 2207.10666), MobileSAM (arXiv 2306.14289), ``mobile_sam/m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -145,7 +147,8 @@ class TinyViTBlock(nn.Module):
         mixed = mixed.view(batch, rows, cols, size, size, width).transpose(2, 3)
         mixed = mixed.reshape(batch, rows * size, cols * size, width)[:, :height, :columns]
         x = self.local_conv(x + mixed.permute(0, 3, 1, 2))
-        return x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        out: Tensor = x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return out
 
 
 class Stage(nn.Module):
@@ -159,7 +162,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, width, H, W] to the next stage's width and grid."""
         x = self.blocks(x)
-        return x if self.downsample is None else self.downsample(x)
+        out: Tensor = x if self.downsample is None else self.downsample(x)
+        return out
 
 
 class TinyViT(nn.Module):
@@ -185,7 +189,7 @@ class TinyViT(nn.Module):
                 MBConv(width) if i == 0 else TinyViTBlock(width, heads[i], windows[i]) for _ in range(depths[i])
             ]
             stages.append(Stage(blocks, PatchMerging(width, widths[i + 1]) if i < 3 else None))
-        self.layers = nn.ModuleList(stages)
+        self.layers: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.norm_head = nn.LayerNorm(widths[-1])
         self.head = nn.Linear(widths[-1], classes)
         self.neck = neck(widths[-1], out_channels)

@@ -1,5 +1,6 @@
-"""Export forms of SAM's prompt encoder and mask decoder. What differs from ``architectures/``, and why it is
-the same function:
+"""Export forms of SAM's prompt encoder and mask decoder.
+
+What differs from ``architectures/``, and why it is the same function:
 
 - Prompts are the batch axis N; the image embedding is never repeated. What layer 0 computes from the image
   alone (keys, values, queries) is computed once: the prologue.
@@ -27,7 +28,7 @@ from samexport.models.architectures import mask_decoder
 from samexport.models.architectures.mask_decoder import HEADS, MASK_TOKENS, MaskDecoder
 from samexport.models.architectures.prompt_encoder import PromptEncoder
 from samexport.models.architectures.sam import Sam
-from samexport.models.graphs.layers import LayerNorm, frozen
+from samexport.models.graphs.layers import LayerNorm, frozen, parts
 
 # exp(-1e4) is 0 in every precision, and 1e4 is far from the end of fp16.
 ABSENT = -1e4
@@ -55,8 +56,8 @@ class PromptTokens(nn.Module):
         self.frequencies = frozen(2 * math.pi * prompts.pe_layer.positional_encoding_gaussian_matrix)
         self.codes = frozen(torch.tensor(self._CODES))
         nothing = torch.zeros_like(prompts.not_a_point_embed.weight)
-        points = [e.weight for e in prompts.point_embeddings]  # type: ignore[union-attr]
-        self.table = frozen(torch.cat([nothing, prompts.not_a_point_embed.weight, *points]))  # type: ignore[list-item]
+        points = [e.weight for e in prompts.point_embeddings]
+        self.table = frozen(torch.cat([nothing, prompts.not_a_point_embed.weight, *points]))
         self.is_point = frozen(torch.tensor([[0.0], [0.0], [1.0], [1.0], [1.0], [1.0]]))
         self.own = frozen(torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None])
         self.own_bias = frozen(torch.zeros(1, _OWN_TOKENS))
@@ -165,7 +166,8 @@ class ImageToToken(nn.Module):
         self.query_pe = frozen(torch.cat([rows, torch.ones(HEADS, 1, rows.shape[-1])], dim=1))
         self.value, self.value_bias = frozen(attention.v_proj.weight.T), frozen(attention.v_proj.bias)
         self.out = frozen(_by_head(attention.out_proj.weight.T))
-        self.out_bias = frozen(attention.out_proj.bias)
+        # the weights of each head sum to 1, so a share of the bias on every value token is the bias
+        self.out_bias = frozen(attention.out_proj.bias / HEADS)
 
     def keys(self, tokens: Tensor, bias: Tensor) -> Tensor:
         """Keys of tokens [N, T, width] with the bias as last channel, [N, heads, T, depth + 1]."""
@@ -177,9 +179,9 @@ class ImageToToken(nn.Module):
         count, width = tokens.shape[0], tokens.shape[-1]
         raised = torch.exp(scores - scores.amax(2, keepdim=True))
         weights = raised / raised.sum(2, keepdim=True)
-        value = _heads(tokens @ self.value + self.value_bias) @ self.out
+        value = _heads(tokens @ self.value + self.value_bias) @ self.out + self.out_bias
         flat = weights.reshape(count, -1, scores.shape[-1]).transpose(1, 2)
-        return flat @ value.reshape(count, -1, width) + self.out_bias
+        return flat @ value.reshape(count, -1, width)
 
     def shared(self, queries: Tensor, key_tokens: Tensor, value_tokens: Tensor, bias: Tensor) -> Tensor:
         """Layer 0 without a mask prompt: queries [inner, P] come from the prologue."""
@@ -202,7 +204,7 @@ class Masks(nn.Module):
     def __init__(self, decoder: MaskDecoder, grid: int) -> None:
         super().__init__()
         self.grid = grid
-        first, norm, _, second, _ = decoder.output_upscaling
+        first, norm, _, second, _ = parts(decoder.output_upscaling)
         self.up1, self.up1_bias = self._as_product(first)
         self.norm = LayerNorm(norm.weight, norm.bias, norm.eps)
         self.up2, self.up2_bias = self._as_product(second)
@@ -219,12 +221,12 @@ class Masks(nn.Module):
         return frozen(conv.weight.permute(0, 2, 3, 1).flatten(1)), frozen(conv.bias.repeat(4))
 
     def forward(self, queries: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [N, T, width] and image [N, P, width] to logits [N, 4, 4 grid, 4 grid] and IoU [N, 4]."""
+        """Own tokens [N, 5, width] and image [N, P, width] to logits [N, 4, 4 grid, 4 grid] and IoU [N, 4]."""
         count = queries.shape[0]
-        x = (image @ self.up1 + self.up1_bias).reshape(count, -1, self.norm.weight.shape[0])
-        x = F.gelu(self.norm(x)) @ self.up2 + self.up2_bias
-        x = F.gelu(x.reshape(count, -1, self.up2.shape[1] // 4))
-        h = queries[:, 1:_OWN_TOKENS].transpose(0, 1)
+        x = torch.addmm(self.up1_bias, image.reshape(-1, image.shape[-1]), self.up1)
+        x = F.gelu(self.norm(x.reshape(-1, self.norm.weight.shape[0])))
+        x = F.gelu(torch.addmm(self.up2_bias, x, self.up2)).reshape(count, -1, self.up2.shape[1] // 4)
+        h = queries[:, 1:].transpose(0, 1)
         for layer, (weight, bias) in enumerate(zip(self.hyper, self.hyper_bias, strict=True)):
             h = h @ weight + bias
             h = F.relu(h) if layer < 2 else h
@@ -303,13 +305,13 @@ class Transformer(nn.Module):
         self.norm = _norm(decoder.transformer.norm_final_attn)
         self.masks = Masks(decoder, sam.prompt_encoder.grid)
 
-    def forward(
-        self, image: tuple[Tensor, ...], point_coords: Tensor, point_labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, image: tuple[Tensor, ...], point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, 4, 4 grid, 4 grid] and predicted IoU [N, 4]."""
         own, bias = self.prompt(point_coords, point_labels)
         queries, tokens = self.layer0(own, own, bias, image)
         queries, tokens = self.layer1(queries, own, bias, (tokens,))
+        # only the decoder's own tokens are read from here on
+        queries, own = queries[:, :_OWN_TOKENS], own[:, :_OWN_TOKENS]
         queries = self.norm(queries + self.final(queries + own, tokens))
         out: tuple[Tensor, Tensor] = self.masks(queries, tokens)
         return out
@@ -345,12 +347,33 @@ class Decoder(nn.Module):
         return out
 
 
+class MaskEmbedding(nn.Module):
+    """``PromptEncoder.embed_mask`` with LayerNorm2d as LayerNorm between two transposes."""
+
+    def __init__(self, prompts: PromptEncoder) -> None:
+        super().__init__()
+        stages = parts(prompts.mask_downscaling)
+        self.conv1, norm1, _, self.conv2, norm2, _, last = stages
+        self.norm1 = LayerNorm(norm1.weight, norm1.bias, norm1.eps)
+        self.norm2 = LayerNorm(norm2.weight, norm2.bias, norm2.eps)
+        self.last, self.last_bias = frozen(last.weight[:, :, 0, 0].T), frozen(last.bias)
+        self.no_mask = frozen(prompts.no_mask_embed.weight[None])
+
+    def forward(self, mask_input: Tensor, has_mask_input: Tensor) -> Tensor:
+        """[N, 1, 4 grid, 4 grid] and [N] to tokens [N, P, width]."""
+        x = F.gelu(self.norm1(self.conv1(mask_input).permute(0, 2, 3, 1)))
+        x = F.gelu(self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+        x = x.flatten(1, 2) @ self.last + self.last_bias
+        has = has_mask_input[:, None, None]
+        return has * x + (1 - has) * self.no_mask
+
+
 class DecoderWithMask(nn.Module):
     """The decoder for prompts that refine an earlier mask: the image differs by prompt from the start."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        self.prompts = sam.prompt_encoder
+        self.mask = MaskEmbedding(sam.prompt_encoder)
         self.transformer = Transformer(sam, shared=False)
 
     def forward(
@@ -358,7 +381,6 @@ class DecoderWithMask(nn.Module):
         mask_input: Tensor, has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Decode."""
-        source = image_embeddings + self.prompts.embed_mask(mask_input, has_mask_input)
-        tokens = source.flatten(2).transpose(1, 2)
+        tokens = image_embeddings.flatten(2).transpose(1, 2) + self.mask(mask_input, has_mask_input)
         out: tuple[Tensor, Tensor] = self.transformer((tokens,), point_coords, point_labels)
         return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,15 +16,19 @@ def frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)
 
 
+def parts(sequence: nn.Module) -> tuple[Any, ...]:
+    """The children in order; Any, because torch does not say what kind of module each one is."""
+    return tuple(sequence.children())
+
+
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """One convolution that equals ``norm(conv(x))`` in evaluation mode; computed in float64."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("the BatchNorm has no running statistics")
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    folded = nn.Conv2d(
-        conv.in_channels, conv.out_channels, (conv.kernel_size[0], conv.kernel_size[1]), (conv.stride[0], conv.stride[1]),
-        (int(conv.padding[0]), int(conv.padding[1])), groups=conv.groups,
-    )  # fmt: skip
+    height, width = conv.kernel_size
+    folded = nn.Conv2d(conv.in_channels, conv.out_channels, (height, width), groups=conv.groups)
+    folded.stride, folded.padding = conv.stride, conv.padding
     folded.weight = frozen((conv.weight.double() * scale[:, None, None, None]).float())
     folded.bias = frozen((norm.bias.double() - norm.running_mean.double() * scale).float())
     return folded
@@ -68,7 +74,7 @@ class Neck(nn.Module):
 
     def __init__(self, neck: nn.Sequential) -> None:
         super().__init__()
-        first, norm1, second, norm2 = neck
+        first, norm1, second, norm2 = parts(neck)
         self.project = frozen(first.weight[:, :, 0, 0].T)
         self.norm1 = LayerNorm(norm1.weight, norm1.bias, norm1.eps)
         self.conv = second
@@ -76,8 +82,10 @@ class Neck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, H, W, width] to [1, out, H, W]."""
-        x = self.norm1(x @ self.project).permute(0, 3, 1, 2)
-        return self.norm2(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = self.norm1(x @ self.project)
+        x = x.permute(0, 3, 1, 2)
+        x = self.norm2(self.conv(x).permute(0, 2, 3, 1))
+        return x.permute(0, 3, 1, 2)
 
 
 def partition(x: Tensor, size: int) -> Tensor:

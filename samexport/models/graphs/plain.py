@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from samexport.models.architectures.sam import Sam
 from samexport.models.graphs.decoder import ABSENT
+from samexport.models.graphs.layers import frozen
 from samexport.models.spec import Frame
 
 
 class PlainEncoder(nn.Module):
     """Normalisation and the encoder as published."""
 
-    def __init__(self, sam: Sam, frame: Frame) -> None:
+    def __init__(self, encoder: nn.Module, frame: Frame) -> None:
         super().__init__()
-        self.image_encoder = sam.image_encoder
-        self.register_buffer("mean", torch.tensor(frame.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(frame.std).view(1, 3, 1, 1))
+        self.image_encoder = encoder
+        self.mean = frozen(torch.tensor(frame.mean).view(1, 3, 1, 1))
+        self.std = frozen(torch.tensor(frame.std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode."""

@@ -1,4 +1,6 @@
-"""Export form of SAM's ViT. What differs from ``architectures/sam_vit.py``, and why it is the same function:
+"""Export form of SAM's ViT.
+
+What differs from ``architectures/sam_vit.py``, and why it is the same function:
 
 - ``std`` is in the patch convolution, the softmax scale in the query weights.
 - The relative-position terms q . Rh[row] and q . Rw[column] enter the one product q k^T: queries carry them
@@ -27,16 +29,22 @@ class GridAttention(nn.Module):
     def __init__(self, attention: sam_vit.Attention) -> None:
         super().__init__()
         width, self.heads, self.size = attention.proj.in_features, attention.heads, attention.size
-        weight, bias = attention.qkv.weight.double().view(3, width, width), attention.qkv.bias.double().view(3, width)
+        weight, bias = (
+            attention.qkv.weight.double().view(3, width, width),
+            attention.qkv.bias.double().view(3, width),
+        )
         self.qkv = frozen(torch.cat([weight[0] * attention.scale, weight[1], weight[2]]).T.float())
         self.q_bias = frozen(torch.cat([bias[0] * attention.scale, torch.zeros(2 * width)]).float())
         # the relative terms want the unscaled queries
-        rows, columns = attention.relative_table(attention.rel_pos_h), attention.relative_table(attention.rel_pos_w)
+        rows, columns = (
+            attention.relative_table(attention.rel_pos_h),
+            attention.relative_table(attention.rel_pos_w),
+        )
         self.rows = frozen(rows.transpose(1, 2) / attention.scale)
         self.columns = frozen(columns.transpose(1, 2) / attention.scale)
         place = torch.arange(self.size**2)
         one_hot = [F.one_hot(place // self.size, self.size), F.one_hot(place % self.size, self.size)]
-        self.places = frozen(torch.cat(one_hot, dim=1).float()[None])
+        self.places = frozen(F.pad(torch.cat(one_hot, dim=1).float(), (width // self.heads, 0))[None])
         self.proj = frozen(attention.proj.weight.T)
         self.proj_bias = frozen((attention.proj.bias.double() + attention.proj.weight.double() @ bias[2]).float())
 
@@ -46,12 +54,13 @@ class GridAttention(nn.Module):
         size, tokens, depth = self.size, self.size**2, width // self.heads
         qkv = F.pad(x @ self.qkv + self.q_bias, (0, 0, 0, -columns % size, 0, -height % size))
         heads = partition(qkv, size).reshape(-1, tokens, 3 * self.heads, depth).transpose(1, 2)
-        q, k, v = (part.reshape(-1, tokens, depth) for part in heads.split(self.heads, dim=1))
+        q, k, v = (part.reshape(-1, tokens, depth) for part in torch.split(heads, self.heads, dim=1))
         grid = q.reshape(-1, size, size, depth)
         by_row = (grid @ self.rows).reshape(-1, tokens, size)
         by_column = (grid.transpose(1, 2) @ self.columns).transpose(1, 2).reshape(-1, tokens, size)
         q = torch.cat([q, by_row, by_column], dim=-1)
-        k = torch.cat([k, self.places.expand(k.shape[0], -1, -1)], dim=-1)
+        # a sum, because an expanded constant would be stored for each head and window
+        k = F.pad(k, (0, 2 * size)) + self.places
         mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
         mixed = mixed.reshape(-1, self.heads, tokens, depth).transpose(1, 2).reshape(-1, tokens, width)
         return merge(mixed, size, height, columns) @ self.proj + self.proj_bias
@@ -83,7 +92,7 @@ class SamViTEncoder(nn.Module):
         self.patch.weight, self.patch.bias = frozen(source.weight), source.bias
         self.normalise.fold(self.patch)
         self.pos_embed = frozen(encoder.pos_embed)
-        self.blocks = nn.ModuleList(Block(b) for b in encoder.blocks)  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(Block(b) for b in encoder.blocks)
         self.neck = Neck(encoder.neck)
 
     def forward(self, image: Tensor) -> Tensor:

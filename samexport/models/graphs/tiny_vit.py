@@ -1,4 +1,6 @@
-"""Export form of TinyViT. What differs from ``architectures/tiny_vit.py``, and why it is the same function:
+"""Export form of TinyViT.
+
+What differs from ``architectures/tiny_vit.py``, and why it is the same function:
 
 - Conv and BatchNorm are one convolution; the classifier is gone; ``std`` is in the first convolution.
 - The attention bias of each pair of cells is a baked table, the softmax scale is in the query weights.
@@ -17,7 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samexport.models.architectures import tiny_vit
-from samexport.models.graphs.layers import LayerNorm, Neck, Normalise, fold_batch_norm, frozen, merge, partition
+from samexport.models.graphs.layers import (
+    LayerNorm,
+    Neck,
+    Normalise,
+    fold_batch_norm,
+    frozen,
+    merge,
+    partition,
+    parts,
+)
 from samexport.models.spec import Frame
 
 
@@ -64,7 +75,7 @@ class WindowAttention(nn.Module):
         qkv = self.norm(x) @ self.qkv + self.q_bias
         qkv = F.pad(qkv, (0, 0, 0, -columns % size, 0, -height % size))
         heads = partition(qkv, size).reshape(-1, tokens, 3 * self.heads, width // self.heads).transpose(1, 2)
-        q, k, v = heads.split(self.heads, dim=1)
+        q, k, v = torch.split(heads, self.heads, dim=1)
         mixed = (q @ k.transpose(-1, -2) + self.table).softmax(-1) @ v
         mixed = mixed.transpose(1, 2).reshape(-1, tokens, width)
         return merge(mixed, size, height, columns) @ self.proj + self.proj_bias
@@ -93,16 +104,12 @@ class TinyViTEncoder(nn.Module):
     def __init__(self, encoder: tiny_vit.TinyViT, frame: Frame) -> None:
         super().__init__()
         self.normalise = Normalise(frame)
-        stem: list[nn.Module] = [*encoder.patch_embed.seq]
-        self.stem1 = self.normalise.fold(_fold(stem[0]))  # type: ignore[arg-type]
-        self.stem2 = _fold(stem[2])  # type: ignore[arg-type]
-        stages: list[tiny_vit.Stage] = [*encoder.layers]  # type: ignore[list-item]
-        self.convolutions = nn.ModuleList(ConvStage(b) for b in stages[0].blocks)  # type: ignore[arg-type]
-        self.merges = nn.ModuleList(ConvStage(s.downsample) for s in stages[:3] if s.downsample is not None)
-        self.stages = nn.ModuleList(
-            nn.ModuleList(Block(b) for b in s.blocks)  # type: ignore[arg-type]
-            for s in stages[1:]
-        )
+        first, _, second = parts(encoder.patch_embed.seq)
+        self.stem1, self.stem2 = self.normalise.fold(_fold(first)), _fold(second)
+        blocks = [parts(stage.blocks) for stage in encoder.layers]
+        self.convolutions = nn.ModuleList(ConvStage(b) for b in blocks[0])
+        self.merges = nn.ModuleList(ConvStage(s.downsample) for s in encoder.layers if s.downsample is not None)
+        self.stages = nn.ModuleList(nn.Sequential(*(Block(b) for b in stage)) for stage in blocks[1:])
         self.neck = Neck(encoder.neck)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -110,10 +117,7 @@ class TinyViTEncoder(nn.Module):
         x = self.stem2(F.gelu(self.stem1(self.normalise(image))))
         for convolution in self.convolutions:
             x = convolution(x)
-        for merge_stage, blocks in zip(self.merges, self.stages, strict=True):
-            x = merge_stage(x).permute(0, 2, 3, 1)
-            for block in blocks:  # type: ignore[attr-defined]
-                x = block(x)
-            x = x.permute(0, 3, 1, 2)
+        for merge_stage, stage in zip(self.merges, self.stages, strict=True):
+            x = stage(merge_stage(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         out: Tensor = self.neck(x.permute(0, 2, 3, 1))
         return out

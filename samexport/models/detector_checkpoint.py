@@ -1,0 +1,199 @@
+"""Reads ``ObjectAwareModel.pt``, a pickled live model, without running anything from it.
+
+Such a file is a zip with one pickle and one raw file for each storage. ``inert_pickle`` turns the pickle into
+inert records; the tensors are found by walking those.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samexport.errors import CheckpointError
+from samexport.models.inert_pickle import Instance, View, expect, interpret
+
+if TYPE_CHECKING:
+    from samexport.models.architectures.object_detector import ObjectDetector
+
+LICENCE_NOTE = (
+    "The object-aware detector's weights were trained with AGPL-3.0 code (YOLOv8), whose owner says that the"
+    " licence covers the weights too. samexport contains neither; make sure that your use of the file agrees."
+)
+
+MAX_FILE = 1 << 30
+MAX_PICKLE = 8 << 20
+MAX_TENSORS = 4000
+"""ObjectAwareModel.pt has 140 MB and 637 tensors; a file built like it has a pickle of 0.15 MB."""
+
+_TORCH_KINDS = {"f": np.float32, "i": np.int64}
+_BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
+
+
+@dataclass(frozen=True)
+class DetectorCheckpoint:
+    """The weights of a detector: tensors in stored precision by official name, and BatchNorm's eps."""
+
+    tensors: dict[str, NDArray[Any]]
+    batch_norm_eps: float
+
+
+def _walk(module: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Instance]]:
+    """Every module under its dotted name, itself first."""
+    if depth > 32:
+        raise CheckpointError("the model's modules are nested too deeply")
+    state = expect(expect(module, Instance).state, dict)
+    yield prefix, module
+    for name, child in expect(state.get("_modules", {}), dict).items():
+        if child is not None:
+            yield from _walk(child, f"{prefix}{name}.", depth + 1)
+
+
+def _find_tensors(root: Any) -> tuple[dict[str, View], set[float]]:
+    """State-dict names to tensors, and every BatchNorm eps."""
+    views: dict[str, View] = {}
+    eps: set[float] = set()
+    for count, (prefix, module) in enumerate(_walk(root)):
+        if count > MAX_TENSORS or len(views) > MAX_TENSORS:
+            raise CheckpointError(f"the model has more than {MAX_TENSORS} modules or tensors")
+        if module.path == _BATCH_NORM:
+            eps.add(expect(module.state.get("eps"), float))
+        transient = expect(module.state.get("_non_persistent_buffers_set", []), list)
+        for group in ("_parameters", "_buffers"):
+            for name, view in expect(module.state.get(group, {}), dict).items():
+                if view is not None and name not in transient:
+                    views[f"{prefix}{name}"] = expect(view, View)
+    return views, eps
+
+
+class _Archive:
+    """The zip of a torch file: entries are stored, not compressed, and read once each."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1 or len(set(archive.namelist())) != len(archive.namelist()):
+            raise CheckpointError("it is not a torch file: a zip with one data.pkl and no name twice")
+        self.folder = pickles[0].removesuffix("data.pkl")
+        self.storages: dict[str, bytes] = {}
+        if self.folder + "byteorder" in archive.namelist() and self.read("byteorder", 16) != b"little":
+            raise CheckpointError("its numbers are big-endian; save it on a little-endian machine")
+
+    def read(self, name: str, most: int) -> bytes:
+        info = self.archive.getinfo(self.folder + name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+            raise CheckpointError(f"its entry {name} is compressed or larger than {most} bytes")
+        return self.archive.read(info)
+
+    def tensor(self, view: View) -> NDArray[Any]:
+        storage, dtype = view.storage, np.dtype(view.storage.dtype)
+        if storage.key not in self.storages:
+            self.storages[storage.key] = self.read(f"data/{storage.key}", MAX_FILE)
+            if sum(map(len, self.storages.values())) > MAX_FILE:
+                raise CheckpointError(f"its tensors have more than {MAX_FILE} bytes")
+        raw = self.storages[storage.key]
+        if len(raw) != storage.length * dtype.itemsize:
+            raise CheckpointError(f"its entry data/{storage.key} has another length than its tensors")
+        flat = np.frombuffer(raw, dtype)[view.offset :]
+        strides = [stride * dtype.itemsize for stride in view.strides]
+        array = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, view.shape, strides))
+        if not np.isfinite(array).all():
+            raise CheckpointError("a tensor of the file has NaN or infinite values")
+        return array.reshape(view.shape)
+
+
+def _read_pickled(path: Path) -> DetectorCheckpoint:
+    if path.stat().st_size > MAX_FILE:
+        raise CheckpointError(f"it is larger than {MAX_FILE} bytes")
+    with zipfile.ZipFile(path) as opened:
+        archive = _Archive(opened)
+        content = expect(interpret(archive.read("data.pkl", MAX_PICKLE)), dict)
+        model = content.get("model") if content.get("ema") is None else content["ema"]
+        views, eps = _find_tensors(model)
+        if len(eps) != 1 or not 0 < min(eps) < 1:
+            raise CheckpointError(f"its BatchNorm layers have no common eps: {sorted(eps)}")
+        return DetectorCheckpoint({name: archive.tensor(view) for name, view in views.items()}, eps.pop())
+
+
+def _read_safetensors(path: Path) -> DetectorCheckpoint:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as opened:
+        eps = float((opened.metadata() or {}).get("batch_norm_eps", "nan"))
+        if not 0 < eps < 1:
+            raise CheckpointError("it does not say batch_norm_eps; convert the original file again")
+        return DetectorCheckpoint({name: opened.get_tensor(name) for name in opened.keys()}, eps)  # noqa: SIM118
+
+
+def read_detector_checkpoint(path: Path) -> DetectorCheckpoint:
+    """Read ``ObjectAwareModel.pt``, or the safetensors file that :func:`convert_detector_checkpoint` made.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, too large, or asks for more than tensors.
+    """
+    from safetensors import SafetensorError
+
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_pickled
+    try:
+        return read(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}; give the path of ObjectAwareModel.pt") from error
+    except (
+        zipfile.BadZipFile, SafetensorError, KeyError, IndexError, ValueError, OverflowError, struct.error,
+        NotImplementedError, RuntimeError,
+    ) as error:  # fmt: skip
+        raise CheckpointError(f"{path}: not an intact detector checkpoint ({error}); download it again") from error
+
+
+def convert_detector_checkpoint(path: Path, target: Path) -> None:
+    """Write the tensors of ``path`` as safetensors at ``target``; the pickle is not needed again.
+
+    Raises:
+        CheckpointError: as :func:`read_detector_checkpoint`.
+    """
+    from safetensors.numpy import save_file
+
+    checkpoint = read_detector_checkpoint(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        save_file(checkpoint.tensors, partial, {"batch_norm_eps": json.dumps(checkpoint.batch_norm_eps)})
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_detector(path: Path) -> ObjectDetector:
+    """Build the detector that the file describes and give it the file's weights, in float32.
+
+    Every size is read from the file: widths, depths, classes, distance bins, BatchNorm's eps.
+    A mask-prototype branch (FastSAM files have one) is left out.
+
+    Raises:
+        CheckpointError: as :func:`read_detector_checkpoint`, or the tensors are not those of such a detector.
+    """
+    import torch
+
+    from samexport.models.architectures.object_detector import DetectorSize, ObjectDetector
+
+    checkpoint = read_detector_checkpoint(path)
+    tensors = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("model.22.proto.")}
+    try:
+        size = DetectorSize.from_shapes({k: v.shape for k, v in tensors.items()}, checkpoint.batch_norm_eps)
+        with torch.device("meta"):
+            detector = ObjectDetector(size)
+        state = {k: torch.from_numpy(v.astype(_TORCH_KINDS[v.dtype.kind])) for k, v in tensors.items()}
+        detector.load_state_dict(state, assign=True)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: these are not an object-aware detector's weights ({reason})") from error
+    return detector.eval().requires_grad_(False)

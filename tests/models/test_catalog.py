@@ -1,0 +1,79 @@
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from samexport.errors import ConfigError
+from samexport.models.architectures.sam import Sam, resolve
+from samexport.models.catalog import MODELS, find_model
+from samexport.models.spec import Frame
+
+PUBLIC = {"mobilesam.tinyvit", "tinysam.tinysam", "sam.vit_b", "sam.vit_l", "sam.vit_h"}
+
+
+def test_catalogue_has_these_models_and_hides_those_for_tests():
+    assert {name for name, model in MODELS.items() if not model.hidden} == PUBLIC
+    assert {name for name, model in MODELS.items() if model.hidden} == {"test.tinyvit64", "test.vit64"}
+    assert all(name == model.name for name, model in MODELS.items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dotted_paths_lead_to_the_builders(name):
+    assert callable(resolve(MODELS[name].image_encoder))
+    assert isinstance(resolve(MODELS[name].encoder_graph), type)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_parameter_count_is_the_networks_without_the_unused_classifier(name):
+    with torch.device("meta"):
+        sam = Sam(MODELS[name])
+    unused = ("image_encoder.head.", "image_encoder.norm_head.")
+    assert MODELS[name].parameters == sum(p.numel() for k, p in sam.named_parameters() if not k.startswith(unused))
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_source_is_an_https_address_with_a_whole_sha256_or_none(name):
+    source = MODELS[name].source
+    assert source.url.startswith("https://")
+    assert source.url.endswith("/" + source.filename)
+    assert source.sha256 is None or re.fullmatch("[0-9a-f]{64}", source.sha256)
+    assert (source.sha256 is None) == (name == "tinysam.tinysam")
+    assert MODELS[name].licence == "Apache-2.0"
+
+
+def test_frames_are_sams():
+    assert {MODELS[name].frame for name in PUBLIC} == {Frame(1024, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))}
+
+
+def test_tiny_sam_offers_no_single_mask():
+    assert {name for name, model in MODELS.items() if model.mask_outputs != (0, 1, 2, 3)} == {"tinysam.tinysam"}
+    assert find_model("tinysam").mask_outputs == (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_is_found_by_its_name_and_by_its_encoder(name):
+    assert find_model(name) is find_model(MODELS[name].encoder) is MODELS[name]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("tinyvitt", "did you mean tinyvit"),
+        ("vit-b", "vit_b"),
+        ("mobilesam.tinyvitt", "mobilesam.tinyvit"),
+        ("qqqqq", "samexport list"),
+        ("", "samexport list"),
+    ],
+)
+def test_wrong_name_gets_one_line_with_a_way_on(wrong, hint):
+    with pytest.raises(ConfigError, match=hint) as caught:
+        find_model(wrong)
+    assert repr(wrong) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_the_catalogue_imports_no_heavy_library():
+    code = "import sys, samexport.models.catalog; print(*{'torch', 'numpy', 'onnx', 'PIL'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -1,0 +1,82 @@
+import dataclasses
+import json
+
+import pytest
+
+from samexport.models.catalog import MODELS, find_model
+from samexport.models.spec import Frame, GraphSpec, TensorSpec, axis_sizes
+
+COORDS = TensorSpec("point_coords", ("N", "K", 2), "x, y")
+LABELS = TensorSpec("point_labels", ("N", "K"), "labels")
+MASKS = TensorSpec("low_res_masks", ("N", 4, 16, 16), "logits", role="mask_logits")
+GRAPH = GraphSpec("decoder", "points to masks", (COORDS, LABELS), (MASKS,))
+
+
+@pytest.mark.parametrize("name", ["", "image embeddings", "1st", "image-embeddings"])
+def test_tensor_name_must_be_an_identifier(name):
+    with pytest.raises(ValueError, match="not an identifier"):
+        TensorSpec(name, (1,), "")
+
+
+@pytest.mark.parametrize("shape", [(0,), (1, -1), ("N", 0)])
+def test_fixed_sizes_must_be_positive(shape):
+    with pytest.raises(ValueError, match="positive"):
+        TensorSpec("image", shape, "")
+
+
+def test_tensor_names_of_a_graph_must_differ_across_inputs_and_outputs():
+    with pytest.raises(ValueError, match="repeat"):
+        GraphSpec("decoder", "", (COORDS,), (COORDS,))
+
+
+def test_names_and_axes_keep_their_order():
+    assert GRAPH.input_names == ("point_coords", "point_labels")
+    assert GRAPH.output_names == ("low_res_masks",)
+    assert GRAPH.axes == ("N", "K")
+    assert GraphSpec("encoder", "", (TensorSpec("image", (1, 3), ""),), ()).axes == ()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_graph_and_frame_survives_json(model):
+    spec = find_model(model)
+    for graph in spec.graphs:
+        assert GraphSpec.from_json(json.loads(json.dumps(graph.to_json()))) == graph
+    assert Frame.from_json(json.loads(json.dumps(dataclasses.asdict(spec.frame)))) == spec.frame
+
+
+def test_frame_counts_cells_of_16_and_mask_pixels_of_4_image_pixels():
+    assert (Frame(1024).grid, Frame(1024).low_res) == (64, 256)
+    assert (Frame(64).grid, Frame(64).low_res) == (4, 16)
+
+
+@pytest.mark.parametrize("record", [COORDS, GRAPH, Frame(64), find_model("tinyvit")])
+def test_records_cannot_be_changed_and_can_be_keys(record):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(record, dataclasses.fields(record)[0].name, "other")
+    assert {record: 1}[dataclasses.replace(record)] == 1
+
+
+def test_axis_sizes_are_read_from_shapes():
+    shapes = {"point_coords": (7, 5, 2), "point_labels": [7, 5], "low_res_masks": (7, 4, 16, 16)}
+    assert axis_sizes((*GRAPH.inputs, *GRAPH.outputs), shapes) == {"N": 7, "K": 5}
+    assert axis_sizes((), {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "culprit"),
+    [
+        ({"point_coords": (7, 5, 2), "point_labels": (7, 4)}, "point_labels"),  # K twice
+        ({"point_coords": (7, 5, 3), "point_labels": (7, 5)}, "point_coords"),  # fixed size
+        ({"point_coords": (7, 5), "point_labels": (7, 5)}, "point_coords"),  # rank too low
+        ({"point_coords": (7, 5, 2), "point_labels": (7, 5, 1)}, "point_labels"),  # rank too high
+        ({"point_coords": (), "point_labels": (7, 5)}, "point_coords"),  # a scalar
+    ],
+)
+def test_shape_that_does_not_fit_is_named(shapes, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        axis_sizes(GRAPH.inputs, shapes)
+
+
+def test_unknown_graph_of_a_model_is_a_key_error():
+    with pytest.raises(KeyError):
+        find_model("tinyvit").graph("decoder_plain")
