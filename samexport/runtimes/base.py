@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,26 +90,62 @@ class Runtime(ABC):
 
 @dataclass(frozen=True)
 class RuntimeInfo:
-    """How to open one kind of file: the class (dotted path), the package it needs, how to install it."""
+    """How to open one kind of file: the class (dotted path), the package it needs, how to install it.
+
+    ``platform`` is the ``sys.platform`` that it is limited to, empty for none.
+    """
 
     name: str
     file_format: str
     opener: str
     package: str
     install: str
+    platform: str = ""
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot run here; empty if it can."""
+        if self.platform not in ("", sys.platform):
+            return f"runs on {self.platform} only"
+        return "" if _version(self.package) else self.install
 
 
 RUNTIMES: dict[str, RuntimeInfo] = {
     info.name: info
     for info in (
         RuntimeInfo("onnxruntime", "onnx", "samexport.runtimes.ort:OrtRuntime", "onnxruntime", "pip install samexport"),
+        RuntimeInfo(
+            "openvino",
+            "onnx",
+            "samexport.runtimes.openvino:OpenVinoRuntime",
+            "openvino",
+            "pip install 'samexport[openvino]'",
+        ),
+        RuntimeInfo(
+            "litert",
+            "tflite",
+            "samexport.runtimes.litert:LiteRtRuntime",
+            "ai-edge-litert",
+            "pip install 'samexport[tflite]'",
+        ),
+        RuntimeInfo(
+            "coreml",
+            "coreml",
+            "samexport.runtimes.coreml:CoreMLRuntime",
+            "coremltools",
+            "pip install 'samexport[coreml]'",
+            platform="darwin",
+        ),
+        RuntimeInfo(
+            "mil", "coreml", "samexport.runtimes.mil:MilRuntime", "coremltools", "pip install 'samexport[coreml]'"
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a runtime can run here; ``remedy`` is the one command that mends it, empty if it can."""
+    """Whether a runtime can run here; ``remedy`` is the command that mends it (or why none does), empty if it can."""
 
     name: str
     file_format: str
@@ -119,27 +156,30 @@ class Availability:
 
 def availability() -> list[Availability]:
     """Look at every known runtime without importing it."""
-    found = []
-    for info in RUNTIMES.values():
-        try:
-            version, ok = importlib.metadata.version(info.package), True
-        except importlib.metadata.PackageNotFoundError:
-            version, ok = "", False
-        found.append(Availability(info.name, info.file_format, ok, version, "" if ok else info.install))
-    return found
+    return [
+        Availability(info.name, info.file_format, not info.missing, _version(info.package), info.missing)
+        for info in RUNTIMES.values()
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def open_runtime(
     path: Path, graph: GraphSpec, file_format: str, *, runtime: str | None = None, threads: int | None = None
 ) -> Runtime:
-    """Open a file of ``file_format`` with the named runtime, or with the first that reads the format.
+    """Open a file of ``file_format`` with the named runtime, or with the first that reads the format here.
 
     Raises:
         ConfigError: no such runtime, or it does not read this format.
         MissingDependency: its package is not installed.
     """
     readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
-    chosen = [i for i in readers if runtime in (None, i.name)]
+    chosen = [i for i in readers if runtime == i.name or (runtime is None and i.platform in ("", sys.platform))]
     if not chosen:
         names = ", ".join(i.name for i in readers) or "none"
         raise ConfigError(f"runtime {runtime!r} does not read {file_format} files; these do: {names}")

@@ -41,8 +41,8 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     """Read a picture file as uint8 RGB, shape [H, W, 3], upright (its EXIF orientation is applied).
 
     8-bit files become what Pillow's ``convert("RGB")`` makes of them, as in SAM's own pipeline: alpha and
-    transparent colours are dropped, not blended; CMYK is converted without a colour profile; the other
-    modes are expanded. Deeper grey files are scaled, never clipped:
+    transparent colours are dropped, not blended; CMYK is converted without a colour profile; of
+    16-bit colours Pillow keeps the upper byte. Deeper grey files are scaled, never clipped:
 
     - 16-bit (and 32-bit integers that all fit in 0..65535): round(value / 257);
     - other 32-bit integers and floats have no agreed range: their own minimum..maximum becomes 0..255,
@@ -62,25 +62,22 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the caller gets a picture or one error, not remarks as well
             return _decode(Path(path), max_pixels)
-    except (
-        Exception
-    ) as error:  # given damaged bytes, decoders raise anything, struct.error to ZeroDivisionError
+    except Exception as error:  # decoders given damaged bytes raise almost anything
         raise ImageError(f"{path}: {_reason(error)}") from error
 
 
 def _decode(path: Path, max_pixels: int) -> NDArray[np.uint8]:
     Image.init()
-    with Image.open(path, formats=[name for name in Image.ID if name != "EPS"]) as opened:
+    formats = [name for name in Image.ID if name != "EPS"]
+    # Not by name: Pillow 13.0 would map raw TIFFs into memory and misread those with orientation 5 to 8.
+    with path.open("rb") as file, Image.open(file, formats=formats) as opened:
         if opened.width * opened.height > max_pixels:
             size = f"{opened.width}x{opened.height}"
-            raise ImageError(
-                f"{size} is more than {max_pixels} pixels; make the picture smaller or raise the limit"
-            )
+            raise ImageError(f"{size} is more than {max_pixels} pixels; make it smaller or raise the limit")
         ImageOps.exif_transpose(opened, in_place=True)
         if opened.mode == "F" or opened.mode.startswith("I"):
             grey = _grey_to_8_bit(np.asarray(opened))
             return np.stack([grey, grey, grey], axis=-1)
-        opened.info.pop("transparency", None)  # convert would try to keep it
         return np.array(opened.convert("RGB"))
 
 
@@ -156,9 +153,7 @@ def to_frame(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:
     return framed
 
 
-def _bilinear_taps(
-    source: int, target: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+def _bilinear_taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
     """Bilinear, ``align_corners=False``: two source indices for each target, and the second's weight."""
     centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
     first = np.minimum(centre.astype(np.intp), source - 1)
@@ -166,7 +161,7 @@ def _bilinear_taps(
 
 
 @lru_cache(maxsize=4)  # all prompts of a picture share them; a wide picture needs megabytes
-def _axis_weights(low_res: int, frame_size: int, resized: int, original: int) -> NDArray[np.float32]:
+def axis_weights(low_res: int, frame_size: int, resized: int, original: int) -> NDArray[np.float32]:
     """Weights [original, low_res] of one axis: to the frame, crop to ``resized``, to the image; in one."""
     first, second, weight = _bilinear_taps(low_res, frame_size)
     to_frame_side = np.zeros((frame_size, low_res))
@@ -192,8 +187,8 @@ def _upscaled_bands(
     if low_res_masks.shape[-2:] != (side, side):
         raise ConfigError(f"low_res_masks must end in [{side}, {side}], got {list(low_res_masks.shape)}")
     height, width = resized_size(image_hw[0], image_hw[1], frame.size)
-    row_weights = _axis_weights(side, frame.size, height, image_hw[0])
-    column_weights = _axis_weights(side, frame.size, width, image_hw[1])
+    row_weights = axis_weights(side, frame.size, height, image_hw[0])
+    column_weights = axis_weights(side, frame.size, width, image_hw[1])
     for mask in np.ndindex(low_res_masks.shape[:-2]):
         widened = low_res_masks[mask].astype(np.float32) @ column_weights.T
         for start in range(0, image_hw[0], _BAND_ROWS):
@@ -203,9 +198,7 @@ def _upscaled_bands(
             yield (*mask, slice(start, start + len(band))), band[:, near] @ widened[near]
 
 
-def upscale_logits(
-    low_res_masks: NDArray[Any], image_hw: tuple[int, int], frame: Frame
-) -> NDArray[np.float32]:
+def upscale_logits(low_res_masks: NDArray[Any], image_hw: tuple[int, int], frame: Frame) -> NDArray[np.float32]:
     """Scale low-resolution logits [..., L, L] to the original image: float32 [..., H, W].
 
     SAM resizes to the frame, cuts the padding off and resizes to the image, both bilinear with
@@ -257,7 +250,7 @@ def overlay(
         ImageError: the image is not uint8 [H, W, 3], or the masks have another size.
     """
     _check_image(image)
-    if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
+    if masks.shape[1:] != image.shape[:2]:
         raise ImageError(f"masks of an image {list(image.shape[:2])} are [M, H, W], got {list(masks.shape)}")
     unit = max(1, round(max(image.shape[:2]) / 500))
     canvas = image.copy()
@@ -309,9 +302,7 @@ def _marker(radius: int, *, positive: bool) -> Image.Image:
     draw = ImageDraw.Draw(large)
     rim, middle, arm, half = 0.12 * full, full / 2, 0.24 * full, 0.065 * full
     draw.ellipse((0, 0, full - 1, full - 1), fill=(255, 255, 255, 255))
-    draw.ellipse(
-        (rim, rim, full - 1 - rim, full - 1 - rim), fill=(0, 150, 60, 255) if positive else (214, 30, 40, 255)
-    )
+    draw.ellipse((rim, rim, full - 1 - rim, full - 1 - rim), fill=(0, 150, 60, 255) if positive else (214, 30, 40, 255))
     draw.rectangle((middle - arm, middle - half, middle + arm, middle + half), fill=(255, 255, 255, 255))
     if positive:
         draw.rectangle((middle - half, middle - arm, middle + half, middle + arm), fill=(255, 255, 255, 255))

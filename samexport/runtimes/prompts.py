@@ -78,11 +78,13 @@ class Prompt:
         point_array, label_array = _numbers("points", points), _numbers("labels", labels)
         if not np.isin(label_array, (0, 1)).all():  # before the cast to integers hides a half
             raise PromptError(f"labels are 1 (inside) or 0 (outside), got {label_array.tolist()}")
+        with np.errstate(over="ignore"):  # what overflows float32 is then refused as infinite
+            mask = None if mask_input is None else _numbers("mask_input", mask_input).astype(np.float32)
         return cls(
             points=point_array.reshape(0, 2) if point_array.size == 0 else point_array,
             labels=label_array.astype(np.int64),
             box=None if box is None else _numbers("box", box),
-            mask_input=None if mask_input is None else _numbers("mask_input", mask_input).astype(np.float32),
+            mask_input=mask,
         )
 
 
@@ -152,14 +154,10 @@ def _check_inside(index: int, prompt: Prompt, image_hw: tuple[int, int]) -> None
     corners = [] if prompt.box is None else prompt.box.reshape(2, 2).tolist()
     for x, y in [*prompt.points.tolist(), *corners]:
         if not (0 <= x <= width and 0 <= y <= height):
-            raise PromptError(
-                f"prompt {index}: ({x:g}, {y:g}) is outside the image, {width} wide and {height} high"
-            )
+            raise PromptError(f"prompt {index}: ({x:g}, {y:g}) is outside the image, {width} wide and {height} high")
 
 
-def _slots(
-    prompt: Prompt, image_hw: tuple[int, int], frame: Frame
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _slots(prompt: Prompt, image_hw: tuple[int, int], frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Coordinates [S, 2] in the frame and labels [S] of one prompt."""
     height, width = image_hw
     new_height, new_width = resized_size(height, width, frame.size)
@@ -182,9 +180,7 @@ def _pack_masks(prompts: Sequence[Prompt], frame: Frame) -> Tensors:
             continue
         if prompt.mask_input.shape != (side, side):
             got = list(prompt.mask_input.shape)
-            raise PromptError(
-                f"prompt {index}: mask_input must be [{side}, {side}] for this model, got {got}"
-            )
+            raise PromptError(f"prompt {index}: mask_input must be [{side}, {side}] for this model, got {got}")
         mask_input[index, 0] = prompt.mask_input
         has_mask_input[index] = 1
     return {"mask_input": mask_input, "has_mask_input": has_mask_input}
@@ -196,9 +192,7 @@ def count_tokens(point_labels: NDArray[Any]) -> NDArray[np.int64]:
     return counts
 
 
-def select_mask(
-    iou_predictions: NDArray[Any], num_tokens: int, mask_outputs: Sequence[int] = (0, 1, 2, 3)
-) -> int:
+def select_mask(iou_predictions: NDArray[Any], num_tokens: int, mask_outputs: Sequence[int] = (0, 1, 2, 3)) -> int:
     """Choose one of a prompt's masks as SAM's official ONNX model does in single-mask mode.
 
     A prompt of three tokens or more is clear: mask 0. One of fewer (one point and its padding point, or a

@@ -1,0 +1,264 @@
+"""A bundle: one folder with everything that an app or a benchmark needs, described by ``bundle.json``.
+
+It appears complete or not at all: it is written in a private folder beside the target and renamed once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from samexport.errors import BundleError
+from samexport.models.spec import Frame, GraphSpec
+from samexport.runtimes.base import Runtime, open_runtime
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file that implements one graph; ``path`` is its name inside the bundle."""
+
+    graph: str
+    path: str
+    file_format: str
+    precision: str
+    sha256: str
+    size: int
+    opset: int | None = None
+    nodes: int | None = None
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Where the weights came from: kind "checkpoint" (file names, sha256) or "random" (seed)."""
+
+    kind: str
+    source: str
+    sha256: str | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``bundle.json``.
+
+    ``files`` maps every other file to its sha256. ``parity`` holds the rows of the report at export, plain data.
+    """
+
+    model: str
+    summary: str
+    licence: str
+    frame: Frame
+    mask_outputs: tuple[int, ...]
+    weights: WeightsInfo
+    graphs: tuple[GraphSpec, ...]
+    artifacts: tuple[Artifact, ...]
+    files: dict[str, str]
+    tools: dict[str, str]
+    parity: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> str:
+        """Text of ``bundle.json``: sorted keys, no dates, so that equal content is equal bytes."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """The inverse of :meth:`to_json`; KeyError, TypeError or ValueError where the text is not a manifest."""
+        data = json.loads(text)
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {data['schema_version']}, this samexport reads {SCHEMA_VERSION}")
+        return cls(
+            model=data["model"],
+            summary=data["summary"],
+            licence=data["licence"],
+            frame=Frame.from_json(data["frame"]),
+            mask_outputs=tuple(data["mask_outputs"]),
+            weights=WeightsInfo(**data["weights"]),
+            graphs=tuple(GraphSpec.from_json(g) for g in data["graphs"]),
+            artifacts=tuple(Artifact(**a) for a in data["artifacts"]),
+            files=dict(data["files"]),
+            tools=dict(data["tools"]),
+            parity=tuple(data["parity"]),
+        )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle."""
+
+    folder: Path
+    manifest: Manifest
+
+    def graph(self, name: str) -> GraphSpec:
+        """The spec of a graph; BundleError if the bundle has none of that name."""
+        for graph in self.manifest.graphs:
+            if graph.name == name:
+                return graph
+        raise BundleError(f"{self.folder.name} has no graph {name!r}; it has {', '.join(self.graph_names)}")
+
+    @property
+    def graph_names(self) -> tuple[str, ...]:
+        """Names of the graphs that have a file."""
+        return tuple(dict.fromkeys(a.graph for a in self.manifest.artifacts))
+
+    def artifact(self, graph: str) -> Artifact:
+        """The first file of a graph; BundleError if there is none."""
+        found = [a for a in self.manifest.artifacts if a.graph == graph]
+        if not found:
+            raise BundleError(f"{self.folder.name} has no {graph}; it has {', '.join(self.graph_names)}")
+        return found[0]
+
+    def open(self, graph: str, *, runtime: str | None = None, threads: int | None = None) -> Runtime:
+        """Open the file of ``graph``; see :func:`samexport.runtimes.base.open_runtime` for errors."""
+        artifact = self.artifact(graph)
+        path = self.folder / artifact.path
+        return open_runtime(path, self.graph(graph), artifact.file_format, runtime=runtime, threads=threads)
+
+    def damaged_files(self) -> list[str]:
+        """One line for each file that is missing or is not the file that was exported."""
+        problems = []
+        for name, expected in sorted(self.manifest.files.items()):
+            path = self.folder / name
+            if not path.exists():
+                problems.append(f"{name} is missing")
+            elif file_sha256(path) != expected:
+                problems.append(f"{name} has another sha256 than when it was exported")
+        return problems
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their relative names (an .mlpackage is a folder)."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read ``bundle.json``.
+
+    Raises:
+        BundleError: no bundle there, a damaged manifest, or file names that point outside the folder.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} is not a bundle (no {MANIFEST}); `samexport onnx` makes one") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise BundleError(f"{path} cannot be read as a manifest ({reason}); export the bundle again") from error
+    root = folder.resolve()
+    for name in (*manifest.files, *(a.path for a in manifest.artifacts)):
+        if not (folder / name).resolve().is_relative_to(root):
+            raise BundleError(f"{path} names {name!r}, which is outside the bundle; do not use it")
+    return Bundle(folder, manifest)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a private folder that becomes ``target`` by one rename when the block ends without an error.
+
+    Whatever goes wrong, ``target`` is untouched. With ``force`` an existing bundle, and only that, is replaced.
+
+    Raises:
+        BundleError: ``target`` exists and may not be replaced, or cannot be written (permissions, full disk).
+    """
+    _check_target(target, force)
+    private: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        private = Path(tempfile.mkdtemp(prefix=_prefix(target, "new"), dir=target.parent))
+        private.chmod(0o755)
+        yield private
+        for file in private.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        _check_target(target, force)
+        _swap(private, target)
+    except OSError as error:
+        raise BundleError(f"{target} cannot be written: {error.strerror or error}; choose another --out") from error
+    finally:
+        if private is not None:
+            shutil.rmtree(private, ignore_errors=True)
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not (target.exists() or target.is_symlink()):
+        return
+    if not force:
+        raise BundleError(f"{target} exists; choose another --out, or --force to replace the bundle there")
+    if target.is_symlink() or not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} exists and is not a bundle; nothing was changed, choose another --out")
+
+
+def _prefix(target: Path, role: str) -> str:
+    return f".{target.name}.samexport-{role}-{os.getpid()}-"
+
+
+def _swap(private: Path, target: Path) -> None:
+    """Rename; an old bundle moves aside first and is deleted last, so it can be put back."""
+    if not target.exists():
+        private.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=_prefix(target, "old"), dir=target.parent)) / target.name
+    target.rename(aside)
+    try:
+        private.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Tidy up after processes that were killed: put an old bundle back, delete half-written ones."""
+    pattern = re.compile(re.escape(f".{target.name}.samexport-") + r"(new|old)-(\d+)-.*")
+    for folder in target.parent.iterdir():
+        match = pattern.fullmatch(folder.name)
+        if match is None or _is_running(int(match[2])):
+            continue
+        if match[1] == "old" and not target.exists() and (folder / target.name).is_dir():
+            (folder / target.name).rename(target)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def relative_files(folder: Path, artifacts: Mapping[str, object]) -> dict[str, str]:
+    """SHA-256 of everything in ``folder``; an artifact that is a folder counts as one entry."""
+    names = {
+        next((a for a in artifacts if name == a or name.startswith(f"{a}/")), name)
+        for name in (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    }
+    return {name: file_sha256(folder / name) for name in sorted(names - {MANIFEST})}

@@ -1,0 +1,216 @@
+"""Golden cases: inputs of graphs and what PyTorch computed for them, stored inside the bundle.
+
+A case runs one graph, or a chain of graphs that share tensors by name (``decoder_prologue`` then
+``decoder_step``). Large outputs are stored as every seventh pixel: seven and four have no common divisor, so
+all positions within the decoder's 4x4 upsampling appear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from samexport.errors import BundleError, SamExportError
+from samexport.models.spec import Frame
+from samexport.runtimes.base import Tensors
+from samexport.runtimes.image import read_image, resize_longest, to_frame, upscale_mask
+from samexport.runtimes.prompts import Prompt, count_tokens, pack, select_mask
+
+FOLDER = "golden"
+_PICTURE, _TENSORS, _CASES = "picture.png", "tensors.npz", "cases.json"
+_STRIDE = 7
+_WHOLE = 1 << 16
+# (prompts N, points K) around what the exporter traces, N = 3, K = 2
+PROMPT_COUNTS = ((1, 1), (1, 2), (3, 2), (7, 5), (64, 1))
+_RESULTS = ("low_res_masks", "iou_predictions")
+MASK_PROMPT_COUNTS = ((1, 2), (4, 3))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs and expected outputs; ``strides`` says which outputs are samples of the last two axes."""
+
+    name: str
+    graphs: tuple[str, ...]
+    inputs: Tensors
+    expected: Tensors
+    strides: dict[str, int] = field(default_factory=dict)
+
+    def sample(self, output: str, value: NDArray[Any]) -> NDArray[Any]:
+        """The part of a computed output that the expected one can be compared with."""
+        stride = self.strides.get(output, 1)
+        return value[..., ::stride, ::stride] if stride > 1 else value
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A picture, the sha256 of its resized pixels, the masks of :func:`picture_prompts`, and the cases.
+
+    ``masks`` is bool [prompts, H, W]: the whole way from picture to mask, as a user goes it.
+    """
+
+    picture: NDArray[np.uint8]
+    resized_sha256: str
+    masks: NDArray[np.bool_]
+    cases: tuple[Case, ...]
+
+
+Run = Callable[[Sequence[str], Mapping[str, NDArray[Any]]], Tensors]
+
+
+def make_golden(frame: Frame, graphs: Sequence[str], mask_outputs: Sequence[int], seed: int, run: Run) -> Golden:
+    """Make cases for ``graphs``; ``run(chain, inputs)`` is the reference.
+
+    Image inputs are a structured picture, prompts are seeded and in their declared ranges, embeddings are
+    what the reference encoder makes of the picture.
+    """
+    rng = np.random.default_rng(seed)
+    picture = structured_picture(rng, frame.size)
+    cases = [_case("picture", ("encoder",), {"image": to_frame(picture, frame)}, run)]
+    embeddings = cases[0].expected["image_embeddings"]
+    decoder = ("decoder",) if "decoder" in graphs else ("decoder_prologue", "decoder_step")
+    if "decoder_prologue" in graphs:
+        cases.append(_case("picture", ("decoder_prologue",), {"image_embeddings": embeddings}, run))
+    for count, points in PROMPT_COUNTS:
+        inputs = {"image_embeddings": embeddings, **random_prompts(rng, frame, count, points)}
+        cases.append(_case(f"{count}x{points}", decoder, inputs, run))
+    for count, points in MASK_PROMPT_COUNTS if "decoder_with_mask" in graphs else ():
+        inputs = {"image_embeddings": embeddings, **random_prompts(rng, frame, count, points)}
+        inputs |= random_masks(rng, frame, count)
+        cases.append(_case(f"{count}x{points} with mask", ("decoder_with_mask",), inputs, run))
+    prompts: Tensors = dict(pack(picture_prompts(picture), picture.shape[:2], frame))
+    outputs = run(decoder, {"image_embeddings": embeddings, **prompts})
+    counts = count_tokens(prompts["point_labels"])
+    chosen = [
+        logits[select_mask(scores, int(tokens), mask_outputs)]
+        for logits, scores, tokens in zip(*(outputs[n] for n in _RESULTS), counts, strict=True)
+    ]
+    masks = upscale_mask(np.stack(chosen), picture.shape[:2], frame)
+    return Golden(picture, _resized_sha256(picture, frame), masks, tuple(cases))
+
+
+def picture_prompts(picture: NDArray[np.uint8]) -> list[Prompt]:
+    """Two clicks; a box and a click. Clear prompts, so that rounding cannot change which mask is taken."""
+    height, width = picture.shape[:2]
+    middle = [width // 2, height // 2]
+    return [
+        Prompt.make(points=[middle, [width // 4, height // 4]], labels=[1, 0]),
+        Prompt.make(points=[middle], labels=[1], box=[width // 4, height // 4, 3 * width // 4, 3 * height // 4]),
+    ]
+
+
+def _case(name: str, chain: tuple[str, ...], inputs: Tensors, run: Run) -> Case:
+    return Case(name, chain, inputs, run(chain, inputs))
+
+
+def structured_picture(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
+    """A 3:2 picture of gradients, discs and stripes, uint8 [H, W, 3], a little smaller than the frame."""
+    height, width = size * 5 // 12 + 1, size * 5 // 8
+    y, x = np.mgrid[0:height, 0:width] / size
+    picture = np.stack([255 * x, 255 * y, 128 + 60 * np.sin(18 * (x + y))], axis=-1)
+    for _ in range(6):
+        centre, radius = rng.uniform(0, 0.6, 2), rng.uniform(0.03, 0.12)
+        disc = np.hypot(x - centre[0], y - centre[1]) < radius
+        picture[disc] = rng.uniform(0, 255, 3) + 30 * np.sin(200 * x[disc])[:, None]
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def random_prompts(rng: np.random.Generator, frame: Frame, count: int, points: int) -> Tensors:
+    """Valid ``point_coords`` [N, K, 2] and ``point_labels`` [N, K]: clicks, boxes, padding and absent slots."""
+    coords = rng.uniform(0, frame.size - 1, (count, points, 2)).round(2).astype(np.float32)
+    labels = rng.integers(0, 2, (count, points)).astype(np.float32)
+    if points >= 2:
+        labels[::3, -2:] = (2, 3)
+        labels[1::3, -1] = -1
+        labels[2::3, -1] = -2
+    coords[labels < 0] = 0
+    return {"point_coords": coords, "point_labels": labels}
+
+
+def random_masks(rng: np.random.Generator, frame: Frame, count: int) -> Tensors:
+    """``mask_input`` [N, 1, L, L]: discs with soft rims, and ``has_mask_input`` [N], every third one 0."""
+    side = frame.low_res
+    y, x = np.mgrid[0:side, 0:side] / side
+    discs = [rng.uniform(0.1, 0.4) - np.hypot(x - cx, y - cy) for cx, cy in rng.uniform(0.2, 0.8, (count, 2))]
+    logits = np.clip(np.round(np.stack(discs) * 120), -16, 16).astype(np.float32)
+    return {"mask_input": logits[:, None], "has_mask_input": (np.arange(count) % 3 != 2).astype(np.float32)}
+
+
+def _resized_sha256(picture: NDArray[np.uint8], frame: Frame) -> str:
+    return hashlib.sha256(np.ascontiguousarray(resize_longest(picture, frame.size)).tobytes()).hexdigest()
+
+
+def check_resize(golden: Golden, frame: Frame) -> str:
+    """Empty if this machine resizes the golden picture to the very pixels of the export, else what is wrong."""
+    if _resized_sha256(golden.picture, frame) == golden.resized_sha256:
+        return ""
+    return "Pillow resizes the golden picture to other pixels than at export; results will differ"
+
+
+def save_golden(golden: Golden, folder: Path) -> None:
+    """Write ``golden/``: a PNG, an NPZ and a JSON that says which tensor is which."""
+    out = folder / FOLDER
+    out.mkdir()
+    Image.fromarray(golden.picture).save(out / _PICTURE, optimize=True)
+    tensors: dict[str, NDArray[Any]] = {}
+    cases = []
+    for case in golden.cases:
+        strides = {n: _STRIDE for n, v in case.expected.items() if v.size > _WHOLE and n != "image_embeddings"}
+        sampled = Case(case.name, case.graphs, case.inputs, case.expected, strides)
+        cases.append(
+            {
+                "name": case.name,
+                "graphs": list(case.graphs),
+                "inputs": {n: _store(tensors, v) for n, v in case.inputs.items() if n != "image"},
+                "expected": {n: _store(tensors, sampled.sample(n, v)) for n, v in case.expected.items()},
+                "strides": strides,
+            }
+        )
+    np.savez_compressed(out / _TENSORS, allow_pickle=False, masks=np.packbits(golden.masks), **tensors)
+    content = {"resized_sha256": golden.resized_sha256, "cases": cases}
+    (out / _CASES).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _store(tensors: dict[str, NDArray[Any]], value: NDArray[Any]) -> str:
+    """Key of an equal tensor in ``tensors``; added if there is none. fp16 where that is exact."""
+    half = value.astype(np.float16)
+    value = half if np.array_equal(half.astype(value.dtype), value) else value
+    for key, known in tensors.items():
+        if known.dtype == value.dtype and np.array_equal(known, value):
+            return key
+    key = f"t{len(tensors)}"
+    tensors[key] = np.ascontiguousarray(value)
+    return key
+
+
+def load_golden(folder: Path, frame: Frame) -> Golden:
+    """The inverse of :func:`save_golden`; BundleError if the files are absent or damaged."""
+    source = folder / FOLDER
+    try:
+        content = json.loads((source / _CASES).read_text(encoding="utf-8"))
+        picture = read_image(source / _PICTURE)
+        with np.load(source / _TENSORS, allow_pickle=False) as stored:
+            tensors = {key: stored[key].astype(np.float32) for key in stored.files if key != "masks"}
+            bits = np.unpackbits(stored["masks"])
+        shape = (len(picture_prompts(picture)), *picture.shape[:2])
+        masks = bits[: int(np.prod(shape))].reshape(shape).astype(bool)
+        cases = []
+        for case in content["cases"]:
+            inputs = {n: tensors[k] for n, k in case["inputs"].items()}
+            if case["graphs"] == ["encoder"]:
+                inputs["image"] = to_frame(picture, frame)
+            expected = {n: tensors[k] for n, k in case["expected"].items()}
+            cases.append(Case(case["name"], tuple(case["graphs"]), inputs, expected, case["strides"]))
+        return Golden(picture, content["resized_sha256"], masks, tuple(cases))
+    except (SamExportError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise BundleError(f"{source} cannot be read ({reason}); export the bundle again") from error

@@ -1,0 +1,61 @@
+"""Parity reports as JSON, JUnit XML or Markdown, chosen by the file's ending."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+from samexport.errors import ConfigError
+from samexport.runtimes.parity import ParityReport, Row, Verdict
+
+COLUMNS = ("case", "output", "max error", "of range", "SNR dB", "mask IoU", "verdict")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """One row as text for :data:`COLUMNS`."""
+    relative = row.max_error / row.value_range if row.max_error is not None and row.value_range else None
+    numbers = (
+        (row.max_error, "{:.1e}"),
+        (relative, "{:.1e}"),
+        (row.snr_db, "{:.1f}"),
+        (row.mask_iou, "{:.5f}"),
+    )
+    text = ["" if value is None else form.format(value) for value, form in numbers]
+    return row.case, row.output, *text, row.verdict.value
+
+
+def write_report(report: ParityReport, path: Path, title: str) -> None:
+    """Write the report; ConfigError for an unknown ending or a path that cannot be written."""
+    writers = {".json": _to_json, ".xml": _to_junit, ".md": _to_markdown}
+    if path.suffix not in writers:
+        raise ConfigError(f"{path.name}: a report ends in {', '.join(writers)}")
+    try:
+        path.write_text(writers[path.suffix](report, title), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --report") from error
+
+
+def _to_json(report: ParityReport, title: str) -> str:
+    rows = [row.to_json() for row in report.rows]
+    return json.dumps({"title": title, "verdict": report.verdict, "rows": rows}, indent=1, default=str) + "\n"
+
+
+def _to_junit(report: ParityReport, title: str) -> str:
+    suite = ElementTree.Element("testsuite", name=title, tests=str(len(report.rows)))
+    for verdict, attribute in ((Verdict.FAIL, "failures"), (Verdict.SKIPPED, "skipped")):
+        suite.set(attribute, str(sum(r.verdict is verdict for r in report.rows)))
+    for row in report.rows:
+        case = ElementTree.SubElement(suite, "testcase", classname=row.case, name=row.output)
+        if row.verdict is not Verdict.PASS:
+            kind = "failure" if row.verdict is Verdict.FAIL else "skipped"
+            ElementTree.SubElement(case, kind, message=row.reason)
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _to_markdown(report: ParityReport, title: str) -> str:
+    lines = [f"## {title}: {report.verdict}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in report.rows]
+    lines += ["", *(f"- **{row.verdict}** {row}" for row in report.rows if row.verdict is not Verdict.PASS)]
+    return "\n".join(lines).rstrip() + "\n"

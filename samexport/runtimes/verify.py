@@ -1,0 +1,126 @@
+"""Run a bundle's golden cases and compare: the check behind export, ``samexport verify`` and CI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samexport.errors import BundleError, MissingDependency, SamExportError
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.golden import Case, Golden, check_resize, load_golden, picture_prompts
+from samexport.runtimes.parity import (
+    ParityReport,
+    Row,
+    Verdict,
+    check_names,
+    compare_masks,
+    compare_output,
+    tier,
+)
+from samexport.runtimes.segment import Segmenter
+
+Progress = Callable[[str], None]
+
+
+def run_chain(runtimes: Mapping[str, Runtime], chain: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+    """Run graphs one after the other, each fed by name; returns the outputs of the last one."""
+    known: Tensors = dict(inputs)
+    outputs: Tensors = {}
+    for name in chain:
+        runtime = runtimes[name]
+        outputs = runtime.run({tensor: known[tensor] for tensor in runtime.graph.input_names})
+        known |= outputs
+    return outputs
+
+
+def verify_bundle(
+    bundle: Bundle,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    progress: Progress = lambda _: None,
+) -> ParityReport:
+    """Check files against their sha256, this machine's resizing, and every golden case.
+
+    Needs no torch. A file that cannot be opened or run is a failed row, not an exception.
+    """
+    frame = bundle.manifest.frame
+    rows = [Row("files", line.split()[0], Verdict.FAIL, line) for line in bundle.damaged_files()]
+    if not rows:
+        rows.append(Row("files", f"{len(bundle.manifest.files)} files", Verdict.PASS))
+    try:
+        golden = load_golden(bundle.folder, frame)
+    except BundleError as error:
+        return ParityReport((*rows, Row("golden", "golden", Verdict.FAIL, str(error))))
+    problem = check_resize(golden, frame)
+    rows.append(Row("resize", "picture", Verdict.FAIL if problem else Verdict.PASS, problem))
+    rows += compare_cases(bundle, golden, runtime=runtime, threads=threads, progress=progress)
+    return ParityReport(tuple(rows))
+
+
+def _end_to_end(bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None) -> Row:
+    """From picture to masks with the code that ``samexport segment`` runs."""
+    names = "end to end", "masks"
+    try:
+        with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
+            segmenter.set_image(golden.picture)
+            results = segmenter.predict(picture_prompts(golden.picture), multimask=False)
+    except MissingDependency:
+        raise
+    except SamExportError as error:
+        return Row(*names, Verdict.FAIL, str(error))
+    masks = np.concatenate([r.masks for r in results])
+    return compare_masks(*names, golden.masks, masks, tier(bundle.artifact("encoder").precision))
+
+
+def compare_cases(
+    bundle: Bundle,
+    golden: Golden,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    progress: Progress = lambda _: None,
+) -> Iterator[Row]:
+    """Rows of every case of ``golden`` whose graphs the bundle has, and a failed row for a graph without any."""
+    unchecked = set(bundle.graph_names)
+    with ExitStack() as stack:
+        runtimes: dict[str, Runtime] = {}
+        for case in golden.cases:
+            if not set(case.graphs) <= set(bundle.graph_names):
+                continue
+            unchecked -= set(case.graphs)
+            progress(f"{case.graphs[-1]} {case.name}")
+            try:
+                for name in set(case.graphs) - set(runtimes):
+                    opened = bundle.open(name, runtime=runtime, threads=threads)
+                    runtimes[name] = stack.enter_context(opened)
+                actual = run_chain(runtimes, case.graphs, case.inputs)
+            except MissingDependency:
+                raise
+            except SamExportError as error:
+                yield Row(_label(case), "run", Verdict.FAIL, str(error))
+                continue
+            precision = bundle.artifact(case.graphs[-1]).precision
+            yield from _compare_case(case, bundle.graph(case.graphs[-1]), actual, precision)
+    progress("end to end")
+    yield _end_to_end(bundle, golden, runtime, threads)
+    for name in sorted(unchecked):
+        yield Row(name, "golden", Verdict.FAIL, f"no golden case checks {name}")
+
+
+def _label(case: Case) -> str:
+    return f"{'+'.join(case.graphs)} {case.name}"
+
+
+def _compare_case(case: Case, graph: GraphSpec, actual: Tensors, precision: str) -> Iterator[Row]:
+    yield from check_names(_label(case), case.expected, actual)
+    for spec in graph.outputs:
+        if spec.name in case.expected and spec.name in actual:
+            found = case.sample(spec.name, actual[spec.name])
+            yield compare_output(_label(case), spec, case.expected[spec.name], found, tier(precision))

@@ -1,0 +1,506 @@
+import contextlib
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from samexport.errors import ConfigError, ImageError
+from samexport.models.spec import Frame
+from samexport.runtimes.image import (
+    PALETTE,
+    overlay,
+    read_image,
+    resize_longest,
+    resized_size,
+    to_frame,
+    upscale_logits,
+    upscale_mask,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FRAME = Frame(1024)
+
+
+def _normalise(framed):
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (FRAME.mean, FRAME.std))
+    return (framed - mean) / std
+
+
+def _png(width, height, bit_depth=8, colour_type=2, rows=b""):
+    """A PNG made by hand, so that its header may promise what its data does not hold."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def _grey(values):
+    return np.repeat(np.array(values, np.uint8)[..., None], 3, axis=-1)
+
+
+# Preprocessing against the official code's numbers
+
+
+def test_landscape_is_preprocessed_bit_for_bit_like_the_official_code():
+    golden = np.load(GOLDEN / "preprocess.npz")
+    image = read_image(GOLDEN / "land.png")
+    resized = resize_longest(image, 1024)
+    assert resized.shape == (683, 1024, 3)
+    np.testing.assert_array_equal(resized[::16, ::16], golden["land.resized.slice"])
+    assert hashlib.sha256(resized.tobytes()).hexdigest() == str(golden["land.resized_sha256"])
+    normalised = _normalise(to_frame(image, FRAME)[0])
+    np.testing.assert_array_equal(normalised[:, ::31, ::31], golden["land.input.slice"])
+    assert not normalised[:, 683:].any()
+
+
+def test_portrait_is_preprocessed_bit_for_bit_like_the_official_code():
+    # The upper half of the golden picture is noise and too large to keep; it reaches resized rows up to 513.
+    golden = np.load(GOLDEN / "preprocess.npz")
+    image = np.concatenate([np.zeros((600, 800, 3), np.uint8), read_image(GOLDEN / "port_bottom.png")])
+    resized = resize_longest(image, 1024)
+    assert resized.shape == (1024, 683, 3)
+    np.testing.assert_array_equal(resized[::16, ::16][33:], golden["port.resized.slice"][33:])
+    normalised = _normalise(to_frame(image, FRAME)[0])
+    np.testing.assert_array_equal(normalised[:, ::31, ::31][:, 17:], golden["port.input.slice"][:, 17:])
+    assert not normalised[:, :, 683:].any()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (600, 900, (683, 1024)),
+        (1200, 800, (1024, 683)),
+        (1024, 1024, (1024, 1024)),
+        (1, 1, (1024, 1024)),
+        (1, 3000, (1, 1024)),
+        (30000, 10, (1024, 1)),
+        (5, 2048, (3, 1024)),  # 2.5 goes up, not to the even neighbour
+        (683, 1024, (683, 1024)),
+    ],
+)
+def test_resized_size_by_hand(height, width, expected):
+    assert resized_size(height, width, 1024) == expected
+
+
+@given(st.integers(1, 30_000), st.integers(1, 30_000), st.sampled_from([64, 512, 1024]))
+def test_resized_size_keeps_the_long_side_and_rounds_the_other_to_nearest(height, width, size):
+    new_height, new_width = resized_size(height, width, size)
+    assert max(new_height, new_width) == size
+    assert resized_size(width, height, size) == (new_width, new_height)
+    exact = min(height, width) * size / max(height, width)
+    assert min(new_height, new_width) == 1 or abs(min(new_height, new_width) - exact) <= 0.5 + 1e-9
+
+
+def test_an_image_of_the_right_size_passes_unchanged():
+    image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    np.testing.assert_array_equal(resize_longest(image, 64), image)
+    np.testing.assert_array_equal(to_frame(image, Frame(64))[0, :, :40], image.transpose(2, 0, 1))
+
+
+def test_frame_holds_0_to_255_and_the_mean_right_and_below():
+    framed = to_frame(np.full((10, 20, 3), (0, 128, 255), np.uint8), Frame(64))
+    assert framed.dtype == np.float32
+    assert framed.shape == (1, 3, 64, 64)
+    for channel, (value, mean) in enumerate(zip((0, 128, 255), FRAME.mean, strict=True)):
+        assert (framed[0, channel, :32] == value).all()
+        assert (framed[0, channel, 32:] == np.float32(mean)).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5), (5, 5, 4)])
+def test_what_is_no_rgb_image_is_refused(shape):
+    with pytest.raises(ImageError, match="uint8"):
+        to_frame(np.zeros(shape, np.uint8), FRAME)
+    with pytest.raises(ImageError, match="float32"):
+        to_frame(np.zeros((5, 5, 3), np.float32), FRAME)
+
+
+# Reading files
+
+
+def _palette_image():
+    image = Image.new("P", (2, 1))
+    image.putpalette([1, 2, 3, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    return image
+
+
+PALETTE_PIXELS = [[(1, 2, 3), (200, 100, 50)]]
+CASES = {
+    "grey": (Image.fromarray(np.array([[0, 128, 255]], np.uint8)), "png", {}, _grey([[0, 128, 255]])),
+    "grey_alpha": (
+        Image.frombytes("LA", (2, 1), bytes([100, 0, 200, 255])),
+        "png",
+        {},
+        _grey([[100, 200]]),
+    ),
+    "rgba": (
+        Image.fromarray(np.array([[[10, 20, 30, 0], [40, 50, 60, 128]]], np.uint8)),
+        "png",
+        {},
+        [[(10, 20, 30), (40, 50, 60)]],
+    ),
+    "rgba_webp": (
+        Image.fromarray(np.array([[[10, 20, 30, 1], [40, 50, 60, 128]]], np.uint8)),
+        "webp",
+        {"lossless": True, "exact": True},
+        [[(10, 20, 30), (40, 50, 60)]],
+    ),
+    "palette": (_palette_image(), "png", {}, PALETTE_PIXELS),
+    "palette_gif": (_palette_image(), "gif", {}, PALETTE_PIXELS),
+    "palette_clear_colour": (_palette_image(), "png", {"transparency": 1}, PALETTE_PIXELS),
+    "palette_alphas": (_palette_image(), "png", {"transparency": b"\x00\x80"}, PALETTE_PIXELS),
+    "grey_clear_colour": (Image.new("L", (1, 1), 9), "png", {"transparency": 9}, _grey([[9]])),
+    "rgb_clear_colour": (
+        Image.new("RGB", (1, 1), (9, 8, 7)),
+        "png",
+        {"transparency": (9, 8, 7)},
+        [[(9, 8, 7)]],
+    ),
+    "cmyk": (
+        Image.frombytes("CMYK", (4, 1), bytes([0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 255, 0, 0, 255, 0])),
+        "tiff",
+        {},
+        [[(255, 255, 255), (0, 255, 255), (0, 0, 0), (255, 255, 0)]],
+    ),
+    "cmyk_jpeg": (
+        Image.new("CMYK", (8, 8), (0, 255, 255, 0)),
+        "jpeg",
+        {"quality": 100},
+        np.full((8, 8, 3), (255, 0, 0)),
+    ),
+    "one_bit": (
+        Image.fromarray(np.array([[True, False]])),
+        "png",
+        {},
+        _grey([[255, 0]]),
+    ),
+    "16_bit": (
+        Image.fromarray(np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)),
+        "png",
+        {},
+        _grey([[0, 0, 1, 1, 128, 255]]),
+    ),
+    "16_bit_dark": (Image.fromarray(np.array([[0, 514]], np.uint16)), "tiff", {}, _grey([[0, 2]])),
+    "16_bit_big_endian": (
+        Image.frombytes("I;16B", (3, 1), np.array([0, 2570, 65535], ">u2").tobytes()),
+        "tiff",
+        {},
+        _grey([[0, 10, 255]]),
+    ),
+    "16_bit_pgm": (Image.fromarray(np.array([[0, 2570, 65535]], np.int32)), "ppm", {}, _grey([[0, 10, 255]])),
+    "32_bit_that_fits_16": (
+        Image.fromarray(np.array([[0, 2570]], np.int32)),
+        "tiff",
+        {},
+        _grey([[0, 10]]),
+    ),
+    "32_bit": (
+        Image.fromarray(np.array([[-1000, 0, 1000]], np.int32)),
+        "tiff",
+        {},
+        _grey([[0, 128, 255]]),
+    ),
+    "32_bit_positive": (Image.fromarray(np.array([[0, 200_000]], np.int32)), "tiff", {}, _grey([[0, 255]])),
+    "float": (Image.fromarray(np.array([[0, 0.25, 1]], np.float32)), "tiff", {}, _grey([[0, 64, 255]])),
+    "float_negative": (
+        Image.fromarray(np.array([[-3e38, 0, 3e38]], np.float32)),
+        "tiff",
+        {},
+        _grey([[0, 128, 255]]),
+    ),
+    "float_constant": (Image.fromarray(np.full((1, 2), 7, np.float32)), "tiff", {}, _grey([[0, 0]])),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_file_mode_gives_the_pixels_worked_out_by_hand(tmp_path, case):
+    image, kind, options, expected = CASES[case]
+    path = tmp_path / f"{case}.{kind}"
+    image.save(path, kind, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = read_image(path)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.writeable
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_16_bit_colour_keeps_the_upper_byte(tmp_path):
+    path = tmp_path / "deep.png"
+    path.write_bytes(_png(1, 1, bit_depth=16, rows=b"\x00" + struct.pack(">HHH", 0x12FF, 0x8000, 0xFFFF)))
+    np.testing.assert_array_equal(read_image(path), [[(0x12, 0x80, 0xFF)]])
+
+
+def test_of_an_animation_the_first_picture_is_read(tmp_path):
+    path = tmp_path / "moving.gif"
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(path), np.full((3, 4, 3), (255, 0, 0)))
+
+
+UPRIGHT = {
+    1: [[1, 2, 3], [4, 5, 6]],
+    2: [[3, 2, 1], [6, 5, 4]],
+    3: [[6, 5, 4], [3, 2, 1]],
+    4: [[4, 5, 6], [1, 2, 3]],
+    5: [[1, 4], [2, 5], [3, 6]],
+    6: [[4, 1], [5, 2], [6, 3]],
+    7: [[6, 3], [5, 2], [4, 1]],
+    8: [[3, 6], [2, 5], [1, 4]],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize(
+    ("kind", "options", "dtype", "factor"),
+    [
+        ("png", {}, np.uint8, 1),
+        ("webp", {"lossless": True}, np.uint8, 1),
+        ("tiff", {}, np.uint8, 1),
+        ("tiff", {"compression": "tiff_lzw"}, np.uint8, 1),
+        ("tiff", {}, np.uint16, 257),
+        ("png", {}, np.uint16, 257),
+    ],
+)
+def test_exif_orientation_is_applied_once(tmp_path, orientation, kind, options, dtype, factor):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.array(UPRIGHT[1], dtype) * dtype(factor)
+    path = tmp_path / f"turned.{kind}"
+    Image.fromarray(stored).save(path, exif=exif, **options)
+    np.testing.assert_array_equal(read_image(path), _grey(UPRIGHT[orientation]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1), (30_000, 10), (10, 30_000)])
+def test_extreme_shapes_give_a_frame_and_masks(tmp_path, height, width):
+    path = tmp_path / "thin.png"
+    Image.new("RGB", (width, height), (9, 99, 199)).save(path)
+    image = read_image(path)
+    new_height, new_width = resized_size(height, width, 1024)
+    framed = to_frame(image, FRAME)
+    assert (framed[0, :, :new_height, :new_width] == np.array([9, 99, 199])[:, None, None]).all()
+    assert upscale_mask(np.ones((1, 256, 256), np.float32), (height, width), FRAME).all()
+    assert overlay(image, np.ones((1, height, width), bool)).shape == image.shape
+
+
+def _encoded(kind, **options):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+DAMAGED = {
+    "empty.png": (b"", "empty"),
+    "text.jpg": (b"not a picture\n", "no picture"),
+    "truncated.png": (_encoded("png")[:800], "damaged"),
+    "truncated.jpg": (_encoded("jpeg")[:700], "damaged"),
+    "zero_width.png": (_png(0, 5), "no picture"),
+    "zero_height.png": (_png(5, 0), "no picture"),
+    "drawing.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no picture"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path, name):
+    content, reason = DAMAGED[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_one_line_that_names_them(tmp_path):
+    with pytest.raises(ImageError, match=r"absent\.png: no such file"):
+        read_image(tmp_path / "absent.png")
+    with pytest.raises(ImageError, match="is a directory"):
+        read_image(str(tmp_path))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_float_pixels_that_are_not_finite_are_refused(tmp_path, bad):
+    path = tmp_path / "depth.tiff"
+    Image.fromarray(np.array([[0, bad]], np.float32)).save(path)
+    with pytest.raises(ImageError, match="NaN or infinite"):
+        read_image(path)
+
+
+def test_the_pixel_limit_is_checked_on_the_header_alone(tmp_path):
+    # There is no pixel data behind these headers: a decoder that started would call the files damaged.
+    guard = Image.MAX_IMAGE_PIXELS
+    path = tmp_path / "bomb.png"
+    path.write_bytes(_png(12_000, 12_000))
+    with pytest.raises(ImageError, match="12000x12000 is more than 120000000 pixels"):
+        read_image(path)
+    with pytest.raises(ImageError, match="damaged"):
+        read_image(path, max_pixels=144_000_000)
+    path.write_bytes(_png(60_000, 60_000))
+    with pytest.raises(ImageError, match="guard against bombs"):
+        read_image(path, max_pixels=10**12)
+    assert guard == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_pixel_limit_is_inclusive(tmp_path):
+    path = tmp_path / "small.png"
+    Image.new("L", (10, 10)).save(path)
+    assert read_image(path, max_pixels=100).shape == (10, 10, 3)
+    with pytest.raises(ImageError, match="10x10 is more than 99 pixels"):
+        read_image(path, max_pixels=99)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_bytes_give_a_picture_or_an_image_error(tmp_path_factory, data):
+    kind = data.draw(st.sampled_from(["png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm"]))
+    content = bytearray(_encoded(kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"fuzzed.{kind}"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with contextlib.suppress(ImageError):
+        image = read_image(path, max_pixels=100_000)
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+
+
+# Masks back to the original size
+
+
+def _torch_upscale(low_res_masks, image_hw, frame, dtype):
+    """The official order of steps, each done by torch: enlarge to the frame, crop, resize to the image."""
+    torch = pytest.importorskip("torch")
+    resize = torch.nn.functional.interpolate
+    height, width = resized_size(*image_hw, frame.size)
+    masks = torch.from_numpy(low_res_masks).to(getattr(torch, dtype))
+    masks = resize(masks, (frame.size, frame.size), mode="bilinear", align_corners=False)
+    return resize(masks[..., :height, :width], image_hw, mode="bilinear", align_corners=False).numpy()
+
+
+SIZES = [(600, 900), (1200, 800), (1, 1), (1, 3000), (5000, 3), (97, 1024), (1024, 1024), (1500, 2251)]
+
+
+@pytest.mark.parametrize("image_hw", SIZES)
+def test_upscaled_logits_equal_torch(image_hw):
+    logits = np.random.default_rng(1).normal(0, 5, (2, 1, 256, 256)).astype(np.float32)
+    upscaled = upscale_logits(logits, image_hw, FRAME)
+    assert upscaled.dtype == np.float32
+    scale = np.ptp(logits)
+    assert np.abs(upscaled - _torch_upscale(logits, image_hw, FRAME, "float64")).max() < 2e-7 * scale
+    # torch's float32 coordinates are coarser than ours
+    assert np.abs(upscaled - _torch_upscale(logits, image_hw, FRAME, "float32")).max() < 2e-5 * scale
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_upscaled_logits_equal_torch_in_any_small_frame(height, width, seed):
+    frame = Frame(64)
+    logits = np.random.default_rng(seed).normal(0, 5, (1, 2, 16, 16)).astype(np.float32)
+    expected = _torch_upscale(logits, (height, width), frame, "float64")
+    np.testing.assert_allclose(upscale_logits(logits, (height, width), frame), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 4), (0,)])
+def test_the_mask_is_exactly_the_thresholded_logits(lead):
+    logits = np.random.default_rng(2).normal(0, 5, (*lead, 256, 256)).astype(np.float32)
+    for threshold in (0.0, 1.5):
+        mask = upscale_mask(logits, (130, 70), FRAME, threshold)
+        assert mask.shape == (*lead, 130, 70)
+        np.testing.assert_array_equal(mask, upscale_logits(logits, (130, 70), FRAME) > threshold)
+
+
+def test_a_logit_at_the_threshold_is_outside():
+    assert not upscale_mask(np.zeros((256, 256), np.float32), (20, 30), FRAME).any()
+
+
+def test_masks_equal_the_official_generator_pixel_by_pixel():
+    # The official generator ran on logits in closed form: a disc around each point, wider for later masks.
+    golden = np.load(GOLDEN / "amg_stub_masks.npz")
+    height, width = (int(side) for side in golden["image_hw"])
+    new_height, new_width = resized_size(height, width, 1024)
+    x, y = (golden["point_coords"] * [new_width / width, new_height / height]).T[:, :, None, None]
+    index = golden["mask_index"][:, None, None]
+    centre = 4 * np.arange(256) + 2
+    radius = 60 + 50 * index + 40 * np.sin(x / 97 + index)
+    logits = (0.2 + 0.4 * index) * (radius - np.hypot(centre - x, centre[:, None] - y))
+    masks = upscale_mask(logits.astype(np.float32), (height, width), FRAME)
+    expected = np.unpackbits(golden["mask_packed"], axis=1).reshape(masks.shape).astype(bool)
+    np.testing.assert_array_equal(masks.sum(axis=(1, 2)), golden["area"])
+    np.testing.assert_array_equal(masks, expected)
+
+
+def test_logits_of_another_model_are_refused():
+    with pytest.raises(ConfigError, match=r"\[256, 256\], got \[1, 16, 16\]"):
+        upscale_logits(np.zeros((1, 16, 16), np.float32), (10, 10), FRAME)
+    with pytest.raises(ImageError):
+        upscale_mask(np.zeros((256, 256), np.float32), (0, 10), FRAME)
+
+
+# Overlay
+
+
+def _square(side, top, left, size):
+    mask = np.zeros((side, side), bool)
+    mask[top : top + size, left : left + size] = True
+    return mask
+
+
+def test_overlay_fills_and_outlines_only_the_mask():
+    image = np.full((100, 100, 3), 200, np.uint8)
+    mask = _square(100, 20, 30, 40)
+    drawn = overlay(image, mask[None], opacity=0.5)
+    assert (image == 200).all()
+    np.testing.assert_array_equal(drawn[~mask], image[~mask])
+    np.testing.assert_array_equal(drawn[40, 50], np.round(100 + np.array(PALETTE[0]) / 2))
+    for row, column in ((20, 50), (59, 50), (40, 30), (40, 69)):
+        np.testing.assert_array_equal(drawn[row, column], PALETTE[0])
+
+
+def test_overlay_paints_small_masks_last_in_their_own_colour():
+    image = np.zeros((100, 100, 3), np.uint8)
+    drawn = overlay(image, np.stack([_square(100, 40, 40, 20), _square(100, 10, 10, 80)]), opacity=1)
+    np.testing.assert_array_equal(drawn[50, 50], PALETTE[0])
+    np.testing.assert_array_equal(drawn[20, 20], PALETTE[1])
+
+
+def test_overlay_draws_no_outline_along_the_picture_edge():
+    drawn = overlay(np.zeros((50, 50, 3), np.uint8), np.ones((1, 50, 50), bool), opacity=0.5)
+    assert (drawn == np.round(np.array(PALETTE[0]) / 2)).all()
+
+
+def test_overlay_marks_points_and_boxes():
+    image = np.full((200, 200, 3), 128, np.uint8)
+    points, labels = [(40, 50), (150, 60), (0, 199)], [1, 0, 1]
+    boxes = [(20, 100, 180, 180)]
+    drawn = overlay(image, np.zeros((0, 200, 200), bool), points=points, labels=labels, boxes=boxes)
+    green, red = drawn[46, 36].astype(int), drawn[56, 146].astype(int)
+    assert green[1] > green[0] + 50
+    assert red[0] > red[1] + 50
+    assert (drawn[47, 40] == 255).all(), "a plus has an upright bar"
+    assert drawn[57, 150, 1] < 128, "a minus has none"
+    assert (drawn[100, 60] == 255).all()
+    assert (drawn[140, 20] == 255).all()
+    np.testing.assert_array_equal(drawn[140, 100], image[140, 100])
+
+
+def test_overlay_of_an_empty_mask_changes_nothing():
+    image = np.full((30, 30, 3), 77, np.uint8)
+    np.testing.assert_array_equal(overlay(image, np.zeros((2, 30, 30), bool)), image)
+
+
+def test_overlay_refuses_masks_of_another_size():
+    with pytest.raises(ImageError, match="masks of an image"):
+        overlay(np.zeros((30, 30, 3), np.uint8), np.zeros((1, 30, 31), bool))

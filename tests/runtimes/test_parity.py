@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+
+from samexport.errors import ConfigError
+from samexport.models.spec import TensorSpec
+from samexport.runtimes.parity import (
+    TIERS,
+    ParityReport,
+    Row,
+    Verdict,
+    check_names,
+    compare_masks,
+    compare_output,
+    intersection_over_union,
+    signal_to_noise,
+    tier,
+)
+
+LOGITS = TensorSpec("low_res_masks", ("N", 4, 16, 16), "", role="mask_logits")
+SCORES = TensorSpec("iou_predictions", ("N", 4), "", role="mask_scores")
+
+
+def logits() -> np.ndarray:
+    return np.random.default_rng(3).normal(0, 10, (3, 4, 16, 16)).astype(np.float32)
+
+
+def judge(spec, expected, actual, name="fp32"):
+    return compare_output("case", spec, expected, actual, TIERS[name])
+
+
+def test_signal_to_noise_of_a_hand_worked_case():
+    # |signal| = 5, |noise| = 0.05: 20 log10(100) = 40 dB
+    assert signal_to_noise(np.array([3.0, 4.0]), np.array([3.0, 4.05])) == pytest.approx(40, abs=1e-6)
+    assert signal_to_noise(np.ones(3), np.ones(3)) == np.inf
+
+
+def test_iou_of_hand_worked_masks_and_of_empty_ones():
+    first = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]]], bool)
+    second = np.array([[[0, 1, 1, 0]], [[0, 0, 0, 0]]], bool)
+    assert intersection_over_union(first, second).tolist() == [1 / 3, 1]
+
+
+def test_equal_outputs_pass():
+    row = judge(LOGITS, logits(), logits())
+    assert (row.verdict, row.max_error, row.mask_iou) == (Verdict.PASS, 0, 1)
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16"])
+def test_an_error_above_the_tier_fails_and_says_where(name):
+    expected, actual = logits(), logits()
+    actual[2, 1, 3, 4] += 1.01 * TIERS[name].max_error * (expected.max() - expected.min())
+    row = judge(LOGITS, expected, actual, name)
+    assert row.verdict is Verdict.FAIL
+    assert "[2, 1, 3, 4]" in row.reason
+
+
+def test_noise_below_the_largest_allowed_error_still_fails_by_its_power():
+    expected = logits()
+    span = expected.max() - expected.min()
+    noise = np.random.default_rng(0).choice([-1, 1], expected.shape) * 0.9e-4 * span
+    row = judge(LOGITS, expected, (expected + noise).astype(np.float32))
+    assert row.verdict is Verdict.FAIL
+    assert "SNR" in row.reason
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_never_passes(bad):
+    actual = logits()
+    actual[1, 0, 5, 6] = bad
+    row = judge(LOGITS, logits(), actual)
+    assert row.verdict is Verdict.FAIL
+    assert "[1, 0, 5, 6]" in row.reason
+
+
+def test_nan_does_not_equal_nan():
+    both = logits()
+    both[0, 0, 0, 0] = np.nan
+    assert judge(LOGITS, both, both.copy()).verdict is Verdict.FAIL
+
+
+def test_another_shape_fails():
+    assert "shape" in judge(LOGITS, logits(), logits()[:2]).reason
+
+
+def test_a_flipped_ranking_fails_even_if_the_masks_agree():
+    expected = np.array([[0.1, 0.9, 0.2, 0.3]], np.float32)
+    actual = expected + np.array([[0, -0.05, 0, 0.7]], np.float32)
+    assert "best score in prompts [0]" in judge(SCORES, expected, actual, "fp16").reason
+
+
+def test_a_tie_within_the_tolerance_may_go_either_way():
+    expected = np.array([[0.5, 0.9, 0.9 - 1e-6, 0.1]], np.float32)
+    actual = np.array([[0.5, 0.9 - 1e-6, 0.9, 0.1]], np.float32)
+    assert judge(SCORES, expected, actual).verdict is Verdict.PASS
+
+
+def test_boundary_pixels_are_counted_apart_from_the_iou():
+    expected = np.full((1, 4, 16, 16), 10.0, np.float32)
+    expected[..., 8:] = -10
+    expected[0, 0, 0, 0] = 1e-5
+    actual = expected.copy()
+    actual[0, 0, 0, 0] = -1e-5
+    row = judge(LOGITS, expected, actual)
+    assert (row.verdict, row.mask_iou, row.boundary_flips) == (Verdict.PASS, 1, 1)
+
+
+def test_masks_that_differ_in_one_row_fail():
+    expected = np.zeros((2, 20, 20), bool)
+    expected[:, 5:15] = True
+    actual = expected.copy()
+    actual[1, 14] = False
+    row = compare_masks("case", "masks", expected, actual, TIERS["fp32"])
+    assert (row.verdict, row.boundary_flips) == (Verdict.FAIL, 20)
+    assert compare_masks("case", "masks", expected, expected, TIERS["fp32"]).verdict is Verdict.PASS
+
+
+def test_missing_and_extra_outputs_fail():
+    assert check_names("case", ["a", "b"], ["a", "b"]) == []
+    assert check_names("case", ["a", "b"], ["a"])[0].verdict is Verdict.FAIL
+    assert check_names("case", ["a"], ["a", "b"])[0].verdict is Verdict.FAIL
+
+
+def test_a_report_is_as_bad_as_its_worst_row_and_skipped_is_not_passed():
+    rows = {v: Row("case", "output", v) for v in Verdict}
+    assert ParityReport(()).verdict is Verdict.SKIPPED
+    assert ParityReport((rows[Verdict.SKIPPED],)).verdict is Verdict.SKIPPED
+    assert ParityReport((rows[Verdict.SKIPPED], rows[Verdict.PASS])).verdict is Verdict.PASS
+    assert ParityReport(tuple(rows.values())).verdict is Verdict.FAIL
+
+
+def test_an_unknown_precision_has_no_tier():
+    with pytest.raises(ConfigError, match="fp32, fp16"):
+        tier("int3")

@@ -1,0 +1,271 @@
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samexport.errors import PromptError
+from samexport.models.spec import Frame
+from samexport.runtimes.image import resized_size
+from samexport.runtimes.prompts import Prompt, check_tensors, count_tokens, pack, select_mask
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FRAME = Frame(1024)
+TINY = Frame(64)
+CLICK = Prompt.make([(5, 5)], [1])
+
+
+def _golden(name):
+    return [pytest.param(case, id=case["case"]) for case in json.loads((GOLDEN / name).read_text())]
+
+
+# Prompt
+
+
+def test_make_keeps_what_was_given():
+    prompt = Prompt.make([(1, 2.5)], [True], box=(0, 1, 2, 3), mask_input=np.ones((16, 16), np.float16))
+    np.testing.assert_array_equal(prompt.points, [[1, 2.5]])
+    np.testing.assert_array_equal(prompt.labels, [1])
+    np.testing.assert_array_equal(prompt.box, [0, 1, 2, 3])
+    assert prompt.points.dtype == prompt.box.dtype == np.float64
+    assert prompt.labels.dtype == np.int64
+    assert prompt.mask_input.dtype == np.float32
+
+
+def test_a_prompt_does_not_change_with_the_callers_array():
+    points = np.array([(1.0, 2.0)])
+    prompt = Prompt.make(points, [1])
+    points[:] = np.nan
+    np.testing.assert_array_equal(prompt.points, [[1, 2]])
+    with pytest.raises(FrozenInstanceError):
+        prompt.box = None
+
+
+BAD = {
+    "nothing": ({}, "needs a point, a box or a mask"),
+    "nan_point": ({"points": [(np.nan, 0)], "labels": [1]}, "points must be finite"),
+    "infinite_point": ({"points": [(0, np.inf)], "labels": [1]}, "points must be finite"),
+    "flat_points": ({"points": [1, 2], "labels": [1]}, r"points are \[P, 2\]"),
+    "three_numbers": ({"points": [(1, 2, 3)], "labels": [1]}, r"points are \[P, 2\]"),
+    "ragged": ({"points": [(1, 2), (3,)], "labels": [1, 1]}, "array of numbers"),
+    "text": ({"points": [("a", "b")], "labels": [1]}, "array of numbers"),
+    "label_2": ({"points": [(1, 2)], "labels": [2]}, r"got \[2"),
+    "label_padding": ({"points": [(1, 2)], "labels": [-1]}, r"got \[-1"),
+    "label_half": ({"points": [(1, 2)], "labels": [0.5]}, r"got \[0\.5\]"),
+    "label_nan": ({"points": [(1, 2)], "labels": [np.nan]}, r"got \[nan\]"),
+    "too_few_labels": ({"points": [(1, 2), (3, 4)], "labels": [1]}, "2 points need as many labels"),
+    "no_labels": ({"points": [(1, 2)]}, "1 points need as many labels"),
+    "labels_alone": ({"labels": [1]}, "0 points need as many labels"),
+    "box_three": ({"box": (1, 2, 3)}, r"x0, y0, x1, y1, got an array \[3\]"),
+    "box_nan": ({"box": (1, 2, 3, np.nan)}, "box must be finite"),
+    "box_empty": ({"box": (1, 2, 1, 5)}, "is empty"),
+    "box_swapped": ({"box": (1, 5, 3, 2)}, "is empty"),
+    "mask_nan": ({"mask_input": np.full((16, 16), np.nan)}, "mask_input must be finite"),
+    "mask_float32_overflow": ({"mask_input": np.full((16, 16), 1e300)}, "mask_input must be finite"),
+    "mask_not_square": ({"mask_input": np.zeros((16, 15))}, "mask_input is square"),
+    "mask_flat": ({"mask_input": np.zeros(256)}, "mask_input is square"),
+    "mask_with_last_channel": ({"mask_input": np.zeros((16, 16, 1))}, "mask_input is square"),
+    "mask_with_channel": ({"mask_input": np.zeros((1, 16, 16))}, "mask_input is square"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_prompt_is_one_line_that_says_what_is_wrong(case):
+    arguments, message = BAD[case]
+    with pytest.raises(PromptError, match=message) as caught:
+        Prompt.make(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fields_are_checked_without_make_too():
+    with pytest.raises(PromptError, match="finite"):
+        Prompt(points=np.full((1, 2), np.nan), labels=np.ones(1, np.int64))
+    with pytest.raises(PromptError, match="labels are"):
+        Prompt(points=np.zeros((1, 2)), labels=np.full(1, 3))
+
+
+# pack
+
+
+@pytest.mark.parametrize("case", _golden("prompts.json"))
+def test_pack_gives_the_coordinates_the_official_predictor_feeds(case):
+    boxes = case["boxes"] or [None]
+    prompts = [Prompt.make(case["points"], case["labels"], box=box) for box in boxes]
+    packed = pack(prompts, tuple(case["image_hw"]), FRAME)
+    for index, box in enumerate(boxes):
+        coords = [*case["points_1024"], *np.reshape(case["boxes_1024"][index : index + 1], (-1, 2))]
+        labels = [*case["labels"], *((2, 3) if box else (-1,))]
+        coords += [] if box else [(0, 0)]
+        np.testing.assert_array_equal(packed["point_coords"][index], np.array(coords, np.float32))
+        np.testing.assert_array_equal(packed["point_labels"][index], labels)
+
+
+def test_prompts_with_different_slots_share_a_batch():
+    mask = np.arange(256, dtype=np.float32).reshape(16, 16)
+    prompts = [
+        Prompt.make([(10, 20), (30, 40)], [1, 0]),
+        Prompt.make(box=(0, 0, 128, 64)),
+        Prompt.make([(10, 20), (30, 40)], [0, 1], box=(2, 4, 6, 8)),
+        Prompt.make(mask_input=mask),
+    ]
+    packed = pack(prompts, (64, 128), TINY)
+    assert {name: (array.shape, array.dtype) for name, array in packed.items()} == {
+        "point_coords": ((4, 4, 2), np.float32),
+        "point_labels": ((4, 4), np.float32),
+        "mask_input": ((4, 1, 16, 16), np.float32),
+        "has_mask_input": ((4,), np.float32),
+    }
+    np.testing.assert_array_equal(
+        packed["point_labels"], [[1, 0, -1, -2], [2, 3, -2, -2], [0, 1, 2, 3], [-2, -2, -2, -2]]
+    )
+    np.testing.assert_array_equal(
+        packed["point_coords"],
+        [
+            [(5, 10), (15, 20), (0, 0), (0, 0)],
+            [(0, 0), (64, 32), (0, 0), (0, 0)],
+            [(5, 10), (15, 20), (1, 2), (3, 4)],
+            [(0, 0), (0, 0), (0, 0), (0, 0)],
+        ],
+    )
+    np.testing.assert_array_equal(packed["has_mask_input"], [0, 0, 0, 1])
+    np.testing.assert_array_equal(packed["mask_input"][3, 0], mask)
+    assert not packed["mask_input"][:3].any()
+    np.testing.assert_array_equal(count_tokens(packed["point_labels"]), [3, 2, 4, 0])
+
+
+def test_a_mask_alone_has_one_absent_slot():
+    packed = pack([Prompt.make(mask_input=np.zeros((16, 16)))], (64, 64), TINY)
+    np.testing.assert_array_equal(packed["point_labels"], [[-2]])
+    np.testing.assert_array_equal(packed["point_coords"], [[(0, 0)]])
+
+
+def test_without_masks_there_are_no_mask_tensors():
+    assert set(pack([CLICK], (10, 10), FRAME)) == {"point_coords", "point_labels"}
+
+
+def test_no_prompt_is_refused():
+    with pytest.raises(PromptError, match="no prompt"):
+        pack([], (10, 10), FRAME)
+
+
+def test_a_mask_of_another_model_is_refused():
+    prompts = [CLICK, Prompt.make(mask_input=np.zeros((16, 16)))]
+    with pytest.raises(PromptError, match=r"prompt 1: mask_input must be \[256, 256\]"):
+        pack(prompts, (10, 10), FRAME)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        (Prompt.make([(5, 5), (20.5, 3)], [1, 1]), r"\(20\.5, 3\)"),
+        (Prompt.make([(5, 10.01)], [1]), r"\(5, 10\.01\)"),
+        (Prompt.make([(-0.01, 5)], [1]), r"\(-0\.01, 5\)"),
+        (Prompt.make([(5, -0.01)], [1]), r"\(5, -0\.01\)"),
+        (Prompt.make(box=(0, 0, 21, 10)), r"\(21, 10\)"),
+        (Prompt.make(box=(-1, 0, 5, 5)), r"\(-1, 0\)"),
+    ],
+)
+def test_a_coordinate_outside_the_image_is_named(prompt, named):
+    with pytest.raises(PromptError, match=rf"prompt 1: {named} is outside the image, 20 wide and 10 high"):
+        pack([CLICK, prompt], (10, 20), FRAME)
+
+
+def test_the_edges_of_the_image_are_inside():
+    packed = pack([Prompt.make([(20, 10), (0, 0)], [1, 0], box=(0, 0, 20, 10))], (10, 20), FRAME)
+    np.testing.assert_array_equal(packed["point_coords"][0, 0], (1024, 512))
+
+
+@st.composite
+def _prompts_and_size(draw):
+    height, width = draw(st.integers(1, 5000)), draw(st.integers(1, 5000))
+    point = st.tuples(st.floats(0, width), st.floats(0, height))
+
+    def prompt():
+        points = draw(st.lists(point, max_size=5))
+        labels = draw(st.lists(st.integers(0, 1), min_size=len(points), max_size=len(points)))
+        box = (0.25 * width, 0, width, 0.5 * height) if draw(st.booleans()) or not points else None
+        mask = np.full((16, 16), draw(st.floats(-32, 32))) if draw(st.booleans()) else None
+        return Prompt.make(points, labels, box=box, mask_input=mask)
+
+    return [prompt() for _ in range(draw(st.integers(1, 4)))], (height, width)
+
+
+@given(_prompts_and_size())
+def test_a_batch_is_each_prompt_alone_then_absent_slots(prompts_and_size):
+    prompts, image_hw = prompts_and_size
+    packed = pack(prompts, image_hw, TINY)
+    check_tensors(packed["point_coords"], packed["point_labels"])
+    new_height, new_width = resized_size(*image_hw, TINY.size)
+    for index, prompt in enumerate(prompts):
+        alone = pack([prompt], image_hw, TINY)
+        slots = alone["point_labels"].shape[1]
+        assert slots == len(prompt.points) + (1 if prompt.box is None else 2)
+        np.testing.assert_array_equal(packed["point_coords"][index, :slots], alone["point_coords"][0])
+        np.testing.assert_array_equal(packed["point_labels"][index, :slots], alone["point_labels"][0])
+        assert (packed["point_labels"][index, slots:] == -2).all()
+        assert not packed["point_coords"][index, slots:].any()
+        assert count_tokens(packed["point_labels"])[index] == slots
+        for (x, y), packed_point in zip(prompt.points.tolist(), alone["point_coords"][0], strict=False):
+            expected = (x * (new_width / image_hw[1]), y * (new_height / image_hw[0]))
+            np.testing.assert_array_equal(packed_point, np.array(expected, np.float32))
+        if "mask_input" in packed:
+            assert packed["has_mask_input"][index] == (prompt.mask_input is not None)
+
+
+# select_mask
+
+
+@pytest.mark.parametrize("case", _golden("select_mask.json"))
+def test_select_mask_chooses_what_the_official_onnx_model_chooses(case):
+    labels = np.array([case["point_labels"]])
+    scores = np.array(case["iou_predictions"], np.float32)
+    assert select_mask(scores, int(count_tokens(labels)[0])) == case["chosen"]
+    with_absent = np.concatenate([labels, [[-2, -2, -2]]], axis=1)
+    assert select_mask(scores, int(count_tokens(with_absent)[0])) == case["chosen"]
+
+
+@given(st.lists(st.floats(-1, 2, width=32), min_size=4, max_size=4), st.integers(0, 8))
+def test_select_mask_is_the_argmax_of_the_official_reweighting(scores, num_tokens):
+    reweighted = np.array(scores) + (num_tokens - 2.5) * np.array([1000, 0, 0, 0])
+    assert select_mask(np.array(scores), num_tokens) == np.argmax(reweighted)
+
+
+@pytest.mark.parametrize(
+    ("mask_outputs", "num_tokens", "expected"),
+    [((1, 2, 3), 2, 2), ((1, 2, 3), 5, 2), ((0,), 2, 0), ((0,), 5, 0), ((0, 1, 3), 2, 3), ((0, 1, 3), 3, 0)],
+)
+def test_select_mask_never_leaves_the_masks_the_model_was_trained_for(mask_outputs, num_tokens, expected):
+    assert select_mask(np.array([0.99, 0.1, 0.9, 0.5]), num_tokens, mask_outputs) == expected
+
+
+# check_tensors
+
+
+def test_every_label_of_the_contract_is_allowed():
+    check_tensors(np.zeros((1, 6, 2), np.float32), np.array([[-2, -1, 0, 1, 2, 3]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("coords", "labels", "message"),
+    [
+        (np.zeros((1, 2, 2)), np.zeros((1, 3)), "point_coords is"),
+        (np.zeros((2, 1, 2)), np.zeros((1, 1)), "point_coords is"),
+        (np.zeros((1, 2, 3)), np.zeros((1, 2)), "point_coords is"),
+        (np.zeros((2, 2)), np.zeros(2), "point_coords is"),
+        (np.zeros((0, 2, 2)), np.zeros((0, 2)), "at least 1"),
+        (np.zeros((2, 0, 2)), np.zeros((2, 0)), "at least 1"),
+        (np.full((1, 1, 2), np.nan), np.zeros((1, 1)), "finite"),
+        (np.full((1, 1, 2), -np.inf), np.zeros((1, 1)), "finite"),
+        (np.zeros((1, 1, 2)), np.full((1, 1), 4), "whole numbers"),
+        (np.zeros((1, 1, 2)), np.full((1, 1), -3), "whole numbers"),
+        (np.zeros((1, 1, 2)), np.full((1, 1), 0.5), "whole numbers"),
+        (np.zeros((1, 1, 2)), np.full((1, 1), np.nan), "whole numbers"),
+    ],
+)
+def test_tensors_a_decoder_would_misread_are_refused(coords, labels, message):
+    with pytest.raises(PromptError, match=message):
+        check_tensors(coords, labels)
