@@ -1,0 +1,84 @@
+"""CoreML itself, through coremltools: the real kernels, on macOS only."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samexport.errors import BundleError, ConfigError, MissingDependency
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.buckets import run_in_buckets
+from samexport.runtimes.mil import buckets_of, check_names, whole_pixels
+from samexport.runtimes.mil_program import read_package
+
+
+class CoreMLRuntime(Runtime):
+    """A package on the compute units that CoreML chooses; ``threads`` has no effect.
+
+    Each entry point is compiled by the system when it is first used, which can take seconds.
+
+    Raises:
+        BundleError: the package is damaged, or its inputs and outputs are not those of ``graph``.
+        ConfigError: this is not macOS.
+        MissingDependency: coremltools is not installed.
+    """
+
+    name = "coreml"
+
+    def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None, compute_units: str = "ALL") -> None:
+        super().__init__(graph)
+        if platform.system() != "Darwin":
+            raise ConfigError("CoreML runs on macOS only; the runtime mil interprets the package anywhere")
+        self._package = read_package(path)
+        check_names(self._package, graph, path.name)
+        self._path, self._compute_units = path, compute_units
+        self._buckets = buckets_of(self._package) if graph.axes else ()
+        self._models: dict[str, Any] = {}
+
+    def _model(self, name: str) -> Any:
+        """The compiled entry point ``name``."""
+        if name not in self._models:
+            try:
+                import coremltools
+            except ModuleNotFoundError as error:
+                raise MissingDependency("CoreML needs coremltools: pip install 'samexport[coreml]'") from error
+            function = {"function_name": name} if len(self._package.functions) > 1 else {}
+            units = coremltools.ComputeUnit[self._compute_units]
+            try:
+                self._models[name] = coremltools.models.MLModel(str(self._path), compute_units=units, **function)
+            except Exception as error:
+                # the system's reasons come as exceptions of many types
+                reason = str(error).splitlines()[0][:200]
+                raise BundleError(f"CoreML cannot load {self._path.name}: {reason}") from error
+        return self._models[name]
+
+    def _run(self, inputs: Tensors) -> Tensors:
+        if not self.graph.axes:
+            return self._predict(self._package.default, inputs)
+        return run_in_buckets(self.graph, inputs, self._buckets, lambda b, part: self._predict(b.name, part))
+
+    def _predict(self, name: str, inputs: Tensors) -> Tensors:
+        features: dict[str, Any] = dict(inputs)
+        for image in self._package.image_inputs:
+            features[image] = _picture(inputs[image])
+        found = self._model(name).predict(features)
+        return {output: np.asarray(found[output], np.float32) for output in self.graph.output_names}
+
+    def placement(self) -> str:
+        """The compute units that CoreML was allowed to use; which it did use is not known here."""
+        return f"coreml, allowed: {self._compute_units}"
+
+    def close(self) -> None:
+        """Let the compiled models go."""
+        self._models.clear()
+
+
+def _picture(image: Any) -> Any:
+    """[1, 3, H, W] in 0..255 to the picture that an app would pass."""
+    from PIL import Image
+
+    return Image.fromarray(whole_pixels(image)[0].transpose(1, 2, 0).astype(np.uint8))

@@ -1,0 +1,115 @@
+"""LiteRT on the CPU (XNNPACK), and what its entry points have in common on every device."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from samexport.errors import BundleError, ParityFailed
+from samexport.models.spec import GraphSpec, axis_sizes
+from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.buckets import POINT_AXIS, PROMPT_AXIS, Bucket, run_in_buckets
+from samexport.runtimes.quiet import quiet_descriptors
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class EntryPoints(Runtime):
+    """A TFLite file with one entry point, or decoders for several numbers of prompts.
+
+    Any number of prompts runs, in the smallest entry points that hold them; how is in ``buckets``. One call at a
+    time: LiteRT is not thread-safe, a second thread waits.
+    """
+
+    def __init__(self, path: Path, graph: GraphSpec) -> None:
+        super().__init__(graph)
+        self._path, self._lock = path, threading.Lock()
+        self._buckets: tuple[Bucket, ...] = ()
+
+    def _read_entry_points(self, shapes: Mapping[str, tuple[Shapes, Shapes]]) -> None:
+        """Check the file's entry points, given as {name: (shapes of inputs, of outputs)}, against the spec.
+
+        Raises:
+            BundleError: the tensors are not those of the graph.
+        """
+        buckets = []
+        for name, (inputs, outputs) in shapes.items():
+            if (set(inputs), set(outputs)) != (set(self.graph.input_names), set(self.graph.output_names)):
+                found = sorted(inputs), sorted(outputs)
+                raise BundleError(f"{self._path.name} has the tensors {found}, not those of {self.graph.name}")
+            try:
+                sizes = axis_sizes((*self.graph.inputs, *self.graph.outputs), {**inputs, **outputs})
+            except ValueError as error:
+                raise BundleError(f"{self._path.name}, entry point {name}: {error}") from error
+            buckets.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
+        if not buckets:
+            raise BundleError(f"{self._path.name} has no entry points; export it again")
+        self._buckets = tuple(buckets)
+
+    def _run(self, inputs: Tensors) -> Tensors:
+        with self._lock:
+            if PROMPT_AXIS in self.graph.axes:
+                return run_in_buckets(self.graph, inputs, self._buckets, self._call)
+            return self._call(self._buckets[0], inputs)
+
+    @abstractmethod
+    def _call(self, bucket: Bucket, inputs: Tensors) -> Tensors:
+        """Run one entry point on tensors of exactly its shapes."""
+
+
+class LiteRtRuntime(EntryPoints):
+    """A TFLite file on the CPU.
+
+    Raises:
+        BundleError: the file cannot be read, or its entry points are not those of the spec.
+    """
+
+    name = "litert"
+
+    def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        super().__init__(path, graph)
+        self._threads = threads or os.cpu_count() or 1
+        try:
+            with quiet_descriptors():
+                self._interpreter = Interpreter(str(path), num_threads=self._threads)
+                # creates the delegate, which announces itself
+                self._interpreter.allocate_tensors()
+                self._runners = {
+                    name: self._interpreter.get_signature_runner(name)
+                    for name in self._interpreter.get_signature_list()
+                }
+        except (ValueError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise BundleError(f"{path.name} cannot be opened by LiteRT: {reason}") from error
+        self._read_entry_points(
+            {
+                name: (_shapes(runner.get_input_details()), _shapes(runner.get_output_details()))
+                for name, runner in self._runners.items()
+            }
+        )
+
+    def _call(self, bucket: Bucket, inputs: Tensors) -> Tensors:
+        try:
+            outputs: Tensors = self._runners[bucket.name](**inputs)
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise ParityFailed(f"{self.graph.name} does not run in {bucket.name}: {reason}") from error
+        return outputs
+
+    def placement(self) -> str:
+        """Delegate and threads."""
+        return f"CPU (XNNPACK), {self._threads} threads"
+
+    def close(self) -> None:
+        """Free the interpreter and its memory."""
+        del self._runners, self._interpreter
+
+
+def _shapes(details: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {name: [int(size) for size in detail["shape"]] for name, detail in details.items()}

@@ -1,0 +1,256 @@
+"""Runs a saved ``.mlpackage`` anywhere: an interpreter for CoreML's ML Programs.
+
+It parses program and weights from disk, so it checks the file that an app will load and not what the
+converter had in memory. It checks what was written; it says nothing about Apple's kernels, compiler or
+Neural Engine, which only run on Apple's machines.
+
+Three precisions:
+
+- ``fp32``: all results stay float32; shows whether graph and weights are right.
+- ``fp16``: every result that the program declares float16 is rounded to float16. An fp32 program runs in fp32.
+- ``fp16_accumulate``: sums are formed in float16 as well, one term after the other; the worst that hardware does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samexport.errors import BundleError, ConfigError
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.buckets import LABELS, Bucket, run_in_buckets
+from samexport.runtimes.mil_arithmetic import Arithmetic, HalfAccumulation
+from samexport.runtimes.mil_ops import MOVES, OPERATIONS
+from samexport.runtimes.mil_program import Function, Operation, Package, Value, read_package
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Precision = Literal["fp32", "fp16", "fp16_accumulate"]
+
+FP16_MAX = 65504.0
+NEAR = FP16_MAX / 4
+"""A result above this is reported: two more bits and it overflows."""
+
+
+@dataclass(frozen=True)
+class OperationRange:
+    """What one operation produced; low and high leave out what is not finite."""
+
+    name: str
+    kind: str
+    dtype: str
+    low: float
+    high: float
+    finite: bool
+
+
+@dataclass(frozen=True)
+class RangeReport:
+    """The first operation with a NaN or infinity, and the declared-float16 results that come near 65504."""
+
+    first_not_finite: OperationRange | None
+    near_limit: tuple[OperationRange, ...]
+
+
+Observer = Callable[[Operation, Value, "Tensor"], None]
+
+
+class MilRuntime(Runtime):
+    """An opened package. A decoder with several fixed entry points takes any number of prompts.
+
+    Args:
+        path: the ``.mlpackage``.
+        graph: its contract.
+        threads: of torch, None for torch's own choice.
+        precision: see the module.
+
+    Raises:
+        BundleError: the package is damaged, or its inputs and outputs are not those of ``graph``.
+        ConfigError: it uses operations that the interpreter does not know (all are named).
+        MissingDependency: coremltools is not installed.
+    """
+
+    name = "mil"
+
+    def __init__(
+        self, path: Path, graph: GraphSpec, *, threads: int | None = None, precision: Precision = "fp16"
+    ) -> None:
+        super().__init__(graph)
+        if precision not in get_args(Precision):
+            raise ConfigError(f"precision is one of {', '.join(get_args(Precision))}, got {precision!r}")
+        self._package = read_package(path)
+        check_names(self._package, graph, path.name)
+        self._threads, self._precision = threads, precision
+        self._functions = {n: _Executable(f, precision) for n, f in self._package.functions.items()}
+        self._buckets = buckets_of(self._package) if graph.axes else ()
+
+    def _run(self, inputs: Tensors, observer: Observer | None = None) -> Tensors:
+        for name in self._package.image_inputs:
+            inputs[name] = whole_pixels(inputs[name])
+        with _torch_threads(self._threads):
+            if not self.graph.axes:
+                return self._functions[self._package.default].run(inputs, observer)
+            return run_in_buckets(
+                self.graph, inputs, self._buckets, lambda b, part: self._functions[b.name].run(part, observer)
+            )
+
+    def ranges(self, inputs: Tensors) -> RangeReport:
+        """Run, and say where numbers leave or come near the end of float16; inputs as for :meth:`run`."""
+        seen: list[OperationRange] = []
+
+        def observe(operation: Operation, value: Value, tensor: Tensor) -> None:
+            if tensor.is_floating_point() and tensor.numel():
+                seen.append(_range(operation.kind, value, tensor))
+
+        self._run({name: np.ascontiguousarray(inputs[name]) for name in self.graph.input_names}, observe)
+        near = [r for r in seen if r.dtype == "float16" and (max(-r.low, r.high) > NEAR or not r.finite)]
+        return RangeReport(next((r for r in seen if not r.finite), None), tuple(near))
+
+    def operations(self) -> dict[str, int]:
+        """How often each operation occurs, over all entry points, constants left out."""
+        kinds = (o.kind for f in self._package.functions.values() for o in f.operations)
+        return dict(Counter(kinds).most_common())
+
+    def placement(self) -> str:
+        """Interpreted on the CPU."""
+        return f"interpreted, cpu, {self._precision}"
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._functions.clear()
+
+
+def check_names(package: Package, graph: GraphSpec, name: str) -> None:
+    """Refuse a package whose entry points have other inputs or outputs than ``graph``.
+
+    Raises:
+        BundleError: with the names that were found.
+    """
+    for function in package.functions.values():
+        inputs = {value.name for value in function.inputs}
+        if inputs != set(graph.input_names) or set(function.outputs) != set(graph.output_names):
+            found = sorted(inputs), sorted(function.outputs)
+            raise BundleError(f"{name} has the tensors {found}, not those of the graph {graph.name}")
+
+
+def whole_pixels(image: NDArray[Any]) -> NDArray[Any]:
+    """What is left of an image when an app passes it as a picture: whole numbers from 0 to 255."""
+    rounded: NDArray[Any] = np.clip(np.rint(image), 0, 255)
+    return rounded
+
+
+def buckets_of(package: Package) -> tuple[Bucket, ...]:
+    """The entry points of a decoder with the prompts and points that each takes.
+
+    Raises:
+        BundleError: a size is flexible and has no bound.
+    """
+    buckets = []
+    for name, function in package.functions.items():
+        shape = {value.name: value.shape for value in function.inputs}[LABELS]
+        bounds = function.bounds[LABELS] or ((0, 0),) * len(shape)
+        most = [size if size is not None else bound[1] for size, bound in zip(shape, bounds, strict=True)]
+        if min(most) < 1:
+            raise BundleError(f"{name} takes {LABELS} of any size; export it with bounds")
+        buckets.append(Bucket(name, most[0], most[1], flexible=None in shape))
+    # the functions of a package have no order
+    return tuple(sorted(buckets, key=lambda bucket: (bucket.prompts, bucket.points)))
+
+
+def _range(kind: str, value: Value, tensor: Tensor) -> OperationRange:
+    finite = tensor.isfinite()
+    known = tensor if bool(finite.all()) else tensor[finite]
+    low, high = (float(known.min()), float(known.max())) if known.numel() else (0.0, 0.0)
+    return OperationRange(value.name, kind, value.dtype, low, high, known is tensor)
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Executable:
+    """One entry point, its constants as tensors and for each operation the values nobody needs after it."""
+
+    def __init__(self, function: Function, precision: Precision) -> None:
+        unknown = sorted({o.kind for o in function.operations} - set(OPERATIONS))
+        if unknown:
+            raise ConfigError(f"the interpreter does not know {', '.join(unknown)} (in {function.name})")
+        self._function, self._round = function, precision != "fp32"
+        self._half: Arithmetic = HalfAccumulation() if precision == "fp16_accumulate" else Arithmetic()
+        self._full = Arithmetic()
+        self._constants = {name: _as_tensor(value) for name, value in function.constants.items()}
+        last = {
+            name: step for step, o in enumerate(function.operations) for names in o.inputs.values() for name in names
+        }
+        self._dead: list[list[str]] = [[] for _ in function.operations]
+        for name, step in last.items():
+            if name not in self._constants and name not in function.outputs:
+                self._dead[step].append(name)
+
+    def run(self, inputs: Tensors, observer: Observer | None) -> Tensors:
+        values = {v.name: _declared(_as_tensor(inputs[v.name]), v, self._round) for v in self._function.inputs}
+        for operation, dead in zip(self._function.operations, self._dead, strict=True):
+            results = self._compute(operation, values)
+            for value, tensor in zip(operation.outputs, results, strict=True):
+                rounded = self._round and operation.kind not in MOVES
+                values[value.name] = _declared(tensor, value, rounded)
+                if observer is not None:
+                    observer(operation, value, values[value.name])
+            del results
+            for name in dead:
+                del values[name]
+        return {name: values[name].contiguous().numpy() for name in self._function.outputs}
+
+    def _compute(self, operation: Operation, values: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        found = {
+            parameter: tuple(self._constants[n] if n in self._constants else values[n] for n in names)
+            for parameter, names in operation.inputs.items()
+        }
+        arguments = {name: value[0] if len(value) == 1 else value for name, value in found.items()}
+        halves = operation.outputs[0].dtype == "float16"
+        try:
+            result = OPERATIONS[operation.kind](self._half if halves else self._full, arguments)
+        except Exception as error:
+            # torch raises many types; all mean that the program and the interpreter disagree
+            where = f"{operation.kind} {operation.outputs[0].name}"
+            raise BundleError(f"the interpreter cannot run {where}: {str(error).splitlines()[0][:200]}") from error
+        return result if isinstance(result, tuple) else (result,)
+
+
+def _as_tensor(value: Any) -> Any:
+    """Floats as float32, integers as int32; strings stay what they are."""
+    import torch
+
+    if isinstance(value, str):
+        return value
+    kind = np.asarray(value).dtype.kind
+    wanted = {"f": np.float32, "b": np.bool_}.get(kind, np.int32)
+    return torch.from_numpy(np.array(value, wanted))
+
+
+def _declared(tensor: Tensor, value: Value, rounded: bool) -> Tensor:
+    """The tensor as its declared type holds it, rounded in place; int32 stands for all integers."""
+    import torch
+
+    if value.dtype == "float16" and rounded:
+        return tensor.copy_(tensor.half())
+    kinds = {"float16": torch.float32, "float32": torch.float32, "bool": torch.bool}
+    return tensor.to(kinds.get(value.dtype, torch.int32))
