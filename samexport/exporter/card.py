@@ -1,0 +1,103 @@
+"""The model card: README.md of a bundle. What each tensor is, how to preprocess, and an example that runs."""
+
+from __future__ import annotations
+
+from samexport.models.spec import GraphSpec, TensorSpec
+from samexport.runtimes.bundle import Manifest
+
+_EXAMPLE = """import numpy as np, onnxruntime as ort
+from PIL import Image
+
+image = Image.open("golden/picture.png").convert("RGB")
+scale = {size} / max(image.size)
+width, height = (int(side * scale + 0.5) for side in image.size)
+pixels = np.tile(np.float32({mean}), ({size}, {size}, 1))
+pixels[:height, :width] = image.resize((width, height), Image.Resampling.BILINEAR)
+encoder, {sessions}
+embeddings = encoder.run(None, {{"image": pixels.transpose(2, 0, 1)[None]}})[0]
+x, y = image.width / 2 * scale, image.height / 2 * scale
+prompt = {{"point_coords": np.float32([[[x, y], [0, 0]]]), "point_labels": np.float32([[1, -1]])}}
+{decode}
+best = 1 + scores[0, 1:].argmax()  # one click is ambiguous: the best of masks 1..3
+print(f"score {{scores[0, best]:.3f}}, {{(masks[0, best] > 0).mean():.1%}} of the frame")
+"""
+_WHOLE = 'masks, scores = decoder.run(None, {"image_embeddings": embeddings, **prompt})'
+_SPLIT = """shared = dict(zip(({names}), prologue.run(None, {{"image_embeddings": embeddings}})))
+masks, scores = step.run(None, {{**shared, **prompt}})"""
+
+
+def write_card(manifest: Manifest) -> str:
+    """Markdown text of the card."""
+    weights = manifest.weights
+    random = weights.kind == "random"
+    origin = f"{weights.source}, sha256 `{weights.sha256}`"
+    if random:
+        origin = f"RANDOM weights, seed {weights.seed}: for tests and timing, the masks mean nothing"
+    size, mean = manifest.frame.size, list(manifest.frame.mean)
+    lines = [
+        f"# {manifest.model}{' (random weights)' if random else ''}",
+        "",
+        f"{manifest.summary}. Made by samexport {manifest.tools['samexport']}.",
+        "",
+        f"- Weights: {origin}",
+        f"- Licence of the weights: {manifest.licence}",
+        f"- Masks that the weights were trained for: {', '.join(map(str, manifest.mask_outputs))}",
+        "",
+        "## Files",
+        "",
+        "| file | graph | precision | size | sha256 |",
+        "|---|---|---|---|---|",
+        *(
+            f"| `{a.path}` | {a.graph} | {a.precision} | {a.size / 1e6:.1f} MB | `{a.sha256[:16]}...` |"
+            for a in manifest.artifacts
+        ),
+        "",
+        "`bundle.json` describes all of it for programs; `golden/` holds inputs and PyTorch's outputs.",
+        "`samexport verify .` compares the files with them; it needs no PyTorch.",
+        "",
+        "## Preprocessing",
+        "",
+        f"Scale the long side to {size} pixels, `int(side * {size} / long + 0.5)`, with Pillow's bilinear filter on",
+        f"8-bit RGB. Pad right and bottom to {size}x{size} with the pixel mean {mean}.",
+        "Normalisation is inside the encoder. Points and boxes: multiply by the same scale. A prompt of points ends",
+        "with the padding point (0, 0), label -1; a box is two points labelled 2 and 3 and takes no padding point.",
+        f"Fill shorter prompts of a batch with label -2. Masks: scale the logits to {size}x{size} (bilinear), cut the",
+        "padding off, scale to the picture, threshold at 0.",
+        "",
+        "## Graphs",
+        "",
+    ]
+    for name in dict.fromkeys(a.graph for a in manifest.artifacts):
+        lines += _graph_section(next(g for g in manifest.graphs if g.name == name))
+    if all(a.file_format == "onnx" for a in manifest.artifacts):
+        lines += ["## Example", "", "```python", _example(manifest).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _graph_section(graph: GraphSpec) -> list[str]:
+    rows = [*(("in", t) for t in graph.inputs), *(("out", t) for t in graph.outputs)]
+    shapes = [", ".join(map(str, t.shape)) for _, t in rows]
+    table = [
+        f"| {way} | `{t.name}` | {t.dtype} [{shape}] | {_range(t)} | {t.meaning} |"
+        for (way, t), shape in zip(rows, shapes, strict=True)
+    ]
+    head = ["| | tensor | shape | range | meaning |", "|---|---|---|---|---|"]
+    return [f"### {graph.name}: {graph.meaning}", "", *head, *table, ""]
+
+
+def _range(tensor: TensorSpec) -> str:
+    return "" if tensor.low is None else f"{tensor.low:g} to {tensor.high:g}"
+
+
+def _example(manifest: Manifest) -> str:
+    path = {a.graph: a.path for a in manifest.artifacts}
+    graphs = {g.name: g for g in manifest.graphs}
+    split = "decoder_step" in path
+    names = ["encoder", *(("decoder_prologue", "decoder_step") if split else ("decoder",))]
+    shared = ", ".join(f'"{n}"' for n in graphs["decoder_prologue"].output_names) if split else ""
+    decode = _SPLIT.format(names=shared) if split else _WHOLE
+    variables = ", ".join(n.removeprefix("decoder_") for n in names[1:])
+    files = ", ".join(f'"{path[n]}"' for n in names)
+    sessions = f"{variables} = (ort.InferenceSession(f) for f in ({files}))"
+    mean = [float(f"{v:g}") for v in manifest.frame.mean]
+    return _EXAMPLE.format(size=manifest.frame.size, mean=mean, sessions=sessions, decode=decode)

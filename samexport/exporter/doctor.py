@@ -1,0 +1,41 @@
+"""What is installed here, and the one command that mends what is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+
+from samexport.runtimes.base import availability
+
+_EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors", "pooch", "pycocotools")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``remedy`` is empty where nothing needs mending."""
+
+    name: str
+    ok: bool
+    version: str
+    remedy: str
+
+
+def examine() -> list[Finding]:
+    """Look at Python, the packages of the exporter and every runtime; imports none of them."""
+    findings = [Finding("python", True, platform.python_version(), "")]
+    for package in _EXPORT:
+        version = _version(package)
+        remedy = "" if version else "pip install samexport"
+        findings.append(Finding(f"export: {package}", bool(version), version, remedy))
+    for runtime in availability():
+        name = f"runtime: {runtime.name} ({runtime.file_format})"
+        findings.append(Finding(name, runtime.available, runtime.version, runtime.remedy))
+    return findings
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,97 @@
+"""An ONNX graph in fp16, with chosen nodes left in fp32 and casts exactly at the borders.
+
+Written here because the converters of onnxruntime and onnxconverter-common produce invalid graphs for these
+models (nodes out of order, two casts of one name).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+# In these the sum or the square of fp16 numbers overflows or loses the result.
+KEEP_FLOAT = frozenset({"LayerNormalization", "Softmax", "Exp", "ReduceSum", "ReduceMax", "Div", "Sin", "Cos"})
+_FP32, _FP16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
+
+
+class _Types:
+    """Which type each tensor has so far, and the cast or converted weight that gives it another one."""
+
+    def __init__(self, graph: GraphProto, floats: set[str]) -> None:
+        self._floats = floats
+        self._weights = {w.name: w for w in graph.initializer if w.name in floats}
+        self._types = {i.name: _FP32 for i in graph.input}
+        self._made: dict[tuple[str, int], str] = {}
+        self.nodes: list[NodeProto] = []
+        self.initializers = [w for w in graph.initializer if w.name not in floats]
+
+    def read(self, name: str, kind: int) -> str:
+        """Name of ``name`` as ``kind``; tensors that are not float are left alone."""
+        if name not in self._floats or self._types.get(name) == kind:
+            return name
+        if (name, kind) not in self._made:
+            new = self._made[name, kind] = f"{name}.{'fp16' if kind == _FP16 else 'fp32'}"
+            if name in self._weights:
+                value = numpy_helper.to_array(self._weights[name]).astype(np.float16 if kind == _FP16 else np.float32)
+                self.initializers.append(numpy_helper.from_array(value, new))
+            else:
+                self.nodes.append(helper.make_node("Cast", [name], [new], f"{new}.cast", to=kind))
+        return self._made[name, kind]
+
+    def write(self, name: str, kind: int) -> None:
+        """``name`` is produced as ``kind``."""
+        self._types[name] = kind
+
+
+def to_half(model: ModelProto) -> ModelProto:
+    """A copy in fp16.
+
+    Inputs and outputs of the graph, ``KEEP_FLOAT`` nodes and everything that leads to a sine or cosine (the
+    encoding of coordinates) stay in fp32.
+    """
+    half = ModelProto()
+    half.CopyFrom(model)
+    floats = _float_tensors(model)
+    coordinates = _ancestors(model, {"Sin", "Cos"})
+    results = {o.name for o in model.graph.output} & floats
+    types = _Types(model.graph, floats)
+    for node in model.graph.node:
+        keep = node.op_type in KEEP_FLOAT or node.name in coordinates
+        kind = _FP32 if keep else _FP16
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [types.read(name, kind) for name in node.input]
+        # a result of the graph keeps its name for the cast back to fp32
+        copy.output[:] = [f"{name}.half" if name in results and not keep else name for name in node.output]
+        types.nodes.append(copy)
+        for name, made in zip(node.output, copy.output, strict=True):
+            types.write(name, kind)
+            if made != name:
+                types.nodes.append(helper.make_node("Cast", [made], [name], f"{name}.cast", to=_FP32))
+                types.write(name, _FP32)
+    for field, values in ((half.graph.node, types.nodes), (half.graph.initializer, types.initializers)):
+        del field[:]
+        field.extend(values)
+    return half
+
+
+def _float_tensors(model: ModelProto) -> set[str]:
+    """Names of all fp32 tensors."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    named = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return named | {w.name for w in graph.initializer if w.data_type == TensorProto.FLOAT}
+
+
+def _ancestors(model: ModelProto, kinds: set[str]) -> set[str]:
+    """Names of the nodes that feed a node of one of ``kinds``, directly or not."""
+    producer = {output: node for node in model.graph.node for output in node.output}
+    waiting = [name for node in model.graph.node if node.op_type in kinds for name in node.input]
+    found: set[str] = set()
+    while waiting:
+        node = producer.get(waiting.pop())
+        if node is not None and node.name not in found:
+            found.add(node.name)
+            waiting.extend(node.input)
+    return found

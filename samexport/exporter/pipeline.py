@@ -1,0 +1,185 @@
+"""The whole job, in order: weights, reference, files, parity, card, bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+import samexport
+from samexport.errors import ConfigError, ParityFailed
+from samexport.exporter.to_onnx import OnnxOptions
+from samexport.exporter.writers import WRITERS, Facts, Target
+from samexport.models.catalog import find_model
+from samexport.models.spec import GraphSpec, ModelSpec
+from samexport.runtimes.base import Tensors
+from samexport.runtimes.bundle import (
+    MANIFEST,
+    Artifact,
+    Bundle,
+    Manifest,
+    WeightsInfo,
+    new_folder,
+    open_bundle,
+    relative_files,
+)  # fmt: skip
+from samexport.runtimes.golden import Golden, make_golden, save_golden
+from samexport.runtimes.parity import ParityReport
+from samexport.runtimes.verify import compare_cases, run_chain
+
+if TYPE_CHECKING:
+    from samexport.models.architectures.sam import Sam
+
+Progress = Callable[[str], None]
+GOLDEN_SEED = 20
+ONNX = OnnxOptions()
+_TOOLS = ("torch", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    ``checkpoints`` are files of weights, merged in order; empty takes the official one, unless
+    ``random_seed`` is set. ``out`` None names the folder after the model. ``target`` says format and precision.
+    """
+
+    encoder: str
+    out: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
+    random_seed: int | None = None
+    target: Target = ONNX
+    split_decoder: bool = False
+    force: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoints and self.random_seed is not None:
+            raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs to write."""
+        decoder = ("decoder_prologue", "decoder_step") if self.split_decoder else ("decoder",)
+        return ("encoder", *decoder, "decoder_with_mask")
+
+    def folder(self, spec: ModelSpec) -> Path:
+        """Where the bundle goes; the default name tells model, format, precision and random weights."""
+        random = "-random" if self.random_seed is not None else ""
+        writer = WRITERS[type(self.target)]
+        return self.out or Path(f"{spec.name.replace('.', '-')}-{writer.file_format}-{self.target.precision}{random}")
+
+
+def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -> tuple[Bundle, ParityReport]:
+    """Export a bundle; it appears complete and verified, or not at all.
+
+    Raises:
+        ConfigError: an option, the checkpoint or the target folder cannot be used.
+        ExportFailed: a converter failed.
+        ParityFailed: a file does not compute what PyTorch computes.
+    """
+    from samexport.models.build import build_graph
+
+    spec = find_model(options.encoder)
+    target, writer = options.folder(spec), WRITERS[type(options.target)]
+    with new_folder(target, force=options.force) as folder:
+        progress("reading weights")
+        sam, weights = load_model(spec, options.checkpoints, options.random_seed)
+        progress("running the reference")
+        golden = reference_golden(sam, spec, options.graphs, GOLDEN_SEED)
+        save_golden(golden, folder)
+        artifacts = []
+        for name in options.graphs:
+            progress(f"exporting {name}")
+            graph, module = build_graph(sam, spec, name)
+            artifacts.append(writer.write(graph, module, folder, options.target, Facts(spec, weights)))
+        bundle = Bundle(folder, _manifest(spec, weights, tuple(artifacts), options))
+        rows = tuple(compare_cases(bundle, golden, threads=options.threads, progress=progress))
+        report = ParityReport(rows)
+        if report.failures:
+            lines = tuple(str(row) for row in report.failures)
+            raise ParityFailed(f"{len(lines)} of {len(rows)} checks failed; nothing was written", lines)
+        _finish(bundle, report)
+    return open_bundle(target), report
+
+
+def load_model(
+    spec: ModelSpec, checkpoints: Sequence[Path] = (), random_seed: int | None = None
+) -> tuple[Sam, WeightsInfo]:
+    """The torch model with its weights, in evaluation mode; CheckpointError if they cannot be used."""
+    from samexport.models.architectures.sam import Sam
+    from samexport.models.checkpoints import load_weights
+
+    sam = Sam(spec)
+    weights = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, random_seed=random_seed)
+    sam.load_state_dict(weights.state, strict=True)
+    sam.eval().requires_grad_(False)
+    return sam, WeightsInfo(weights.kind, weights.source, weights.sha256, weights.seed)
+
+
+def reference_golden(sam: Sam, spec: ModelSpec, graphs: Sequence[str], seed: int) -> Golden:
+    """Golden cases computed by the untouched architecture in PyTorch."""
+    from samexport.models.build import build_graph
+    from samexport.runtimes.pytorch import PyTorchRuntime
+
+    plain = ("encoder", "decoder", "decoder_with_mask")
+    modules = {name: build_graph(sam, spec, name, plain=True) for name in plain}
+    # the prologue alone has no plain form; prologue and step together are the plain decoder
+    modules["decoder_prologue"] = build_graph(sam, spec, "decoder_prologue")
+    runtimes = {name: PyTorchRuntime(module, graph) for name, (graph, module) in modules.items()}
+
+    def run(chain: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        whole = ("decoder",) if chain[-1] == "decoder_step" else chain
+        return run_chain(runtimes, whole, inputs)
+
+    return make_golden(spec.frame, graphs, spec.mask_outputs, seed, run)
+
+
+def verify_against_pytorch(
+    bundle: Bundle, report: ParityReport, checkpoints: Sequence[Path], *,
+    runtime: str | None = None, threads: int | None = None, progress: Progress = lambda _: None,
+) -> ParityReport:  # fmt: skip
+    """Add rows to ``report`` that compare with PyTorch on fresh inputs, the weights read from ``checkpoints``."""
+    spec = find_model(bundle.manifest.model)
+    progress("running the reference")
+    sam, _ = load_model(spec, checkpoints)
+    golden = reference_golden(sam, spec, bundle.graph_names, GOLDEN_SEED + 1)
+    rows = compare_cases(bundle, golden, runtime=runtime, threads=threads, progress=progress)
+    return ParityReport((*report.rows, *(replace(r, case=f"{r.case} (PyTorch)") for r in rows)))
+
+
+def _manifest(
+    spec: ModelSpec, weights: WeightsInfo, artifacts: tuple[Artifact, ...], options: ExportOptions
+) -> Manifest:
+    tools = {
+        "samexport": samexport.__version__,
+        **{name: importlib.metadata.version(name) for name in _TOOLS},
+    }
+    graphs: tuple[GraphSpec, ...] = tuple(spec.graph(name) for name in options.graphs)
+    return Manifest(
+        spec.name,
+        spec.summary,
+        spec.licence,
+        spec.frame,
+        spec.mask_outputs,
+        weights,
+        graphs,
+        artifacts,
+        {},
+        tools,
+        (),
+    )
+
+
+def _finish(bundle: Bundle, report: ParityReport) -> None:
+    """Write the card and, last, the manifest with the hash of every other file."""
+    from samexport.exporter.card import write_card
+
+    (bundle.folder / "README.md").write_text(write_card(bundle.manifest), encoding="utf-8")
+    files = relative_files(bundle.folder, {a.path: a for a in bundle.manifest.artifacts})
+    manifest = replace(bundle.manifest, files=files, parity=tuple(r.to_json() for r in report.rows))
+    (bundle.folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

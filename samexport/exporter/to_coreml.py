@@ -1,0 +1,325 @@
+"""One graph module to CoreML packages: torch.export, coremltools, then written anew so that bytes never differ.
+
+coremltools saves with random identifiers, a date and unordered maps, and its ``save`` deletes a folder that is
+in the way. So it only ever writes into a private folder here; the package itself is written by this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from samexport.errors import ConfigError, ExportFailed, MissingDependency
+from samexport.exporter.to_onnx import TRACED_SIZES, quiet
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.buckets import Bucket, plan
+from samexport.runtimes.mil_program import read_package
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import nn
+
+Precision = Literal["fp16", "fp32"]
+DeploymentTarget = Literal["iOS16", "iOS17", "iOS18"]
+
+# CoreML itself takes no tensor of a higher rank
+MAX_RANK = 5
+_DEFAULT_SIZES = {"N": 1, "K": 2}
+# of the files in a package, and the name of the folder that holds them
+_AUTHOR = "com.apple.CoreML"
+_NUMPY_LIMIT = (2, 4)
+_IDENTIFIERS = uuid.uuid5(uuid.NAMESPACE_DNS, "samexport.dev")
+
+
+@dataclass(frozen=True)
+class CoreMLOptions:
+    """How to write CoreML packages.
+
+    Attributes:
+        precision: of computing and weights; inputs and outputs stay float32.
+        deployment_target: the oldest system that can load the package.
+        image_input: the encoder takes a picture (RGB, 8 bits) instead of a tensor.
+        prompt_buckets: N of each fixed-shape entry point; None for one with flexible N and K.
+        points: K of each, see :func:`samexport.runtimes.buckets.plan`.
+        maximum_prompts, maximum_points: the bounds of a flexible entry point.
+
+    Raises:
+        ConfigError: a value is not one of those allowed.
+    """
+
+    precision: Precision = "fp16"
+    deployment_target: DeploymentTarget = "iOS16"
+    image_input: bool = False
+    prompt_buckets: tuple[int, ...] | None = None
+    points: tuple[int, ...] = ()
+    maximum_prompts: int = 64
+    maximum_points: int = 16
+
+    def __post_init__(self) -> None:
+        for value, allowed in ((self.precision, Precision), (self.deployment_target, DeploymentTarget)):
+            if value not in get_args(allowed):
+                raise ConfigError(f"{value!r} is not one of {', '.join(get_args(allowed))}")
+        if self.prompt_buckets is not None:
+            plan(self.prompt_buckets, self.points)
+        elif self.points:
+            raise ConfigError("--points needs --prompts: without it the number of points is flexible")
+        if min(self.maximum_prompts, self.maximum_points) < 2:
+            raise ConfigError("a flexible package needs bounds of at least 2 prompts and 2 points")
+
+
+@dataclass(frozen=True)
+class PackageTexts:
+    """What Xcode shows besides the tensors; ``manifest`` becomes user-defined metadata as it is."""
+
+    author: str
+    licence: str
+    version: str
+    manifest: Mapping[str, str] = field(default_factory=dict)
+
+
+def convert(
+    graph: GraphSpec, module: nn.Module, out: Path, options: CoreMLOptions, texts: PackageTexts
+) -> tuple[Path, ...]:
+    """Write ``out``, an ``.mlpackage`` that does not exist yet.
+
+    Fixed entry points share one multifunction package from iOS 18 on. Older systems know no functions: then
+    each gets a package of its own, ``<stem>.<entry point>.mlpackage`` beside ``out``.
+
+    Returns:
+        the packages that were written.
+
+    Raises:
+        ConfigError: ``out`` exists or has another ending, or the versions installed do not work together.
+        MissingDependency: coremltools is not installed.
+        ExportFailed: coremltools refuses the graph, or wrote something that CoreML would not load.
+    """
+    buckets = plan(options.prompt_buckets, options.points) if graph.axes and options.prompt_buckets else ()
+    joined = len(buckets) == 0 or options.deployment_target == "iOS18"
+    targets = (out,) if joined else tuple(out.with_name(f"{out.stem}.{b.name}.mlpackage") for b in buckets)
+    for target in targets:
+        if target.suffix != ".mlpackage" or os.path.lexists(target):
+            raise ConfigError(f"{target.name} must be a new path that ends in .mlpackage")
+    coremltools = _coremltools()
+    with tempfile.TemporaryDirectory(prefix=".samexport-", dir=out.parent) as private, _silent():
+        folder = Path(private)
+        sources = [_convert_one(coremltools, graph, module, folder, options, b) for b in buckets or (None,)]
+        if buckets and joined:
+            sources = [_join(coremltools, sources, buckets, folder / "joined.mlpackage")]
+        finished = [folder / "finished" / target.name for target in targets]
+        for source, package in zip(sources, finished, strict=True):
+            _write_package(coremltools, source, package, graph, texts)
+            _check(package, graph)
+        for package, target in zip(finished, targets, strict=True):
+            os.rename(package, target)
+    return targets
+
+
+def _coremltools() -> ModuleType:
+    if tuple(int(part) for part in np.__version__.split(".")[:2]) >= _NUMPY_LIMIT:
+        raise ConfigError(f"coremltools does not work with numpy {np.__version__}: pip install 'numpy<2.4'")
+    try:
+        with _silent():
+            import coremltools
+    except ModuleNotFoundError as error:
+        raise MissingDependency("CoreML export needs coremltools: pip install 'samexport[coreml]'") from error
+    module: ModuleType = coremltools
+    return module
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Coremltools warns about versions and draws progress bars on both streams."""
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _convert_one(
+    coremltools: ModuleType,
+    graph: GraphSpec,
+    module: nn.Module,
+    folder: Path,
+    options: CoreMLOptions,
+    bucket: Bucket | None,
+) -> Path:
+    """A package of coremltools' own in ``folder``; ``bucket`` None means flexible axes."""
+    name = bucket.name if bucket else "main"
+    precision = coremltools.precision.FLOAT32
+    if options.precision == "fp16":
+        precision = coremltools.transform.FP16ComputePrecision(op_selector=_Half())
+    path = folder / f"{name}.mlpackage"
+    try:
+        coremltools.convert(
+            _export(graph, module, options, bucket),
+            inputs=[_input_type(coremltools, tensor, options, bucket) for tensor in graph.inputs],
+            outputs=[coremltools.TensorType(name=tensor.name, dtype=np.float32) for tensor in graph.outputs],
+            minimum_deployment_target=getattr(coremltools.target, options.deployment_target),
+            compute_precision=precision,
+            convert_to="mlprogram",
+            package_dir=str(path),
+            skip_model_load=True,
+        )
+    except Exception as error:
+        # torch.export and coremltools raise internal types of all kinds
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise ExportFailed(f"{graph.name} cannot be converted to CoreML: {reason[0][:200]}") from error
+    return path
+
+
+def _sizes(bucket: Bucket | None) -> dict[str, int]:
+    return {"N": bucket.prompts, "K": bucket.points} if bucket else dict(TRACED_SIZES)
+
+
+def _bounds(options: CoreMLOptions) -> dict[str, int]:
+    return {"N": options.maximum_prompts, "K": options.maximum_points}
+
+
+def _export(graph: GraphSpec, module: nn.Module, options: CoreMLOptions, bucket: Bucket | None) -> Any:
+    """The module as a program of core ATen operations, as coremltools wants it."""
+    import torch
+
+    sizes, bounds = _sizes(bucket), _bounds(options)
+    example = tuple(torch.zeros([sizes[d] if isinstance(d, str) else d for d in t.shape]) for t in graph.inputs)
+    axes = {} if bucket else {d: torch.export.Dim(d, min=1, max=bounds[d]) for d in graph.axes}
+    shapes = tuple({i: axes[str(d)] for i, d in enumerate(t.shape) if d in axes} or None for t in graph.inputs)
+    program = torch.export.export(module, example, dynamic_shapes=shapes if axes else None).run_decompositions({})
+    nodes = program.graph_module.graph
+    for node in [n for n in nodes.nodes if n.target is torch.ops.aten.alias.default]:
+        # what an expand to the same size becomes; coremltools 9.0 does not know it
+        node.replace_all_uses_with(node.args[0])
+        nodes.erase_node(node)
+    return program
+
+
+def _input_type(coremltools: ModuleType, tensor: Any, options: CoreMLOptions, bucket: Bucket | None) -> Any:
+    if tensor.name == "image" and options.image_input:
+        return coremltools.ImageType(name="image", shape=tensor.shape, color_layout=coremltools.colorlayout.RGB)
+    sizes, bounds = _sizes(bucket), _bounds(options)
+    shape = [
+        d if isinstance(d, int)
+        else sizes[d] if bucket
+        else coremltools.RangeDim(1, bounds[d], default=_DEFAULT_SIZES[d])
+        for d in tensor.shape
+    ]  # fmt: skip
+    return coremltools.TensorType(name=tensor.name, shape=tuple(shape), dtype=np.float32)
+
+
+class _Half:
+    """Which operations compute in fp16: all but the path from the pixels to their sine and cosine.
+
+    An angle of the position encoding reaches 50, where the steps of fp16 are 1/32; these few operations
+    on N x K points cost nothing in fp32.
+    """
+
+    def __init__(self) -> None:
+        self._exact: set[int] | None = None
+
+    def __call__(self, operation: Any) -> bool:
+        if self._exact is None:
+            # asked before the first operation is changed, so the graph is still whole
+            self._exact = {id(o) for o in _upstream(operation.enclosing_block, ("sin", "cos"))}
+        return id(operation) not in self._exact
+
+
+def _upstream(block: Any, kinds: tuple[str, ...]) -> list[Any]:
+    """All operations of ``kinds`` and those that they depend on."""
+    waiting = [operation for operation in block.operations if operation.op_type in kinds]
+    found: list[Any] = []
+    while waiting:
+        operation = waiting.pop()
+        if operation not in found:
+            found.append(operation)
+            waiting += [value.op for value in operation.get_flattened_inputs() if value.op is not None]
+    return found
+
+
+def _join(coremltools: ModuleType, sources: list[Path], buckets: tuple[Bucket, ...], target: Path) -> Path:
+    """One package with a function for each bucket, the weights shared; the first is the default."""
+    descriptor = coremltools.utils.MultiFunctionDescriptor()
+    for bucket, source in zip(buckets, sources, strict=True):
+        descriptor.add_function(str(source), src_function_name="main", target_function_name=bucket.name)
+    descriptor.default_function_name = buckets[0].name
+    try:
+        coremltools.utils.save_multifunction(descriptor, str(target))
+    except Exception as error:
+        # coremltools raises internal types of all kinds
+        raise ExportFailed(f"coremltools cannot join the entry points: {str(error).splitlines()[0][:200]}") from error
+    return target
+
+
+def _write_package(coremltools: ModuleType, source: Path, target: Path, graph: GraphSpec, texts: PackageTexts) -> None:
+    """The package ``source`` with our texts, identifiers and order; its weights are moved, not copied."""
+    inner, folder = source / "Data" / _AUTHOR, target / "Data" / _AUTHOR
+    model = coremltools.proto.Model_pb2.Model.FromString((inner / "model.mlmodel").read_bytes())
+    _describe(model.description, graph, texts)
+    folder.mkdir(parents=True)
+    (folder / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
+    parts = {"Specification": "model.mlmodel"}
+    if (inner / "weights").is_dir():
+        # a graph without large constants has none
+        os.rename(inner / "weights", folder / "weights")
+        parts["Weights"] = "weights"
+    (target / "Manifest.json").write_text(_manifest(parts), encoding="utf-8")
+
+
+def _manifest(parts: Mapping[str, str]) -> str:
+    """``Manifest.json`` of a package: what each part is and its name, with identifiers that never change."""
+    identifiers = {kind: str(uuid.uuid5(_IDENTIFIERS, name)) for kind, name in parts.items()}
+    entries = {
+        identifiers[kind]: {
+            "author": _AUTHOR,
+            "description": f"CoreML Model {kind}",
+            "name": name,
+            "path": f"{_AUTHOR}/{name}",
+        }
+        for kind, name in parts.items()
+    }
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": entries,
+        "rootModelIdentifier": identifiers["Specification"],
+    }
+    return json.dumps(manifest, indent=4, sort_keys=True) + "\n"
+
+
+def _describe(description: Any, graph: GraphSpec, texts: PackageTexts) -> None:
+    """Names, meanings and metadata; what coremltools wrote about itself stays, but for the date."""
+    meanings = {tensor.name: _meaning(tensor) for tensor in (*graph.inputs, *graph.outputs)}
+    for part in (description, *description.functions):
+        for feature in (*part.input, *part.output):
+            feature.shortDescription = meanings[feature.name]
+    metadata = description.metadata
+    metadata.shortDescription = f"{graph.name}: {graph.meaning}"
+    metadata.author, metadata.license, metadata.versionString = texts.author, texts.licence, texts.version
+    metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    metadata.userDefined.update(texts.manifest)
+
+
+def _meaning(tensor: Any) -> str:
+    shape = " x ".join(str(size) for size in tensor.shape)
+    values = "" if tensor.low is None else f"; values {tensor.low:g} to {tensor.high:g}"
+    return f"{shape}: {tensor.meaning}{values}"
+
+
+def _check(package: Path, graph: GraphSpec) -> None:
+    """What any CoreML file must hold: the names of the contract, and no tensor of too high a rank."""
+    for function in read_package(package).functions.values():
+        inputs = tuple(value.name for value in function.inputs)
+        if sorted(inputs) != sorted(graph.input_names) or sorted(function.outputs) != sorted(graph.output_names):
+            raise ExportFailed(
+                f"{package.name} has the tensors {inputs}, {function.outputs}, not those of {graph.name}"
+            )
+        values = [value for operation in function.operations for value in operation.outputs]
+        high = [value.name for value in values if len(value.shape) > MAX_RANK]
+        if high:
+            raise ExportFailed(f"{package.name} holds tensors above rank {MAX_RANK}: {', '.join(high[:5])}")

@@ -1,0 +1,164 @@
+"""One graph module to one .tflite: converted by litert-torch, rewritten for the delegates, with metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from samexport.errors import ConfigError, ExportFailed, MissingDependency
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.buckets import POINT_AXIS, PROMPT_AXIS, Bucket, plan
+from samexport.runtimes.quiet import quiet_descriptors
+from samexport.runtimes.tflite_file import append_metadata, read_model, write_model
+from samexport.runtimes.tflite_lint import Lint, lint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Target = Literal["cpu", "gpu"]
+INSTALL = "pip install 'samexport[tflite]'"
+# offsets in a flatbuffer are 32 bits with a sign
+_LARGEST = 2**31 - 2**20
+
+
+@dataclass(frozen=True)
+class TfliteOptions:
+    """What to write.
+
+    Decoders get an entry point ``decode_<N>`` for each N of ``prompt_buckets``, with room for as many points as
+    ``points`` says at the same place. Both targets run on CPU and GPU; ``gpu`` adds what phones' GPUs need,
+    which compute in half precision (LayerNorm that cannot overflow), and refuses a file with an operation that
+    would leave the GPU.
+    """
+
+    prompt_buckets: tuple[int, ...] = (1, 4, 16)
+    points: tuple[int, ...] = (8, 2, 2)
+    target: Target = "cpu"
+    precision: Literal["fp32"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.target not in get_args(Target):
+            raise ConfigError(f"--target is cpu or gpu, not {self.target!r}")
+        plan(self.prompt_buckets, self.points)
+
+
+def signatures(graph: GraphSpec, options: TfliteOptions) -> tuple[Bucket, ...]:
+    """The entry points of the graph's file; a graph without prompts has one, with the graph's name."""
+    if PROMPT_AXIS in graph.axes:
+        return plan(options.prompt_buckets, options.points)
+    return (Bucket(graph.name, 1, 1),)
+
+
+def convert(
+    graph: GraphSpec,
+    module: nn.Module,
+    path: Path,
+    options: TfliteOptions = TfliteOptions(),
+    metadata: Mapping[str, Any] | None = None,
+) -> Lint:
+    """Write ``path``: float32, tensors named as in the spec, entry points as :func:`signatures` says.
+
+    Args:
+        graph: the contract.
+        module: the graph's export form.
+        path: must not exist yet; ends in ``.tflite``.
+        options: entry points and target.
+        metadata: JSON for the ZIP at the end of the file; None appends none.
+
+    Returns:
+        what the linter saw in the file.
+
+    Raises:
+        ConfigError: the weights do not fit into a TFLite file.
+        MissingDependency: litert-torch is not installed.
+        ExportFailed: the converter refuses the graph, or ``target`` is gpu and an operation would leave it.
+    """
+    size = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
+    if size > _LARGEST:
+        raise ConfigError(f"{graph.name} has {size / 1e9:.1f} GB of weights, a TFLite file holds 2.1; use ONNX")
+    try:
+        with _quiet():
+            _write(graph, module, path, options)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"TFLite export needs {error.name}: {INSTALL}") from error
+    except Exception as error:
+        # exceptions of torch.export, JAX and MLIR have no common base
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ExportFailed(f"{graph.name} cannot be converted to TFLite: {reason}") from error
+    found = lint(path)
+    refused = found.of("gpu")
+    if options.target == "gpu" and refused:
+        raise ExportFailed(f"{graph.name}: {len(refused)} operations would leave the GPU, first {refused[0]}")
+    if metadata is not None:
+        append_metadata(path, metadata)
+    return found
+
+
+def _write(graph: GraphSpec, module: nn.Module, path: Path, options: TfliteOptions) -> None:
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    import litert_torch
+    import torch
+
+    from samexport.exporter.tflite_forms import TfliteForms
+    from samexport.exporter.tflite_passes import improve
+
+    named = _named(graph, module)
+    converter: Any = None
+    for entry in signatures(graph, options):
+        add = litert_torch.signature if converter is None else converter.signature
+        converter = add(entry.name, named, sample_kwargs=_example(graph, entry))
+    with TfliteForms(half_safe=options.target == "gpu"), torch.no_grad():
+        converted = converter.convert()
+    raw = path.with_suffix(".raw")
+    try:
+        converted.export(str(raw))
+        model = read_model(raw)
+        improve(model)
+        write_model(model, path)
+    finally:
+        raw.unlink(missing_ok=True)
+
+
+def _example(graph: GraphSpec, entry: Bucket) -> dict[str, Tensor]:
+    """Inputs of one entry point; the values do not matter."""
+    import torch
+
+    sizes = {PROMPT_AXIS: entry.prompts, POINT_AXIS: entry.points}
+    shapes = {t.name: [sizes[d] if isinstance(d, str) else d for d in t.shape] for t in graph.inputs}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def _named(graph: GraphSpec, module: nn.Module) -> nn.Module:
+    """The module with keyword arguments and a dict of outputs, whose names the converter takes over."""
+    from torch import nn
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+            outputs = self.module(*(inputs[name] for name in graph.input_names))
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return dict(zip(graph.output_names, outputs, strict=True))
+
+    return Named().eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The converter reports on itself through logging, warnings and the C library."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), quiet_descriptors():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

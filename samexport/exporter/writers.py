@@ -1,0 +1,104 @@
+"""One writer a format: a graph module to a file in the bundle, and what the manifest says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import samexport
+from samexport.errors import ConfigError
+from samexport.exporter.to_coreml import CoreMLOptions, PackageTexts
+from samexport.exporter.to_onnx import OnnxOptions
+from samexport.exporter.to_tflite import TfliteOptions
+from samexport.models.spec import GraphSpec, ModelSpec
+from samexport.runtimes.bundle import Artifact, WeightsInfo, file_sha256
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Target = OnnxOptions | TfliteOptions | CoreMLOptions
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file says of itself besides its tensors."""
+
+    model: ModelSpec
+    weights: WeightsInfo
+
+    def essentials(self, graph: GraphSpec) -> dict[str, Any]:
+        """The manifest's essentials, for a user who has the file alone."""
+        return {
+            "samexport": samexport.__version__,
+            "model": self.model.name,
+            "licence": self.model.licence,
+            "frame": asdict(self.model.frame),
+            "mask_outputs": list(self.model.mask_outputs),
+            "weights": asdict(self.weights),
+            "graph": graph.to_json(),
+        }
+
+
+Write = Callable[[GraphSpec, "nn.Module", Path, Any, Facts], Artifact]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A format: its name in the manifest, the packages whose versions matter, and the function that writes."""
+
+    file_format: str
+    packages: tuple[str, ...]
+    write: Write
+
+
+def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: OnnxOptions, _: Facts) -> Artifact:
+    from samexport.exporter import to_onnx
+
+    path = folder / _file_name(graph, options.precision, "onnx")
+    nodes = to_onnx.convert(graph, module, path, options)
+    return _artifact(graph, path, "onnx", options.precision, options.opset, nodes)
+
+
+def _write_tflite(graph: GraphSpec, module: nn.Module, folder: Path, options: TfliteOptions, facts: Facts) -> Artifact:
+    from samexport.exporter import to_tflite
+
+    path = folder / _file_name(graph, options.precision, "tflite")
+    found = to_tflite.convert(graph, module, path, options, facts.essentials(graph))
+    return _artifact(
+        graph, path, "tflite", options.precision, None, sum(sum(kinds.values()) for kinds in found.operations.values())
+    )
+
+
+def _write_coreml(graph: GraphSpec, module: nn.Module, folder: Path, options: CoreMLOptions, facts: Facts) -> Artifact:
+    from samexport.exporter import to_coreml
+
+    if options.prompt_buckets and options.deployment_target != "iOS18":
+        raise ConfigError("fixed prompt counts in one package need --deployment-target iOS18")
+    path = folder / _file_name(graph, options.precision, "mlpackage")
+    essentials = json.dumps(facts.essentials(graph), sort_keys=True)
+    texts = PackageTexts("samexport", facts.model.licence, samexport.__version__, {"dev.samexport": essentials})
+    to_coreml.convert(graph, module, path, options, texts)
+    return _artifact(graph, path, "coreml", options.precision, None, None)
+
+
+def _file_name(graph: GraphSpec, precision: str, ending: str) -> str:
+    """GRAPH.RECIPE.ENDING; fp32 needs no recipe."""
+    return f"{graph.name}.{ending}" if precision == "fp32" else f"{graph.name}.{precision}.{ending}"
+
+
+def _artifact(
+    graph: GraphSpec, path: Path, file_format: str, precision: str, opset: int | None, nodes: int | None
+) -> Artifact:
+    parts = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
+    size = sum(file.stat().st_size for file in parts if file.is_file())
+    return Artifact(graph.name, path.name, file_format, precision, file_sha256(path), size, opset, nodes)
+
+
+WRITERS: dict[type, Writer] = {
+    OnnxOptions: Writer("onnx", ("onnx", "onnxruntime", "onnxscript", "onnxslim"), _write_onnx),
+    TfliteOptions: Writer("tflite", ("litert-torch", "ai-edge-litert"), _write_tflite),
+    CoreMLOptions: Writer("coreml", ("coremltools",), _write_coreml),
+}

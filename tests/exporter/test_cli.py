@@ -1,0 +1,223 @@
+import json
+import subprocess
+import sys
+import time
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from samexport import __version__
+from samexport.exporter import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["samexport", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def photo(tmp_path):
+    y, x = np.mgrid[0:40, 0:60]
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.stack([4 * x, 6 * y, x * y % 256], -1).astype(np.uint8)).save(path)
+    return path
+
+
+def one_line_error(err: str) -> str:
+    lines = err.strip().splitlines()
+    assert "Traceback" not in err
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_export_ends_with_a_table_and_says_random(run, tmp_path, converted):
+    code, out, err = run("onnx", "--encoder", "test.tinyvit64", "--weights", "random", "--out", tmp_path / "b")
+    assert code == 0
+    for word in ("encoder.onnx", "decoder_with_mask.onnx", "opset", "PASS", "RANDOM"):
+        assert word in out
+    assert "exporting decoder" in err
+    code, _, err = run("onnx", "--encoder", "test.tinyvit64", "--weights", "random", "--out", tmp_path / "b")
+    assert (code, "--force" in one_line_error(err)) == (2, True)
+
+
+def test_verify_writes_reports_by_ending(run, tiny_bundle, tmp_path):
+    for ending in ("json", "xml", "md"):
+        code, out, _ = run("verify", tiny_bundle.folder, "--report", tmp_path / f"report.{ending}")
+        assert code == 0
+        assert "checks PASS" in out
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["verdict"] == "PASS"
+    suite = ElementTree.parse(tmp_path / "report.xml").getroot()
+    assert int(suite.get("tests")) == len(data["rows"]) == len(suite.findall("testcase"))
+    assert suite.get("failures") == "0"
+    assert (tmp_path / "report.md").read_text().count("| PASS |") == len(data["rows"])
+    code, _, err = run("verify", tiny_bundle.folder, "--report", tmp_path / "report.txt")
+    assert (code, ".json, .xml, .md" in one_line_error(err)) == (2, True)
+
+
+def test_verify_fails_with_exit_code_1_and_says_where(run, own_bundle, tmp_path):
+    (own_bundle.folder / "decoder.onnx").write_bytes(b"junk")
+    code, _, err = run("verify", own_bundle.folder, "--report", tmp_path / "report.xml")
+    assert code == 1
+    assert "FAIL  files, decoder.onnx" in err
+    one_line_error(err)
+    suite = ElementTree.parse(tmp_path / "report.xml").getroot()
+    assert int(suite.get("failures")) == len(suite.findall("testcase/failure")) >= 6
+
+
+def test_segment_writes_overlay_masks_rle_and_logits(run, tiny_bundle, photo, tmp_path):
+    arguments = ("segment", tiny_bundle.folder, photo, "--point", "30,20", "--point", "5,5,0", "--multimask")
+    outputs = ("--out", tmp_path / "o.png", "--masks", tmp_path / "m.json", "--logits", tmp_path / "l.npy")
+    code, out, _ = run(*arguments, *outputs)
+    assert code == 0
+    assert out.count("score") == 4
+    assert "encode" in out
+    assert Image.open(tmp_path / "o.png").size == (60, 40)
+    records = json.loads((tmp_path / "m.json").read_text())
+    logits = np.load(tmp_path / "l.npy")
+    assert (len(records), logits.shape) == (4, (4, 16, 16))
+    code, _, _ = run(*arguments, "--masks", tmp_path / "masks")
+    assert code == 0
+    for record in records:
+        decoded = coco.decode(record["segmentation"]).astype(bool)
+        assert np.array_equal(decoded, np.asarray(Image.open(tmp_path / f"masks/prompt0_mask{record['mask']}.png")))
+        assert decoded.sum() == record["area"]
+    code, _, _ = run("segment", tiny_bundle.folder, photo, "--point", "30,20", "--mask", tmp_path / "l.npy")
+    assert code == 0
+
+
+def test_segment_takes_several_boxes_as_several_prompts(run, tiny_bundle, photo):
+    code, out, _ = run("segment", tiny_bundle.folder, photo, "--box", "1,1,20,20", "--box", "10,10,50,30")
+    assert (code, "prompt 1, mask" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "needs a point, a box or a mask"),
+        (["--point", "a,b"], "--point x,y"),
+        (["--point", "1"], "--point x,y"),
+        (["--point", "nan,3"], "finite"),
+        (["--point", "100,3"], "outside the image"),
+        (["--point", "1,2,7"], "labels are 1"),
+        (["--box", "1,2,3"], "--box x0,y0,x1,y1"),
+        (["--box", "20,20,1,1"], "empty"),
+        (["--box", "1,1,9,9", "--box", "2,2,8,8", "--point", "1,1"], "one box at most"),
+        (["--point", "1,1", "--mask", "absent.npy"], "absent.npy"),
+        (["--point", "1,1", "--logits", "x.txt"], ".npy"),
+        (["--point", "1,1", "--out", "x.unknown"], "x.unknown"),
+        (["--point", "1,1", "--runtime", "tflow"], "onnxruntime"),
+    ],
+)
+def test_bad_prompts_and_paths_end_with_exit_code_2(run, tiny_bundle, photo, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("segment", tiny_bundle.folder, photo, *arguments)
+    assert (code, message in one_line_error(err)) == (2, True), err
+
+
+def test_existing_results_are_not_overwritten(run, tiny_bundle, photo, tmp_path):
+    (tmp_path / "o.png").write_text("mine")
+    arguments = ("segment", tiny_bundle.folder, photo, "--point", "1,1", "--out", tmp_path / "o.png")
+    code, _, err = run(*arguments)
+    assert (code, "--force" in one_line_error(err)) == (2, True)
+    assert (tmp_path / "o.png").read_text() == "mine"
+    assert run(*arguments, "--force")[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_pictures_that_cannot_be_read_end_with_exit_code_2(run, tiny_bundle, tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    code, _, err = run("segment", tiny_bundle.folder, tmp_path / "x.png", "--point", "1,1")
+    assert (code, "x.png" in one_line_error(err)) == (2, True)
+
+
+def test_a_folder_that_is_no_bundle_ends_with_exit_code_2(run, tmp_path, photo):
+    for command in (("verify", tmp_path), ("segment", tmp_path, photo, "--point", "1,1")):
+        code, _, err = run(*command)
+        assert (code, "is not a bundle" in one_line_error(err)) == (2, True)
+
+
+def test_an_unknown_option_value_ends_with_exit_code_2(run):
+    assert run("onnx", "--encoder", "tinyvit", "--weights", "some")[0] == 2
+    assert run("onnx", "--encoder", "tinyvit", "--seed", "-1")[0] == 2
+    assert run("onnx")[0] == 2
+
+
+def test_interrupting_ends_with_exit_code_130(run, tiny_bundle, monkeypatch):
+    from samexport.runtimes import verify
+
+    def stop(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "verify_bundle", stop)
+    code, _, err = run("verify", tiny_bundle.folder)
+    assert (code, "Traceback" in err) == (130, False)
+
+
+def test_list_shows_the_models_as_table_and_json(run):
+    code, out, _ = run("list")
+    assert code == 0
+    for word in ("tinyvit", "vit_h", "tinysam", "9.8 M", "Apache-2.0"):
+        assert word in out
+    assert "test.tinyvit64" not in out
+    names = {m["name"] for m in json.loads(run("list", "--json", "--all")[1])}
+    assert {"mobilesam.tinyvit", "sam.vit_l", "test.vit64"} <= names
+
+
+def test_doctor_names_runtimes_and_remedies(run, monkeypatch):
+    code, out, _ = run("doctor")
+    assert (code, "onnxruntime" in out) == (0, True)
+    import importlib.metadata
+
+    version = importlib.metadata.version
+
+    def without_onnxruntime(name):
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_onnxruntime)
+    findings = {f["name"]: f for f in json.loads(run("doctor", "--json")[1])}
+    assert findings["runtime: onnxruntime (onnx)"]["ok"] is False
+    assert findings["runtime: onnxruntime (onnx)"]["remedy"].startswith("pip install")
+
+
+def test_version(run):
+    assert run("--version")[:2] == (0, f"{__version__}\n")
+
+
+STARTUP = """
+import sys
+sys.argv = ["samexport", "--help"]
+from samexport.exporter.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+heavy = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "rich.table"} & set(sys.modules)
+print("HEAVY", sorted(heavy - {"rich.table"}))
+"""
+
+
+def test_help_imports_neither_torch_nor_onnx_nor_numpy():
+    start = time.perf_counter()
+    run = subprocess.run([sys.executable, "-c", STARTUP], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    assert run.stdout.strip().splitlines()[-1] == "HEAVY []", run.stdout + run.stderr
+    # it takes 0.2 s; an import of torch would take more than this even on an idle machine
+    assert seconds < 5

@@ -1,0 +1,124 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from samexport.errors import CheckpointError, ConfigError, ParityFailed
+from samexport.exporter import pipeline
+from samexport.exporter.card import write_card
+from samexport.exporter.pipeline import ExportOptions, export_bundle, load_model, verify_against_pytorch
+from samexport.exporter.to_onnx import OnnxOptions
+from samexport.models.catalog import find_model
+from samexport.runtimes.parity import ParityReport, Verdict
+from samexport.runtimes.verify import verify_bundle
+
+
+def code_of(card: str) -> str:
+    return card.split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bundle", "half_bundle"])
+def test_the_example_of_the_card_runs_as_printed(fixture, request):
+    bundle = request.getfixturevalue(fixture)
+    code = code_of((bundle.folder / "README.md").read_text())
+    assert len(code.strip().splitlines()) <= 17
+    run = subprocess.run([sys.executable, "-c", code], cwd=bundle.folder, capture_output=True, text=True)
+    assert run.stdout.startswith("score "), run.stderr
+
+
+def test_the_card_describes_every_tensor_and_says_random(tiny_bundle):
+    card = (tiny_bundle.folder / "README.md").read_text()
+    assert card == write_card(tiny_bundle.manifest)
+    for graph in tiny_bundle.manifest.graphs:
+        for tensor in (*graph.inputs, *graph.outputs):
+            assert f"`{tensor.name}`" in card
+            assert tensor.meaning in card
+    assert "RANDOM weights, seed 7" in card
+
+
+def test_the_manifest_tells_weights_tools_parity_and_every_file(tiny_bundle):
+    manifest = tiny_bundle.manifest
+    assert (manifest.weights.kind, manifest.weights.seed) == ("random", 7)
+    assert manifest.tools["torch"] == torch.__version__
+    assert {row["verdict"] for row in manifest.parity} == {"PASS"}
+    on_disk = {p.relative_to(tiny_bundle.folder).as_posix() for p in tiny_bundle.folder.rglob("*") if p.is_file()}
+    assert set(manifest.files) == on_disk - {"bundle.json"}
+
+
+def test_default_folder_names_tell_precision_and_random_weights():
+    spec = find_model("tinyvit")
+    assert str(ExportOptions("tinyvit").folder(spec)) == "mobilesam-tinyvit-onnx-fp32"
+    options = ExportOptions("tinyvit", random_seed=1, target=OnnxOptions("fp16"))
+    assert str(options.folder(spec)) == "mobilesam-tinyvit-onnx-fp16-random"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "tinyvt"}, "did you mean tinyvit"),
+        ({"encoder": "tinyvit", "random_seed": 1, "checkpoints": ("x.pt",)}, "exclude each other"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        export_bundle(ExportOptions(out=tmp_path / "out", **options))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("options", "message"), [(("int8",), "fp32 or fp16"), (("fp32", 12), "use 18 to 23")])
+def test_onnx_options_that_cannot_be_used_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        OnnxOptions(*options)
+
+
+def test_a_failed_check_leaves_no_bundle(tmp_path, monkeypatch, converted):
+    reference = pipeline.reference_golden
+
+    def wrong(*args):
+        golden = reference(*args)
+        case = golden.cases[0]
+        shifted = {name: np.roll(value, 1, -1) for name, value in case.expected.items()}
+        return replace(golden, cases=(replace(case, expected=shifted), *golden.cases[1:]))
+
+    monkeypatch.setattr(pipeline, "reference_golden", wrong)
+    with pytest.raises(ParityFailed) as caught:
+        export_bundle(ExportOptions("test.tinyvit64", tmp_path / "out", random_seed=7))
+    assert caught.value.details[0].startswith("encoder picture, image_embeddings: differs by")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    sam, _ = load_model(find_model("test.tinyvit64"), random_seed=7)
+    torch.save(sam.state_dict(), path)
+    return path
+
+
+def test_verify_compares_with_pytorch_on_a_checkpoint(tiny_bundle, checkpoint):
+    report = verify_against_pytorch(tiny_bundle, ParityReport(()), [checkpoint])
+    assert report.verdict is Verdict.PASS
+    assert all(row.case.endswith("(PyTorch)") for row in report.rows)
+
+
+def test_verify_fails_on_another_checkpoint(tiny_bundle, checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    state["image_encoder.neck.0.weight"][3] *= 1.1
+    torch.save(state, tmp_path / "other.pt")
+    report = verify_against_pytorch(tiny_bundle, verify_bundle(tiny_bundle), [tmp_path / "other.pt"])
+    assert {row.case.split(" ")[0] for row in report.failures} == {"encoder", "end"}
+
+
+def test_a_checkpoint_is_recorded_by_name_and_hash(checkpoint, tiny_bundle):
+    _, weights = load_model(find_model("test.tinyvit64"), [checkpoint])
+    assert (weights.kind, weights.source) == ("checkpoint", "tiny.pt")
+    assert weights.sha256 is not None
+    assert len(weights.sha256) == 64
+
+
+def test_a_model_without_official_weights_says_what_to_do():
+    with pytest.raises(CheckpointError, match="--checkpoint FILE, or use --weights random"):
+        load_model(find_model("test.tinyvit64"))

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+from samexport.exporter.tflite_passes import improve
+from samexport.runtimes.tflite_file import read_model, write_model
+from samexport.runtimes.tflite_lint import lint
+from tests.tflite_models import ADD, SINGLE, floats, ints, write_graph
+
+
+def improved(path):
+    model = read_model(path)
+    improve(model)
+    better = path.with_name(f"{path.stem}_better.tflite")
+    write_model(model, better)
+    return better
+
+
+def run(path, inputs):
+    return Interpreter(str(path)).get_signature_runner("main")(**inputs)
+
+
+def same_results(path, inputs):
+    """The improved file, checked to compute bit for bit what the other one does."""
+    better = improved(path)
+    before, after = run(path, inputs), run(better, inputs)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert value.shape == after[name].shape
+        np.testing.assert_array_equal(after[name], value)
+    return better
+
+
+@pytest.mark.parametrize("single", [s for s in SINGLE if s.on_gpu == "wrong" and s.kind in ("ADD", "PAD")],
+                         ids=lambda s: s.name)  # fmt: skip
+def test_what_a_gpu_computes_wrongly_is_lifted_to_four_dimensions(single, tmp_path):
+    inputs = {f"t{i}": floats(*o) for i, o in enumerate(single.operands) if isinstance(o, tuple)}
+    path = single.write(tmp_path / "x.tflite")
+    better = same_results(path, inputs)
+    assert bool(lint(better).findings) == (single.name == "pad the batch")
+    assert lint(improved(better)).operations == lint(better).operations
+
+
+def test_a_product_of_computed_tensors_becomes_a_batch_product(tmp_path):
+    tensors = [("x", (5, 8)), ("weights", (7, 8)), ("y", (5, 7)), ("z", (5, 7))]
+    operators = [
+        ("FULLY_CONNECTED", ["x", "weights"], "y", schema.FullyConnectedOptionsT()),
+        ("ABS", ["y"], "z", None),
+    ]
+    path = write_graph(tmp_path / "x.tflite", tensors, operators, ["z"])
+    better = improved(path)
+    inputs = {"x": floats(5, 8), "weights": floats(7, 8)}
+    np.testing.assert_allclose(run(better, inputs)["z"], abs(floats(5, 8) @ floats(7, 8).T), rtol=1e-5, atol=1e-5)
+    assert lint(better).operations["main"] == {"ABS": 1, "BATCH_MATMUL": 1, "RESHAPE": 3}
+    assert not lint(better).findings
+
+
+def test_a_product_with_weights_is_left_alone(tmp_path):
+    tensors = [("x", (5, 8)), ("weights", floats(7, 8)), ("y", (5, 7))]
+    operators = [("FULLY_CONNECTED", ["x", "weights"], "y", schema.FullyConnectedOptionsT())]
+    better = same_results(write_graph(tmp_path / "x.tflite", tensors, operators, ["y"]), {"x": floats(5, 8)})
+    assert lint(better).operations["main"] == {"FULLY_CONNECTED": 1}
+
+
+def test_chains_of_reshape_and_slice_become_one_each(tmp_path):
+    tensors = [
+        ("x", (4, 6)), ("s1", ints(2, 12)), ("r1", (2, 12)), ("s2", ints(3, 8)), ("r2", (3, 8)),
+        ("b1", ints(1, 2)), ("n1", ints(2, 5)), ("c1", (2, 5)), ("b2", ints(0, 3)), ("n2", ints(1, 2)), ("c2", (1, 2)),
+        ("s3", ints(1, 2)), ("r3", (1, 2)), ("y", (1, 2)),
+    ]  # fmt: skip
+    reshape, cut = schema.ReshapeOptionsT(), schema.SliceOptionsT()
+    operators = [
+        ("RESHAPE", ["x", "s1"], "r1", reshape), ("RESHAPE", ["r1", "s2"], "r2", reshape),
+        ("SLICE", ["r2", "b1", "n1"], "c1", cut), ("SLICE", ["c1", "b2", "n2"], "c2", cut),
+        ("RESHAPE", ["c2", "s3"], "r3", reshape), ("ABS", ["r3"], "y", None),
+    ]  # fmt: skip
+    path = write_graph(tmp_path / "x.tflite", tensors, operators, ["y"])
+    better = same_results(path, {"x": floats(4, 6)})
+    assert lint(better).operations["main"] == {"ABS": 1, "RESHAPE": 1, "SLICE": 1}
+    np.testing.assert_array_equal(run(better, {"x": floats(4, 6)})["y"], abs(floats(3, 8)[1:2, 5:7]))
+
+
+def test_an_intermediate_that_is_also_an_output_stays(tmp_path):
+    tensors = [("x", (4, 6)), ("s1", ints(2, 12)), ("r1", (2, 12)), ("s2", ints(3, 8)), ("r2", (3, 8))]
+    reshape = schema.ReshapeOptionsT()
+    operators = [("RESHAPE", ["x", "s1"], "r1", reshape), ("RESHAPE", ["r1", "s2"], "r2", reshape)]
+    path = write_graph(tmp_path / "x.tflite", tensors, operators, ["r1", "r2"])
+    assert lint(same_results(path, {"x": floats(4, 6)})).operations["main"] == {"RESHAPE": 2}
+
+
+def test_a_lifted_constant_shares_its_data_and_equal_data_is_stored_once(tmp_path):
+    weights = floats(64, 64)
+    tensors = [("x", (64, 64)), ("a", weights), ("b", weights.copy()), ("y", (64, 64)), ("z", (64, 64))]
+    operators = [("ADD", ["x", "a"], "y", ADD), ("ADD", ["y", "b"], "z", ADD)]
+    path = write_graph(tmp_path / "x.tflite", tensors, operators, ["z"])
+    better = same_results(path, {"x": floats(64, 64)})
+    assert not lint(better).findings
+    assert path.stat().st_size > 2 * weights.nbytes
+    assert better.stat().st_size < 1.2 * weights.nbytes

@@ -1,0 +1,465 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from samexport.errors import ConfigError, ExportFailed, MissingDependency
+from samexport.exporter import to_coreml
+from samexport.exporter.pipeline import load_model
+from samexport.exporter.to_coreml import CoreMLOptions, PackageTexts, convert
+from samexport.models.build import build_graph
+from samexport.models.catalog import find_model
+from samexport.models.spec import GraphSpec, TensorSpec
+from samexport.runtimes.mil import MilRuntime, buckets_of
+from samexport.runtimes.mil_program import read_package
+
+pytest.importorskip("coremltools")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+TEXTS = PackageTexts("samexport", "Apache-2.0", "0.1.0", {"dev.samexport.model": "toy.toy"})
+TOY = GraphSpec(
+    "toy",
+    "a decoder of one layer",
+    (
+        TensorSpec("image_embeddings", (1, 64), "what the encoder saw"),
+        TensorSpec("point_coords", ("N", "K", 2), "x, y in pixels", 0, 63),
+        TensorSpec("point_labels", ("N", "K"), "-2 absent", -2, 3),
+    ),
+    (TensorSpec("low_res_masks", ("N", 512), "logits"),),
+)
+
+
+class Toy(nn.Module):
+    """Sines of the points that are there, summed, times the image, through a layer whose size can be seen."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.frequencies = nn.Parameter(torch.randn(2, 64, generator=generator))
+        self.layer = nn.Parameter(torch.randn(64, 512, generator=generator) / 8)
+
+    def forward(self, image_embeddings, point_coords, point_labels):
+        there = torch.relu(point_labels + 2).clamp(0, 1)[..., None]
+        tokens = torch.sin(point_coords @ self.frequencies) * there
+        return (tokens.sum(1) * image_embeddings) @ self.layer
+
+
+class Refused(nn.Module):
+    def forward(self, image_embeddings, point_coords, point_labels):
+        return torch.special.bessel_j0(point_labels).sum(1, keepdim=True).expand(-1, 512)
+
+
+def toy_inputs(prompts, points, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image_embeddings": torch.randn(1, 64, generator=generator).numpy(),
+        "point_coords": (torch.rand(prompts, points, 2, generator=generator) * 63).numpy(),
+        "point_labels": torch.randint(-2, 4, (prompts, points), generator=generator).float().numpy(),
+    }
+
+
+def signal_to_noise(actual, expected):
+    expected = expected.astype(np.float64)
+    return 10 * np.log10(np.sum(expected**2) / np.sum((expected - actual) ** 2))
+
+
+def run_module(module, graph, inputs):
+    with torch.inference_mode():
+        result = module(*(torch.from_numpy(inputs[name]) for name in graph.input_names))
+    values = result if isinstance(result, tuple) else (result,)
+    return {name: value.numpy() for name, value in zip(graph.output_names, values, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def flexible(tmp_path_factory):
+    out = tmp_path_factory.mktemp("flexible") / "toy.mlpackage"
+    assert convert(TOY, Toy(), out, CoreMLOptions(maximum_prompts=8, maximum_points=5), TEXTS) == (out,)
+    return out
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    out = tmp_path_factory.mktemp("joined") / "toy.mlpackage"
+    options = CoreMLOptions(deployment_target="iOS18", prompt_buckets=(1, 4, 16))
+    assert convert(TOY, Toy(), out, options, TEXTS) == (out,)
+    return out
+
+
+def size(package):
+    return sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
+
+
+# The graphs of a model
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    spec = find_model("test.tinyvit64")
+    return load_model(spec, random_seed=7)[0], spec
+
+
+def inputs_of(graph, prompts, points, seed=0):
+    random = np.random.default_rng(seed)
+    sizes = {"N": prompts, "K": points}
+    draw = {
+        "image": lambda shape: random.integers(0, 256, shape),
+        "point_coords": lambda shape: random.random(shape) * 63,
+        "point_labels": lambda shape: random.integers(-2, 4, shape),
+        "has_mask_input": lambda shape: random.integers(0, 2, shape),
+    }
+    shapes = {t.name: [sizes.get(d, d) for d in t.shape] for t in graph.inputs}
+    return {n: draw.get(n, random.standard_normal)(s).astype(np.float32) for n, s in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "prompts"),
+    [
+        ("encoder", CoreMLOptions(image_input=True, deployment_target="iOS17"), ()),
+        ("decoder", CoreMLOptions(), ((1, 1), (3, 2), (7, 5))),
+        ("decoder_with_mask", CoreMLOptions(precision="fp32", prompt_buckets=(2,)), ((1, 1), (5, 4))),
+        ("decoder_prologue", CoreMLOptions(), ()),
+        (
+            "decoder_step",
+            CoreMLOptions(deployment_target="iOS18", prompt_buckets=(1, 3)),
+            ((1, 8), (3, 2), (8, 2)),
+        ),
+    ],
+)
+def test_a_package_computes_what_pytorch_computes(tiny, tmp_path, name, options, prompts):
+    sam, spec = tiny
+    graph, module = build_graph(sam, spec, name)
+    (package,) = (tmp_path / p for p in convert(graph, module, tmp_path / "out.mlpackage", options, TEXTS))
+    plain = name in ("encoder", "decoder", "decoder_with_mask")
+    reference = build_graph(sam, spec, name, plain=plain)[1]
+    for count, points in prompts or ((1, 1),):
+        inputs = inputs_of(graph, count, points)
+        expected = run_module(reference, graph, inputs)
+        for precision, least in (("fp32", 45), ("fp16", 40), ("fp16_accumulate", 30)):
+            actual = MilRuntime(package, graph, precision=precision).run(inputs)
+            least = 100 if options.precision == "fp32" else least
+            for output in graph.output_names:
+                assert signal_to_noise(actual[output], expected[output]) > least
+
+
+def test_the_vit_encoder_converts_too(tmp_path):
+    spec = find_model("test.vit64")
+    sam, _ = load_model(spec, random_seed=7)
+    graph, module = build_graph(sam, spec, "encoder")
+    (package,) = convert(graph, module, tmp_path / "encoder.mlpackage", CoreMLOptions(), TEXTS)
+    inputs = inputs_of(graph, 1, 1)
+    expected = run_module(build_graph(sam, spec, "encoder", plain=True)[1], graph, inputs)
+    actual = MilRuntime(package, graph).run(inputs)
+    assert signal_to_noise(actual["image_embeddings"], expected["image_embeddings"]) > 40
+    ranks = {len(v.shape) for o in read_package(package).functions["main"].operations for v in o.outputs}
+    assert max(ranks) == 4
+
+
+# Entry points
+
+
+@pytest.mark.parametrize(("prompts", "points"), [(1, 1), (1, 5), (2, 3), (8, 2), (19, 5)])
+def test_a_flexible_package_takes_any_number_within_its_bounds_and_more_prompts_in_chunks(flexible, prompts, points):
+    inputs = toy_inputs(prompts, points)
+    expected = run_module(Toy(), TOY, inputs)["low_res_masks"]
+    assert signal_to_noise(MilRuntime(flexible, TOY).run(inputs)["low_res_masks"], expected) > 50
+
+
+def test_a_flexible_package_says_its_bounds_and_refuses_more_points(flexible):
+    bounds = read_package(flexible).functions["main"].bounds
+    assert bounds["point_coords"] == ((1, 8), (1, 5), (2, 2))
+    assert bounds["point_labels"] == ((1, 8), (1, 5))
+    with pytest.raises(ConfigError, match="at most 5 points"):
+        MilRuntime(flexible, TOY).run(toy_inputs(1, 6) | {"point_labels": np.ones((1, 6), np.float32)})
+
+
+@pytest.mark.parametrize(("prompts", "points"), [(1, 8), (2, 2), (4, 2), (5, 1), (16, 2), (37, 2), (3, 6)])
+def test_fixed_entry_points_give_what_an_unpadded_call_gives(joined, prompts, points):
+    inputs = toy_inputs(prompts, points)
+    expected = run_module(Toy(), TOY, inputs)["low_res_masks"]
+    assert signal_to_noise(MilRuntime(joined, TOY).run(inputs)["low_res_masks"], expected) > 50
+
+
+def test_functions_of_one_package_share_the_weights(joined, tmp_path):
+    package = read_package(joined)
+    assert [(b.name, b.prompts, b.points, b.flexible) for b in buckets_of(package)] == [
+        ("decode_1", 1, 8, False),
+        ("decode_4", 4, 2, False),
+        ("decode_16", 16, 2, False),
+    ]
+    assert package.default == "decode_1"
+    options = CoreMLOptions(deployment_target="iOS18", prompt_buckets=(16,))
+    (single,) = convert(TOY, Toy(), tmp_path / "single.mlpackage", options, TEXTS)
+    weights = Path("Data/com.apple.CoreML/weights/weight.bin")
+    assert (single / weights).stat().st_size > 64 * 512 * 2
+    assert (joined / weights).stat().st_size < 1.05 * (single / weights).stat().st_size
+
+
+def test_older_systems_get_a_package_for_each_entry_point(tmp_path):
+    options = CoreMLOptions(deployment_target="iOS17", prompt_buckets=(1, 4), points=(3,))
+    packages = convert(TOY, Toy(), tmp_path / "toy.mlpackage", options, TEXTS)
+    assert [p.name for p in packages] == ["toy.decode_1.mlpackage", "toy.decode_4.mlpackage"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [p.name for p in packages]
+    inputs = toy_inputs(6, 3)
+    expected = run_module(Toy(), TOY, inputs)["low_res_masks"]
+    for package in packages:
+        assert signal_to_noise(MilRuntime(package, TOY).run(inputs)["low_res_masks"], expected) > 50
+
+
+# Precision
+
+
+def declared(package, kinds):
+    operations = read_package(package).functions["main"].operations
+    return {
+        o.kind: {v.dtype for p in operations if p.kind == o.kind for v in p.outputs}
+        for o in operations
+        if o.kind in kinds
+    }
+
+
+def test_everything_is_half_precision_but_the_path_from_pixels_to_their_sine(flexible):
+    found = declared(flexible, {"sin", "mul", "reduce_sum", "linear", "matmul", "relu"})
+    assert found["sin"] == {"float32"}
+    assert found["mul"] == found["reduce_sum"] == found["relu"] == {"float16"}
+    # the product with the frequencies and the layer
+    assert found.get("linear", set()) | found.get("matmul", set()) == {"float32", "float16"}
+
+
+def test_positions_are_exact_although_the_rest_is_half_precision(flexible):
+    inputs = toy_inputs(1, 1)
+    inputs["point_labels"][:] = 1
+    inputs["point_coords"][:] = 60.004
+    moved = {**inputs, "point_coords": np.full_like(inputs["point_coords"], 60.012)}
+    # in half precision both are 60.0
+    assert np.float16(60.004) == np.float16(60.012)
+    runtime = MilRuntime(flexible, TOY)
+    change = runtime.run(moved)["low_res_masks"] - runtime.run(inputs)["low_res_masks"]
+    expected = run_module(Toy(), TOY, moved)["low_res_masks"] - run_module(Toy(), TOY, inputs)["low_res_masks"]
+    assert signal_to_noise(change, expected) > 15
+
+
+def test_fp32_on_request_has_no_half_anywhere(tmp_path):
+    (package,) = convert(TOY, Toy(), tmp_path / "toy.mlpackage", CoreMLOptions(precision="fp32"), TEXTS)
+    function = read_package(package).functions["main"]
+    assert {v.dtype for o in function.operations for v in o.outputs} <= {"float32", "int32", "bool"}
+    assert {c.dtype for c in function.constants.values() if isinstance(c, np.ndarray)}.isdisjoint(
+        {np.dtype(np.float16)}
+    )
+
+
+# What Xcode shows
+
+
+def description(package):
+    from coremltools.proto import Model_pb2
+
+    data = (package / "Data/com.apple.CoreML/model.mlmodel").read_bytes()
+    return Model_pb2.Model.FromString(data).description
+
+
+def test_a_package_tells_author_licence_version_and_manifest(flexible, joined):
+    for package in (flexible, joined):
+        metadata = description(package).metadata
+        assert (metadata.author, metadata.license, metadata.versionString) == (
+            "samexport",
+            "Apache-2.0",
+            "0.1.0",
+        )
+        assert metadata.shortDescription == "toy: a decoder of one layer"
+        assert metadata.userDefined["dev.samexport.model"] == "toy.toy"
+        assert "com.github.apple.coremltools.conversion_date" not in metadata.userDefined
+
+
+def test_every_tensor_is_named_typed_and_explained(flexible, joined):
+    from coremltools.proto import FeatureTypes_pb2
+
+    float32 = FeatureTypes_pb2.ArrayFeatureType.FLOAT32
+    parts = [description(flexible), *description(joined).functions]
+    assert len(parts) == 4
+    for part in parts:
+        assert [i.name for i in part.input] == list(TOY.input_names)
+        assert [o.name for o in part.output] == list(TOY.output_names)
+        assert {f.type.multiArrayType.dataType for f in (*part.input, *part.output)} == {float32}
+        texts = {f.name: f.shortDescription for f in (*part.input, *part.output)}
+        assert texts["point_coords"] == "N x K x 2: x, y in pixels; values 0 to 63"
+        assert texts["low_res_masks"] == "N x 512: logits"
+
+
+def test_a_flexible_package_is_fast_at_one_prompt_of_two_points(flexible):
+    """Some compute units run a flexible input at its default size only."""
+    assert [list(i.type.multiArrayType.shape) for i in description(flexible).input] == [
+        [1, 64],
+        [1, 2, 2],
+        [1, 2],
+    ]
+
+
+class Mean(nn.Module):
+    def forward(self, image):
+        return (image - 100).mean((2, 3))
+
+
+PICTURE = GraphSpec(
+    "encoder",
+    "",
+    (TensorSpec("image", (1, 3, 8, 8), "RGB", 0, 255),),
+    (TensorSpec("image_embeddings", (1, 3), ""),),
+)
+
+
+def test_an_image_input_is_an_rgb_picture_without_scale_or_bias(tmp_path):
+    (package,) = convert(PICTURE, Mean(), tmp_path / "p.mlpackage", CoreMLOptions(image_input=True), TEXTS)
+    from coremltools.proto import FeatureTypes_pb2
+
+    image = description(package).input[0].type.imageType
+    assert (image.width, image.height, image.colorSpace) == (8, 8, FeatureTypes_pb2.ImageFeatureType.RGB)
+    assert read_package(package).image_inputs == {"image"}
+    # the app hands over whole numbers: 100.4 arrives as 100
+    runtime = MilRuntime(package, PICTURE)
+    found = runtime.run({"image": np.full((1, 3, 8, 8), 100.4, np.float32)})["image_embeddings"]
+    np.testing.assert_array_equal(found, np.zeros((1, 3)))
+    kinds = [o.kind for o in read_package(package).functions["main"].operations]
+    assert kinds.count("mul") == 0
+    assert kinds.count("sub") + kinds.count("add") == 1
+
+
+# Bytes
+
+
+def digest(package):
+    from hashlib import sha256
+
+    files = sorted(f for f in package.rglob("*") if f.is_file())
+    return {str(f.relative_to(package)): sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+from tests.exporter.test_to_coreml import *
+options = CoreMLOptions(maximum_prompts=8, maximum_points=5)
+convert(PICTURE, Mean(), Path(sys.argv[1]) / "first.mlpackage", CoreMLOptions(), TEXTS)
+convert(TOY, Toy(), Path(sys.argv[1]) / "other name.mlpackage", options, TEXTS)
+options = CoreMLOptions(deployment_target="iOS18", prompt_buckets=(1, 4, 16))
+convert(TOY, Toy(), Path(sys.argv[1]) / "joined.mlpackage", options, TEXTS)
+"""
+
+
+def test_two_processes_write_the_same_bytes(flexible, joined, tmp_path):
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", AGAIN, str(tmp_path)]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert digest(tmp_path / "other name.mlpackage") == digest(flexible)
+    assert digest(tmp_path / "joined.mlpackage") == digest(joined)
+    assert list(digest(flexible)) == [
+        "Data/com.apple.CoreML/model.mlmodel",
+        "Data/com.apple.CoreML/weights/weight.bin",
+        "Manifest.json",
+    ]
+
+
+def test_a_package_carries_no_trace_of_the_machine(flexible, joined):
+    for package in (flexible, joined):
+        content = b"".join(f.read_bytes() for f in package.rglob("*") if f.is_file())
+        for word in (
+            b"site-packages",
+            b"test_to_coreml",
+            b"/tmp",
+            os.path.expanduser("~/").encode(),
+            b"2026-",
+        ):
+            assert word not in content
+
+
+def test_coremltools_can_read_the_package_back(joined):
+    import coremltools
+
+    model = coremltools.models.MLModel(str(joined), skip_model_load=True)
+    assert set(model.get_spec().mlProgram.functions) == {"decode_1", "decode_4", "decode_16"}
+
+
+def test_nothing_is_printed(tmp_path, capfd):
+    convert(PICTURE, Mean(), tmp_path / "p.mlpackage", CoreMLOptions(), TEXTS)
+    assert capfd.readouterr() == ("", "")
+
+
+# Refusals
+
+
+def test_what_is_in_the_way_is_neither_deleted_nor_changed(tmp_path):
+    victim = tmp_path / "toy.mlpackage"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="new path"):
+        convert(TOY, Toy(), victim, CoreMLOptions(), TEXTS)
+    assert (victim / "thesis.txt").read_text() == "mine"
+    separate = tmp_path / "other.decode_4.mlpackage"
+    separate.mkdir()
+    with pytest.raises(ConfigError, match=r"other\.decode_4"):
+        convert(TOY, Toy(), tmp_path / "other.mlpackage", CoreMLOptions(prompt_buckets=(1, 4)), TEXTS)
+    separate.rmdir()
+    with pytest.raises(ConfigError, match=r"\.mlpackage"):
+        convert(TOY, Toy(), tmp_path / "toy", CoreMLOptions(), TEXTS)
+    assert [p.name for p in tmp_path.iterdir()] == ["toy.mlpackage"]
+
+
+def test_a_graph_that_coremltools_refuses_is_an_export_failure_that_leaves_nothing(tmp_path):
+    with pytest.raises(ExportFailed, match=r"toy .*bessel") as caught:
+        convert(TOY, Refused(), tmp_path / "toy.mlpackage", CoreMLOptions(prompt_buckets=(2,)), TEXTS)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Deep(nn.Module):
+    def forward(self, image):
+        return image.reshape(1, 3, 2, 2, 2, 2, 4).permute(0, 1, 3, 2, 5, 4, 6).sum((2, 3, 4, 5, 6))
+
+
+def test_a_tensor_above_rank_5_is_refused(tmp_path):
+    with pytest.raises(ExportFailed, match=r"rank|cannot be converted"):
+        convert(PICTURE, Deep(), tmp_path / "p.mlpackage", CoreMLOptions(), TEXTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "int8"},
+        {"deployment_target": "iOS15"},
+        {"prompt_buckets": (4, 4)},
+        {"prompt_buckets": (1, 4), "points": (2, 2, 2)},
+        {"points": (2,)},
+        {"maximum_points": 1},
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(options):
+    with pytest.raises(ConfigError):
+        CoreMLOptions(**options)
+
+
+def test_versions_that_do_not_work_together_are_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "__version__", "2.4.1")
+    with pytest.raises(ConfigError, match=r"numpy<2\.4"):
+        convert(TOY, Toy(), tmp_path / "toy.mlpackage", CoreMLOptions(), TEXTS)
+
+
+def test_a_missing_coremltools_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    with pytest.raises(MissingDependency, match=r"samexport\[coreml\]"):
+        to_coreml.convert(TOY, Toy(), tmp_path / "toy.mlpackage", CoreMLOptions(), TEXTS)

@@ -1,0 +1,168 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto
+
+from samexport.errors import ConfigError, ExportFailed
+from samexport.exporter import to_onnx
+from samexport.exporter.pipeline import load_model
+from samexport.models.build import build_graph
+from samexport.models.catalog import find_model
+from samexport.models.spec import GraphSpec, TensorSpec
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    spec = find_model("test.tinyvit64")
+    return load_model(spec, random_seed=7)[0], spec
+
+
+def tensors(values):
+    """Name -> (element type, dimensions), a dimension being a number or a name."""
+    found = {}
+    for value in values:
+        kind = value.type.tensor_type
+        found[value.name] = kind.elem_type, tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
+    return found
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder", "decoder_with_mask"])
+def test_a_file_has_the_names_types_and_axes_of_its_spec(tiny_bundle, name):
+    graph, model = tiny_bundle.graph(name), onnx.load(tiny_bundle.folder / f"{name}.onnx").graph
+    for specs, values in ((graph.inputs, model.input), (graph.outputs, model.output)):
+        assert tensors(values) == {t.name: (TensorProto.FLOAT, t.shape) for t in specs}
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder", "decoder_with_mask"])
+def test_a_file_carries_no_trace_of_the_machine(tiny_bundle, name):
+    content = (tiny_bundle.folder / f"{name}.onnx").read_bytes()
+    for word in (b"site-packages", b"/samexport/", b'File "', os.path.expanduser("~/").encode()):
+        assert word not in content
+    kinds = {n.op_type for n in onnx.load_from_string(content).graph.node}
+    assert not kinds & {"Identity", "Constant", "Dropout", "BatchNormalization"}
+
+
+def test_normalisation_of_channels_is_a_layer_normalization_node(tiny_bundle):
+    graph = onnx.load(tiny_bundle.folder / "encoder.onnx").graph
+    kinds = [n.op_type for n in graph.node]
+    # two a block (4 blocks), two in the neck
+    assert kinds.count("LayerNormalization") == 10
+    assert not set(kinds) & {"ReduceMean", "Sqrt", "Pow"}
+
+
+def test_the_encoder_has_no_tensor_above_rank_4(tiny_bundle, half_bundle):
+    for path in (tiny_bundle.folder / "encoder.onnx", half_bundle.folder / "encoder.fp16.onnx"):
+        inferred = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
+        ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.value_info}
+        assert len(ranks) > 100
+        assert max(ranks.values()) <= 4
+
+
+def test_another_opset_gives_the_same_numbers(tiny, tmp_path):
+    (sam, spec), opset = tiny, 18
+    graph, module = build_graph(sam, spec, "decoder")
+    path = tmp_path / "decoder.onnx"
+    to_onnx.convert(graph, module, path, to_onnx.OnnxOptions(opset=opset))
+    assert [o.version for o in onnx.load(path).opset_import if o.domain == ""] == [opset]
+    inputs = [torch.randn(1, 64, 4, 4), torch.rand(5, 3, 2) * 63, torch.ones(5, 3)]
+    expected = module(*inputs)
+    names = graph.input_names
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    actual = session.run(None, {n: v.numpy() for n, v in zip(names, inputs, strict=True)})
+    np.testing.assert_allclose(actual[0], expected[0].numpy(), atol=1e-5 * np.ptp(actual[0]))
+
+
+REBUILD = """
+import sys, hashlib
+from pathlib import Path
+from samexport.exporter.pipeline import ExportOptions, export_bundle
+bundle, _ = export_bundle(ExportOptions("test.tinyvit64", Path(sys.argv[1]), random_seed=7))
+"""
+
+
+def test_two_runs_give_byte_identical_bundles(tiny_bundle, tmp_path):
+    environment = {**os.environ, "PYTHONHASHSEED": "4", "TZ": "Asia/Tokyo", "HOME": str(tmp_path)}
+    out = tmp_path / "again"
+    subprocess.run([sys.executable, "-c", REBUILD, out], check=True, env=environment, cwd=tmp_path, capture_output=True)
+    files = sorted(p.relative_to(tiny_bundle.folder) for p in tiny_bundle.folder.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert [f for f in files if (out / f).read_bytes() != (tiny_bundle.folder / f).read_bytes()] == []
+
+
+def test_half_precision_keeps_what_overflows_in_single_precision(half_bundle):
+    graph = onnx.load(half_bundle.folder / "decoder_step.fp16.onnx").graph
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(half_bundle.folder / "decoder_step.fp16.onnx")).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
+    kept = [n for n in graph.node if n.op_type in ("LayerNormalization", "Softmax", "Sin", "Cos", "Exp")]
+    assert len(kept) >= 15
+    assert {types[n.output[0]] for n in kept} == {TensorProto.FLOAT}
+    products = [types[n.output[0]] for n in graph.node if n.op_type in ("MatMul", "Gemm")]
+    # all but the product that encodes coordinates
+    assert products.count(TensorProto.FLOAT) == 1
+    large = [w for w in graph.initializer if np.prod(w.dims) > 1000]
+    assert {w.data_type for w in large} == {TensorProto.FLOAT16}
+
+
+def test_a_module_that_cannot_be_exported_is_one_clear_error(tmp_path):
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    graph = GraphSpec("branches", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),))
+    with pytest.raises(ExportFailed, match="branches cannot be exported") as caught:
+        to_onnx.convert(graph, Branches(), tmp_path / "x.onnx", to_onnx.OnnxOptions())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def fails(_model):
+    raise RuntimeError("optimiser crashed")
+
+
+def swaps_scores(model):
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    weight = next(w for w in broken.graph.initializer if list(w.dims) == [4] and w.data_type == TensorProto.FLOAT)
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 0.1, weight.name))
+    return broken
+
+
+def breaks_order(model):
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    broken.graph.node.insert(0, broken.graph.node.pop())
+    return broken
+
+
+@pytest.mark.parametrize("optimiser", [fails, swaps_scores, breaks_order])
+def test_a_graph_that_the_optimiser_breaks_is_kept_as_exported(tiny, tiny_bundle, monkeypatch, optimiser):
+    exported = onnx.load(tiny_bundle.folder / "decoder.onnx")
+    monkeypatch.setattr(to_onnx, "_slim", optimiser)
+    kept = to_onnx.optimise(exported, tiny_bundle.graph("decoder"))
+    assert kept is exported
+
+
+def test_a_graph_that_the_optimiser_keeps_intact_is_taken(tiny_bundle):
+    exported = onnx.load(tiny_bundle.folder / "decoder.onnx")
+    assert to_onnx.optimise(exported, tiny_bundle.graph("decoder")) is not exported
+
+
+def test_a_large_model_keeps_its_weights_in_a_second_file(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_onnx, "_PROTOBUF_LIMIT", 1000)
+    sam, spec = tiny
+    graph, module = build_graph(sam, spec, "encoder")
+    path = tmp_path / "encoder.onnx"
+    to_onnx.convert(graph, module, path, to_onnx.OnnxOptions())
+    assert path.stat().st_size < 500_000 < (tmp_path / "encoder.onnx.data").stat().st_size
+    image = torch.rand(1, 3, 64, 64) * 255
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    expected = module(image).numpy()
+    np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], expected, atol=1e-5 * np.ptp(expected))
+    with pytest.raises(ConfigError, match="only fp32"):
+        to_onnx.convert(graph, module, tmp_path / "half.onnx", to_onnx.OnnxOptions("fp16"))
