@@ -1,0 +1,142 @@
+"""Who takes part: every runtime of ``runtimes.base``, and the variants that only a benchmark wants. All as data."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from samexport.benchmarks.rows import Job
+from samexport.errors import ConfigError
+from samexport.runtimes.base import RUNTIMES, Runtime, availability, open_runtime
+from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.parity import Tier, tier
+
+_HERE = "samexport.benchmarks"
+# bfloat16 has three bits of mantissa fewer than float16: errors are 8 times, 18 dB, larger than that tier's.
+BF16 = Tier("bf16", max_error=0.1, snr_db=22, mask_iou=0.96, iou_quantile=0.05, band=8e-3)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a graph.
+
+    Attributes:
+        name: what ``--runtime`` takes.
+        file_format: of the files it reads; empty for PyTorch, which builds the graph itself.
+        opener: dotted path ``module:function`` of ``(Job, Bundle) -> Runtime``.
+        arithmetic: fp32, bf16 or fp16, where it is not the file's own.
+        device: cpu or cuda.
+        default: takes part when no runtime is named.
+        timed: False where time means nothing.
+        package: the runtime of ``runtimes.base`` that must be installed, where the name is not that.
+        prepare: dotted path of ``(Job, Bundle) -> Job``, work that is not part of the load time.
+    """
+
+    name: str
+    file_format: str
+    opener: str = f"{_HERE}.contenders:open_file"
+    arithmetic: str = ""
+    device: str = "cpu"
+    default: bool = True
+    timed: bool = True
+    package: str = ""
+    prepare: str = ""
+
+    def computes(self, precision: str) -> str:
+        """The arithmetic for a file of ``precision``: what roofline and tolerance depend on."""
+        return self.arithmetic or precision
+
+    def tolerance(self, precision: str) -> Tier:
+        """How close is close enough; ConfigError for a precision without a tier."""
+        return BF16 if self.computes(precision) == "bf16" else tier(self.computes(precision))
+
+
+def _ort(name: str, **options: str) -> Contender:
+    device = "cpu" if not options.get("device") else options["device"]
+    opener, prepare = f"{_HERE}.ort_variants:open_variant", options.get("prepare", "")
+    return Contender(name, "onnx", opener, device=device, default=device != "cpu", prepare=prepare)
+
+
+def _torch(name: str, **options: str) -> Contender:
+    opener = f"{_HERE}.torch_variants:open_variant"
+    arithmetic, device = options.get("arithmetic", "fp32"), options.get("device", "cpu")
+    return Contender(name, "", opener, arithmetic=arithmetic, device=device)
+
+
+_UNTIMED = ("mil",)  # an interpreter that stands in for an iPhone
+_ARITHMETIC = {"openvino": "fp32"}  # whatever the file holds
+_KNOWN = (
+    *(
+        Contender(
+            info.name, info.file_format, arithmetic=_ARITHMETIC.get(info.name, ""), timed=info.name not in _UNTIMED
+        )
+        for info in RUNTIMES.values()
+    ),
+    Contender("openvino-bf16", "onnx", f"{_HERE}.contenders:open_openvino_bf16", arithmetic="bf16", package="openvino"),
+    _ort("onnxruntime-basic"),
+    _ort("onnxruntime-extended"),
+    _ort("onnxruntime-saved", prepare=f"{_HERE}.ort_variants:save_optimised"),
+    _ort("onnxruntime-cuda", device="cuda"),
+    _ort("onnxruntime-tensorrt", device="cuda"),
+    _torch("pytorch"),
+    _torch("pytorch-compile"),
+    _torch("pytorch-bf16", arithmetic="bf16"),
+    _torch("pytorch-cuda", device="cuda"),
+    _torch("pytorch-cuda-compile", device="cuda"),
+    _torch("pytorch-cuda-graph", device="cuda"),
+    _torch("pytorch-cuda-fp16", device="cuda", arithmetic="fp16"),
+    _torch("pytorch-cuda-bf16", device="cuda", arithmetic="bf16"),
+)
+KNOWN: dict[str, Contender] = {c.name: c for c in _KNOWN}
+
+
+def find(name: str) -> Contender:
+    """The contender called ``name``; ConfigError lists them all."""
+    if name not in KNOWN:
+        raise ConfigError(f"no runtime is called {name!r}; known: {', '.join(KNOWN)}")
+    return KNOWN[name]
+
+
+def why_not(contender: Contender) -> str:
+    """Why it cannot run here, with the remedy; empty if it can. Imports no runtime but ONNX Runtime."""
+    if contender.device == "cuda" and not Path("/proc/driver/nvidia/version").exists():
+        return "there is no NVIDIA driver here"
+    if contender.name in _NEEDS_PROVIDER and _NEEDS_PROVIDER[contender.name] not in _ort_providers():
+        return "this ONNX Runtime has no such provider; pip install onnxruntime-gpu instead of onnxruntime"
+    if not contender.file_format and importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed; pip install samexport"
+    needed = [a for a in availability() if a.name == (contender.package or contender.name)]
+    return f"not available: {needed[0].remedy}" if needed and not needed[0].available else ""
+
+
+_NEEDS_PROVIDER = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
+
+
+def _ort_providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def open_file(job: Job, bundle: Bundle) -> Runtime:
+    """Open the job's file with the runtime of that name, exactly as a user of the bundle would."""
+    file_format = find(job.runtime).file_format
+    path, graph = bundle.folder / job.file, bundle.graph(job.graph)
+    return open_runtime(path, graph, file_format, runtime=job.runtime, threads=job.threads)
+
+
+def open_openvino_bf16(job: Job, bundle: Bundle) -> Runtime:
+    """OpenVINO computing in bfloat16; ConfigError on a processor without it."""
+    from samexport.runtimes.openvino import OpenVinoBf16Runtime
+
+    return OpenVinoBf16Runtime(bundle.folder / job.file, bundle.graph(job.graph), threads=job.threads)
+
+
+def resolve(path: str) -> Callable[[Job, Bundle], object]:
+    """The function behind ``package.module:name``."""
+    module, _, name = path.partition(":")
+    found: Callable[[Job, Bundle], object] = getattr(importlib.import_module(module), name)
+    return found

@@ -1,0 +1,161 @@
+"""The measuring process: one job, or a pair of jobs in turns. ``python -m samexport.benchmarks.measure OUT < REQUEST``.
+
+It is a process of its own, so that the peak of memory belongs to one job and a crash costs one row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samexport.benchmarks.contenders import KNOWN
+from samexport.benchmarks.environment import BusyCores, MemoryPeak
+from samexport.benchmarks.rows import Job, Measurement, Pair, Status
+from samexport.benchmarks.subject import GraphSubject, Subject
+from samexport.errors import SamExportError
+
+_WARM_UP = 2
+# between two runtimes that share the cores: the first one's threads spin a little before they sleep
+_PAUSE = 0.01
+_STEADY = 0.01
+
+
+@dataclass(frozen=True)
+class Effort:
+    """When to stop calling.
+
+    After ``min_runs`` as soon as the last ten runs moved the median by less than 1 %, at the latest after
+    ``max_runs``, or ``seconds`` with ``min_runs`` done. ``timeout`` seconds end the process.
+    """
+
+    min_runs: int = 20
+    max_runs: int = 200
+    seconds: float = 20
+    timeout: float = 1800
+
+    def enough(self, values: list[float], elapsed: float) -> bool:
+        """Whether the runs so far will do."""
+        if len(values) < self.min_runs:
+            return False
+        if len(values) >= self.max_runs or elapsed > self.seconds:
+            return True
+        before, now = np.median(values[:-10] or values), np.median(values)
+        return bool(abs(now - before) <= _STEADY * abs(now))
+
+
+def measure(job: Job, effort: Effort) -> Measurement:
+    """Measure one job in this process, which should be fresh."""
+    subject = make_subject(job)
+    subject.prepare()
+    memory = MemoryPeak()
+    load = _milliseconds(subject.open)
+    try:
+        first = _milliseconds(subject.call)
+        timed = job.runtime not in KNOWN or KNOWN[job.runtime].timed
+        with BusyCores() as cores:
+            times = _repeat(subject.call, effort) if timed else []
+        peak = memory.peak_mb()
+        placement = subject.placement()
+        parity = subject.check()
+    finally:
+        subject.close()
+    if not timed:
+        return Measurement(parity, placement, peak_mb=peak, idle_mb=memory.idle_mb)
+    p50, p90 = (float(np.percentile(times, q)) for q in (50, 90))
+    return Measurement(
+        parity, placement, load, first, p50, p90, min(times), len(times), peak, memory.idle_mb, cores.others
+    )
+
+
+def measure_pair(first: Job, second: Job, effort: Effort) -> Pair:
+    """Call two jobs in turns."""
+    subjects = [make_subject(first), make_subject(second)]
+    for subject in subjects:
+        subject.prepare()
+        subject.open()
+    try:
+        for _ in range(_WARM_UP + 1):
+            for subject in subjects:
+                subject.call()
+        times: list[list[float]] = [[], []]
+        used: list[list[float]] = [[], []]
+        ratios: list[float] = []
+        with BusyCores() as cores:
+            start = time.perf_counter()
+            while not effort.enough(ratios, time.perf_counter() - start):
+                for subject, taken, processor in zip(subjects, times, used, strict=True):
+                    time.sleep(_PAUSE)
+                    start_of_call = time.process_time()
+                    taken.append(_milliseconds(subject.call))
+                    processor.append(time.process_time() - start_of_call)
+                ratios.append(times[0][-1] / times[1][-1])
+        parities = [subject.check() for subject in subjects]
+    finally:
+        for subject in subjects:
+            subject.close()
+    low, middle, high = (float(q) for q in np.percentile(ratios, (25, 50, 75)))
+    return Pair(
+        first, second, Status.DONE, "", middle, low, high, min(times[0]) / min(times[1]),
+        float(np.median(np.divide(used[0], used[1]))),
+        float(np.median(times[0])), float(np.median(times[1])), len(ratios), cores.others, *parities,
+    )  # fmt: skip
+
+
+def make_subject(job: Job) -> Subject:
+    """A graph, or a whole task."""
+    from samexport.benchmarks.tasks import TASKS, TaskSubject
+
+    return TaskSubject(job) if job.graph in TASKS else GraphSubject(job)
+
+
+def _milliseconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter_ns()
+    work()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _repeat(call: Callable[[], None], effort: Effort) -> list[float]:
+    for _ in range(_WARM_UP):
+        call()
+    times: list[float] = []
+    start = time.perf_counter()
+    while not effort.enough(times, time.perf_counter() - start):
+        times.append(_milliseconds(call))
+    return times
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that asked for the measurement is gone, so that nothing burns on unseen."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Read {"jobs": [one or two], "effort"}, write the measurement or {"error"} as JSON."""
+    _end_with(os.getppid())
+    request = json.load(sys.stdin)
+    jobs, effort = [Job.from_json(j) for j in request["jobs"]], Effort(**request["effort"])
+    try:
+        found = measure(jobs[0], effort) if len(jobs) == 1 else measure_pair(jobs[0], jobs[1], effort)
+        answer: dict[str, Any] = asdict(found)
+    except SamExportError as error:
+        answer = {"error": str(error)}
+    Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

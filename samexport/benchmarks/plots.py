@@ -1,0 +1,220 @@
+"""Pictures of results, drawn with matplotlib (the extra ``bench``): PNG files, and SVG for the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samexport.benchmarks.contenders import KNOWN
+from samexport.benchmarks.plan import is_graph
+from samexport.benchmarks.rows import BenchRow, Results, Status
+from samexport.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = (
+    "#2563eb",
+    "#dc2626",
+    "#059669",
+    "#d97706",
+    "#7c3aed",
+    "#0891b2",
+    "#be185d",
+    "#4d7c0f",
+    "#78350f",
+    "#475569",
+)
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "axes.edgecolor": "#9ca3af",
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "figure.dpi": 144,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn picture; ``file`` is the name of its PNG."""
+
+    file: str
+    caption: str
+    png: bytes
+    svg: str
+
+
+def draw(results: Results) -> list[Plot]:
+    """Every picture that the results have numbers for.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise MissingDependency("plots need matplotlib: pip install 'samexport[bench]'") from error
+    rows = [r for r in results.rows if r.status is Status.DONE and r.measured.p50_ms is not None]
+    graphs = [r for r in rows if is_graph(r.job)]
+    tasks = [r for r in rows if not is_graph(r.job)]
+    drawings: tuple[tuple[str, str, Callable[[list[BenchRow]], Figure | None], list[BenchRow]], ...] = (
+        ("latency.png", "Median time of a call by graph and runtime", _latency, graphs),
+        ("prompts.png", "Time for each prompt against the number of prompts", _prompts, graphs),
+        ("accuracy.png", "Accuracy against time; the area is the size of the file", _accuracy, graphs),
+        ("tasks.png", "Whole tasks on a photograph of 12 megapixels", _latency, tasks),
+    )
+    plots = []
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "samexport"}):
+        for file, caption, drawing, chosen in drawings:
+            figure = drawing(chosen) if chosen else None
+            if figure is not None:
+                plots.append(Plot(file, caption, _save(figure, "png"), _save(figure, "svg").decode()))
+    return plots
+
+
+def write_plots(plots: Sequence[Plot], folder: Path) -> None:
+    """Write the PNG files."""
+    for plot in plots:
+        (folder / plot.file).write_bytes(plot.png)
+
+
+def _save(figure: Figure, kind: str) -> bytes:
+    out = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(out, format=kind, bbox_inches="tight", metadata=metadata)
+    return out.getvalue()
+
+
+def _figure(width: float, height: float, ratios: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """Panels below each other, their heights in proportion."""
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)
+    return figure, list(grid.flat)
+
+
+def _colour(runtime: str) -> str:
+    return _COLOURS[list(KNOWN).index(runtime) % len(_COLOURS)]
+
+
+def _line_name(row: BenchRow) -> str:
+    job = row.job
+    precision = "" if job.precision == "fp32" else f" {job.precision}"
+    form = " plain" if job.form == "plain" else ""
+    batch = " one a call" if job.batch == 1 and job.prompts > 1 else ""
+    return f"{job.runtime}{precision}{form}{batch}"
+
+
+def _latency(rows: list[BenchRow]) -> Figure:
+    """Bars, a panel for each graph and number of prompts."""
+    panels: dict[str, list[BenchRow]] = {}
+    for row in rows:
+        prompts = (
+            f", {row.job.prompts} prompt{'s' * (row.job.prompts > 1)}" if is_graph(row.job) and row.job.prompts else ""
+        )
+        panels.setdefault(f"{row.job.graph}{prompts}", []).append(row)
+    height = 0.3 * len(rows) + 0.62 * len(panels)
+    figure, axes = _figure(9, height, ratios=[len(p) + 1.6 for p in panels.values()])
+    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+        panel = sorted(panel, key=lambda r: -(r.measured.p50_ms or 0))
+        several = len({r.job.threads for r in panel}) > 1
+        names = [_line_name(r) + (f", {r.job.threads} threads" if several else "") for r in panel]
+        times = [r.measured.p50_ms or 0 for r in panel]
+        bars = axis.barh(range(len(panel)), times, color=[_colour(r.job.runtime) for r in panel], height=0.72)
+        for bar, row in zip(bars, panel, strict=True):
+            bar.set_alpha(0.45 if row.job.form == "plain" else 0.95)
+        axis.bar_label(
+            bars, [f" {t:.3g} ms{' *' if r.loaded else ''}" for t, r in zip(times, panel, strict=True)], size=9
+        )
+        axis.set_yticks(range(len(panel)), names)
+        axis.set_title(title)
+        axis.set_xlim(0, max(times) * 1.16)
+        axis.grid(visible=False, axis="y")
+        axis.tick_params(length=0)
+    axes[-1].set_xlabel("ms")
+    return figure
+
+
+def _prompts(rows: list[BenchRow]) -> Figure | None:
+    """Milliseconds a prompt over N, a panel for each graph, a line for each way to run it."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    graphs: dict[str, dict[tuple[str, str], list[BenchRow]]] = {}
+    for row in rows:
+        if row.job.prompts:
+            lines = graphs.setdefault(row.job.graph, {})
+            lines.setdefault((_line_name(row).replace(" one a call", ""), row.job.runtime), []).append(row)
+    graphs = {
+        g: lines for g, lines in graphs.items() if any(len({r.job.prompts for r in c}) > 1 for c in lines.values())
+    }
+    if not graphs:
+        return None
+    figure, axes = _figure(9, 3.3 * len(graphs), ratios=[1.0] * len(graphs))
+    for axis, (graph, lines) in zip(axes, graphs.items(), strict=True):
+        for (name, runtime), line in lines.items():
+            plain = line[0].job.form == "plain"
+            best: dict[int, float] = {}
+            for row in line:
+                best[row.job.prompts] = min(best.get(row.job.prompts, 1e9), row.ms_per_prompt or 1e9)
+            xs = sorted(best)
+            style, alpha = ("o--", 0.6) if plain else ("o-", 1.0)
+            ys = [best[x] for x in xs]
+            axis.plot(xs, ys, style, color=_colour(runtime), label=name, markersize=4, alpha=alpha)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        every = sorted({r.job.prompts for line in lines.values() for r in line})
+        axis.set_xticks(every, [str(x) for x in every])
+        axis.set_title(graph)
+        axis.set_ylabel("ms a prompt")
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
+    axes[-1].set_xlabel("prompts")
+    return figure
+
+
+def _accuracy(rows: list[BenchRow]) -> Figure | None:
+    """Signal to noise over the median time, a panel for each graph at its smallest number of prompts."""
+    from matplotlib.collections import PathCollection
+
+    known = [r for r in rows if r.measured.parity.snr_db is not None and r.job.batch != 1]
+    if not known:
+        return None
+    graphs: dict[str, list[BenchRow]] = {}
+    for row in known:
+        fewest = min(r.job.prompts for r in known if r.job.graph == row.job.graph)
+        if row.job.prompts == fewest:
+            graphs.setdefault(row.job.graph, []).append(row)
+    figure, axes = _figure(9, 2.9 * len(graphs), ratios=[1.0] * len(graphs))
+    for axis, (graph, panel) in zip(axes, graphs.items(), strict=True):
+        named: set[str] = set()
+        for row in panel:
+            name = _line_name(row)
+            label = "_" if name in named else name
+            named.add(name)
+            size = 30 + 8 * (row.size_mb or 5)
+            axis.scatter([row.measured.p50_ms or 0], [row.measured.parity.snr_db or 0], s=size, label=label,
+                         color=_colour(row.job.runtime), alpha=0.35 if row.job.form == "plain" else 0.8)  # fmt: skip
+        axis.set_title(graph)
+        axis.set_ylabel("SNR, dB")
+        axis.margins(0.12, 0.25)
+        axis.set_xlim(left=0)
+        legend = axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
+        for handle in legend.legend_handles:
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([40])
+    axes[-1].set_xlabel("median time, ms")
+    return figure

@@ -1,0 +1,107 @@
+"""The torch model behind a bundle: for PyTorch's own rows, for baselines, and to count multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samexport.errors import ConfigError
+from samexport.models.catalog import find_model
+from samexport.models.spec import GraphSpec, ModelSpec
+from samexport.runtimes.bundle import Artifact, Bundle, Manifest, file_sha256
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from samexport.models.architectures.sam import Sam
+
+PLAIN_GRAPHS = ("encoder", "decoder", "decoder_with_mask")
+"""The graphs that have a plain form."""
+
+Convert = Callable[[GraphSpec, "nn.Module", Path], int]
+"""Writes a module as an ONNX file and returns the number of nodes: ``exporter.to_onnx.convert``."""
+
+
+def rebuild(manifest: Manifest, checkpoints: Sequence[Path] = ()) -> tuple[ModelSpec, Sam]:
+    """The model with the bundle's weights, in evaluation mode.
+
+    Random weights are made again from their seed; others come from ``checkpoints``, or else from the official
+    file in the cache.
+
+    Raises:
+        ConfigError: the weights are not those of the bundle.
+        CheckpointError: they cannot be had or read.
+    """
+    from samexport.models.architectures.sam import Sam
+    from samexport.models.checkpoints import load_weights
+
+    spec, wanted = find_model(manifest.model), manifest.weights
+    sam = Sam(spec)
+    weights = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, random_seed=wanted.seed)
+    if weights.sha256 != wanted.sha256:
+        raise ConfigError(f"the bundle was made from {wanted.source}, not {weights.source}; give --checkpoint")
+    sam.load_state_dict(weights.state, strict=True)
+    sam.eval().requires_grad_(False)
+    return spec, sam
+
+
+def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints: Sequence[Path] = ()) -> Bundle:
+    """Write the untouched architectures as ONNX files: the straightforward export of the same weights.
+
+    Args:
+        bundle: whose weights and golden cases to take.
+        folder: an existing, empty folder; it becomes a bundle with the form "plain".
+        convert: the exporter.
+        checkpoints: where the bundle's weights are, unless they are random.
+
+    Raises:
+        ConfigError, CheckpointError: see :func:`rebuild`.
+        ExportFailed: ``convert`` failed.
+    """
+    import shutil
+    from dataclasses import replace
+
+    from samexport.models.build import build_graph
+    from samexport.runtimes.bundle import MANIFEST
+
+    spec, sam = rebuild(bundle.manifest, checkpoints)
+    artifacts, graphs = [], []
+    for name in PLAIN_GRAPHS:
+        graph, module = build_graph(sam, spec, name, plain=True)
+        path = folder / f"{name}.plain.onnx"
+        nodes = convert(graph, module, path)
+        size = sum(p.stat().st_size for p in folder.glob(f"{path.name}*"))
+        artifacts.append(Artifact(name, path.name, "onnx", "fp32", file_sha256(path), size, nodes=nodes))
+        graphs.append(graph)
+    shutil.copytree(bundle.folder / "golden", folder / "golden")
+    manifest = replace(bundle.manifest, graphs=tuple(graphs), artifacts=tuple(artifacts), files={}, parity=())
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return Bundle(folder, manifest)
+
+
+@cache
+def gmac(model: str, graph: str, form: str, prompts: int, points: int) -> float | None:
+    """Multiply-accumulates (1e9) of one run, counted by torch on shapes alone; None for a graph it cannot build.
+
+    Counts what the graph form does (matrix products, convolutions, attention), not what a runtime fuses or skips.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from samexport.models.architectures.sam import Sam
+    from samexport.models.build import build_graph
+
+    spec = find_model(model)
+    with FakeTensorMode(), torch.inference_mode():
+        try:
+            spec_of_graph, module = build_graph(Sam(spec).eval(), spec, graph, plain=form == "plain")
+        except ConfigError:
+            return None
+        sizes = {"N": prompts, "K": points}
+        shapes = [[sizes[d] if isinstance(d, str) else d for d in t.shape] for t in spec_of_graph.inputs]
+        with FlopCounterMode(display=False) as counter:
+            module(*(torch.zeros(shape) for shape in shapes))
+    return float(counter.get_total_flops()) / 2e9

@@ -1,0 +1,203 @@
+"""Results as text: the table of the terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+
+from samexport.benchmarks.environment import LOADED
+from samexport.benchmarks.plan import is_graph
+from samexport.benchmarks.rows import CSV_COLUMNS, BenchRow, Job, Pair, Parity, Results, Status, flat
+from samexport.runtimes.parity import Verdict
+
+Cells = tuple[str, ...]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, no exponent for what a person reads as a number; empty for None."""
+    if value is None:
+        return ""
+    if abs(value) < 1e-3:
+        return f"{value:.0e}" if value else "0"
+    whole = len(str(int(abs(value))))
+    return f"{value:.{max(0, digits - whole)}f}"
+
+
+def _times(row: BenchRow) -> str:
+    mark = "*" if row.loaded else ""
+    return f"{_number(row.measured.p50_ms)}{mark}" if row.measured.p50_ms is not None else ""
+
+
+def _subject(job: Job) -> str:
+    return f"{job.graph} (plain)" if job.form == "plain" else job.graph
+
+
+def _prompts(job: Job) -> str:
+    if not job.prompts:
+        return ""
+    return f"{job.prompts} by {job.batch}" if 0 < job.batch < job.prompts else str(job.prompts)
+
+
+def verdict(parity: Parity) -> str:
+    """The verdict, with how far off where there is a number."""
+    return f"{parity.verdict.value} {_number(parity.max_error, 1)}".rstrip()
+
+
+Column = tuple[str, Callable[[BenchRow], str]]
+_COLUMNS: tuple[Column, ...] = (
+    ("graph", lambda r: _subject(r.job)),
+    ("prompts", lambda r: _prompts(r.job)),
+    ("precision", lambda r: r.job.precision),
+    ("runtime", lambda r: r.job.runtime),
+    ("threads", lambda r: str(r.job.threads)),
+    ("p50 ms", _times),
+    ("p90 ms", lambda r: _number(r.measured.p90_ms)),
+    ("min ms", lambda r: _number(r.measured.min_ms)),
+    ("ms/prompt", lambda r: _number(r.ms_per_prompt)),
+    ("load ms", lambda r: _number(r.measured.load_ms)),
+    ("first ms", lambda r: _number(r.measured.first_ms)),
+    ("peak MB", lambda r: _number(r.measured.peak_mb)),
+    ("file MB", lambda r: _number(r.size_mb)),
+    ("GMAC/s", lambda r: _number(r.gmac_per_s)),
+    ("of peak", lambda r: "" if r.peak_share is None else f"{r.peak_share:.0%}"),
+    ("runs", lambda r: str(r.measured.runs or "")),
+    ("parity", lambda r: verdict(r.measured.parity) if r.status is Status.DONE else r.status.value),
+)
+_NOT_FOR_TASKS = ("file MB", "GMAC/s", "of peak", "precision")
+_TERMINAL = (
+    "graph", "prompts", "precision", "runtime", "threads", "p50 ms", "p90 ms", "min ms", "ms/prompt", "load ms",
+    "peak MB", "of peak", "parity",
+)  # fmt: skip
+
+
+def table(rows: Iterable[BenchRow], names: Sequence[str] = _TERMINAL) -> tuple[Cells, list[Cells]]:
+    """Column names and cells."""
+    chosen = [c for c in _COLUMNS if c[0] in names]
+    return tuple(name for name, _ in chosen), [tuple(cell(row) for _, cell in chosen) for row in rows]
+
+
+PAIR_COLUMNS = ("A", "B", "A / B", "quartiles", "fastest", "processor", "A ms", "B ms", "turns", "parity A, B")
+
+
+def pair_cells(pair: Pair) -> Cells:
+    """One comparison as text for :data:`PAIR_COLUMNS`."""
+    names = [f"{_subject(j)} {_prompts(j)} {j.precision} {j.runtime}".replace("  ", " ") for j in _jobs(pair)]
+    if pair.status is not Status.DONE:
+        return (*names, pair.status.value, *[""] * 7)
+    mark = "*" if (pair.other_cores or 0) > LOADED else ""
+    return (
+        *names,
+        f"{_number(pair.ratio)}{mark}",
+        f"{_number(pair.low)} to {_number(pair.high)}",
+        _number(pair.best),
+        _number(pair.cpu),
+        _number(pair.first_p50_ms),
+        _number(pair.second_p50_ms),
+        str(pair.turns),
+        f"{verdict(pair.first_parity)}, {verdict(pair.second_parity)}",
+    )
+
+
+def _jobs(pair: Pair) -> tuple[Job, Job]:
+    return pair.first, pair.second
+
+
+def to_csv(results: Results) -> str:
+    """Every field of every row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat(row) for row in results.rows)
+    return text.getvalue()
+
+
+def markdown_table(columns: Cells, rows: Iterable[Cells]) -> list[str]:
+    """Lines of a Markdown table."""
+    head = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return head + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+
+
+def machine_lines(results: Results) -> list[str]:
+    """The machine and what it can do, one fact a line."""
+    e = results.environment
+    libraries = ", ".join(f"{name} {version}" for name, version in e["libraries"].items())
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in results.roofline.items() if "copy" not in name)
+    lines = [
+        f"{e['cpu']}, {e['cores']} cores, {e['memory_gb']} GB, governor {e['governor']}",
+        f"{e['system']}, Python {e['python']}",
+        f"instructions: {' '.join(e['cpu_flags'])}",
+        f"libraries: {libraries}",
+        f"load average at the start: {', '.join(str(x) for x in e['load_average'])}",
+    ]
+    if e["gpu"]:
+        lines.insert(1, f"GPU: {e['gpu']}")
+    if rates:
+        copy = results.roofline.get("copy_gb_per_s")
+        lines.append(f"measured peak, GMAC/s of matrix products: {rates}; copy {copy:g} GB/s")
+    if e["git_commit"]:
+        lines.append(f"commit {e['git_commit']}")
+    return [*lines, f"{results.created}: `{results.command}`"]
+
+
+NOTES = (
+    "p50, p90 and min are of the calls after the warm-up; load is from the file to a session that is ready, in a fresh "
+    "process; first is the first call. Each row is measured in a process of its own.",
+    "16 by 4 means 16 prompts, 4 in a call. Plain is the untouched architecture, exported straightforwardly; with 1 in "
+    "a call it is what an export does that traces a single prompt.",
+    "peak MB is the highest resident memory of the whole process, interpreter and outputs included.",
+    f"* other programs kept more than {LOADED:g} cores busy meanwhile: do not compare such times with others, "
+    "only the ratios, which come from calls in turns.",
+    "Ratios: the median of A's time by B's of the same turn, its quartiles, the ratio of the fastest calls, and "
+    "that of processor time.",
+    "GMAC counts the multiply-accumulates of the graph as it is built; of peak is their rate by the measured peak of "
+    "matrix products in the runtime's arithmetic.",
+    "parity is the verdict of the bundle's golden cases in the measured process, with the largest error by the range.",
+)
+
+
+def to_markdown(results: Results, plots: Sequence[tuple[str, str]] = ()) -> str:
+    """A report; ``plots`` are file names and captions."""
+    lines = ["# Benchmark results", "", *(f"- {line}" for line in machine_lines(results)), ""]
+    if results.pairs:
+        lines += ["## Ratios of calls in turns", "", *markdown_table(PAIR_COLUMNS, map(pair_cells, results.pairs)), ""]
+    for title, rows in sections(results):
+        names = [n for n, _ in _COLUMNS if title == "Graphs" or n not in _NOT_FOR_TASKS]
+        lines += [f"## {title}", "", *markdown_table(*table(rows, names)), ""]
+    placed = placements(results)
+    if placed:
+        lines += ["## Where it ran", "", *markdown_table(("graph", "runtime", "placement"), placed), ""]
+    if problems := problem_lines(results):
+        lines += ["## Not measured, or not right", "", *(f"- {line}" for line in problems), ""]
+    for file, caption in plots:
+        lines += [f"![{caption}]({file})", ""]
+    return "\n".join([*lines, "## How to read this", "", *(f"- {note}" for note in NOTES)]) + "\n"
+
+
+def sections(results: Results) -> list[tuple[str, list[BenchRow]]]:
+    """Graphs and whole tasks, those that are not empty."""
+    graphs = [row for row in results.rows if is_graph(row.job)]
+    tasks = [row for row in results.rows if not is_graph(row.job)]
+    return [(title, rows) for title, rows in (("Graphs", graphs), ("Whole tasks", tasks)) if rows]
+
+
+def placements(results: Results) -> list[Cells]:
+    """Graph, runtime and placement, each once."""
+    found = [
+        (_subject(r.job), r.job.runtime, r.measured.placement)
+        for r in results.rows
+        if r.measured.placement and is_graph(r.job)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def problem_lines(results: Results) -> list[str]:
+    """Rows and pairs that failed or were skipped, and verdicts that are not PASS."""
+    lines = [f"{r.status.value} {r.job.name}: {r.reason}" for r in results.rows if r.status is not Status.DONE]
+    lines += [
+        f"parity {r.measured.parity.verdict.value} {r.job.name}: {r.measured.parity.reason}"
+        for r in results.rows
+        if r.status is Status.DONE and r.measured.parity.verdict is not Verdict.PASS
+    ]
+    return lines + [f"{p.status.value} {p.first.name} against {p.second.name}: {p.reason}"
+                    for p in results.pairs if p.status is not Status.DONE]  # fmt: skip

@@ -1,0 +1,85 @@
+from dataclasses import replace
+
+import pytest
+
+from samexport.benchmarks.compare import COMPARE_COLUMNS, change_cells, compare
+from samexport.benchmarks.rows import Parity, Status
+from samexport.errors import ConfigError
+from samexport.runtimes.parity import Verdict
+from tests.benchmarks.rows_of import pair, results, row
+
+FAIL = Parity(Verdict.FAIL, "differs by 3")
+
+
+def only(old, new, **options):
+    (change,) = compare(results(old), results(new), **options)
+    return change
+
+
+def test_equal_results_have_ratio_one_and_no_regression():
+    change = only(row(), row())
+    assert (change.p50, change.fastest, change.peak_mb, change.regression) == (1, 1, 1, "")
+
+
+@pytest.mark.parametrize(
+    ("p50", "fastest", "regression"),
+    [
+        (109, 98, ""),
+        (120, 108, "20% slower"),
+        (150, 90, ""),  # noise moves the median alone
+        (100, 120, ""),
+        (150, 105, "17% slower"),  # 105 / 90
+        (50, 45, ""),
+    ],
+)
+def test_slower_means_median_and_fastest_run_alike(p50, fastest, regression):
+    assert only(row(100, fastest=90), row(p50, fastest=fastest)).regression == regression
+
+
+def test_the_tolerance_is_the_users():
+    assert only(row(100), row(104), tolerance=0.03).regression == "4% slower"
+    assert only(row(100), row(140), tolerance=0.5).regression == ""
+
+
+def test_more_memory_is_a_regression():
+    assert only(row(memory=200), row(memory=260)).regression == "30% more memory"
+
+
+def test_a_worse_verdict_is_a_regression_however_fast():
+    assert only(row(), row(10, parity=FAIL)).regression == "parity PASS became FAIL: differs by 3"
+    assert only(row(parity=FAIL), row()).regression == ""
+
+
+def test_a_row_that_failed_or_is_gone_is_a_regression():
+    failed = row(status=Status.FAILED, reason="crashed with SIGSEGV")
+    assert only(row(), failed).regression == "FAILED: crashed with SIGSEGV"
+    kept, gone = compare(results(row(), row(prompts=1)), results(row()))
+    assert (kept.regression, gone.regression) == ("", "is not there any more")
+    assert [c.regression for c in compare(results(failed, row(prompts=1)), results(row(), row(prompts=1)))] == [""]
+
+
+def test_ratios_of_calls_in_turns_are_compared_too():
+    old, new = results(row(), pairs=[pair(0.5)]), results(row(), pairs=[pair(0.6)])
+    assert [c.regression for c in compare(old, new)] == ["", "ratio 20% worse"]
+    assert [c.regression for c in compare(new, old)] == ["", ""]
+    assert compare(old, results(row()))[1].regression == "is not there any more"
+    hung = replace(pair(), status=Status.FAILED, reason="hung", ratio=None)
+    assert compare(old, results(row(), pairs=[hung]))[1].regression == "FAILED: hung"
+
+
+def test_other_machines_are_not_compared_unless_asked():
+    old, new = results(row()), results(row(), cpu="Other CPU")
+    with pytest.raises(ConfigError, match="Test CPU and Other CPU"):
+        compare(old, new)
+    assert compare(old, new, other_machine=True)[0].regression == ""
+
+
+def test_files_without_a_common_row_are_refused():
+    with pytest.raises(ConfigError, match="no row in common"):
+        compare(results(row()), results(row(prompts=1)))
+
+
+def test_cells_fit_the_columns():
+    change = only(row(100), row(120))
+    assert len(change_cells(change)) == len(COMPARE_COLUMNS)
+    assert change_cells(change)[1:] == ("1.20", "1.20", "1.00", "20% slower")

@@ -1,0 +1,46 @@
+import json
+
+import numpy as np
+import pytest
+
+from samexport.benchmarks import environment
+from samexport.benchmarks.environment import BusyCores, MemoryPeak
+
+
+def test_the_machine_is_recorded_as_plain_data():
+    found = json.loads(json.dumps(environment.environment()))
+    assert found["cpu"]
+    assert found["cores"] >= 1
+    assert len(found["load_average"]) == 3
+    assert found["libraries"]["onnxruntime"]
+    assert found["governor"]
+
+
+def test_processor_time_of_others_is_what_is_not_ours_by_the_time_that_passed(monkeypatch):
+    clock = iter([10.0, 12.0])
+    busy, own = iter([100.0, 104.0]), iter([50.0, 51.0])
+    monkeypatch.setattr(environment.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(environment, "_busy", lambda: next(busy))
+    monkeypatch.setattr(environment, "_own", lambda: next(own))
+    with BusyCores() as cores:
+        pass
+    assert cores.others == pytest.approx((4 - 1) / 2)
+
+
+def test_own_work_is_not_taken_for_that_of_others(monkeypatch):
+    monkeypatch.setattr(environment, "_busy", environment._own)
+    with BusyCores() as cores:
+        sum(range(2_000_000))
+    assert cores.others < 0.05
+
+
+def test_the_peak_of_memory_is_kept_after_the_memory_is_freed():
+    before = MemoryPeak()
+    np.ones(50_000_000, np.uint8)
+    assert before.peak_mb() - before.idle_mb > 45
+
+
+def test_the_peak_starts_anew_with_each_measurement():
+    np.ones(200_000_000, np.uint8)
+    fresh = MemoryPeak()
+    assert fresh.peak_mb() - fresh.idle_mb < 20

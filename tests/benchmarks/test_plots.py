@@ -1,0 +1,81 @@
+import io
+import re
+
+import pytest
+from PIL import Image
+
+from samexport.benchmarks.page import to_html
+from samexport.benchmarks.plots import draw, write_plots
+from samexport.benchmarks.rows import Status
+from samexport.errors import MissingDependency
+from tests.benchmarks.rows_of import pair, results, row
+
+pytest.importorskip("matplotlib")
+
+MANY = results(
+    row(graph="encoder", prompts=0),
+    row(graph="encoder", prompts=0, runtime="openvino-bf16"),
+    row(prompts=1),
+    row(prompts=16),
+    row(prompts=16, form="plain", batch=1),
+    row(graph="one click", prompts=1, file=""),
+    row(prompts=64, status=Status.FAILED, reason="<crash> & burn"),
+    pairs=[pair()],
+)
+
+
+def test_every_plot_is_a_picture_of_a_sensible_size(tmp_path):
+    plots = draw(MANY)
+    assert [p.file for p in plots] == ["latency.png", "prompts.png", "accuracy.png", "tasks.png"]
+    write_plots(plots, tmp_path)
+    for plot in plots:
+        picture = Image.open(tmp_path / plot.file)
+        assert 600 < picture.width < 2500
+        assert picture.height < 8000
+        assert len(set(picture.convert("RGB").resize((64, 64)).getdata())) > 20
+
+
+def test_results_without_numbers_have_no_plot():
+    assert draw(results(row(status=Status.FAILED))) == []
+    assert [p.file for p in draw(results(row(graph="encoder", prompts=0)))] == ["latency.png", "accuracy.png"]
+
+
+def test_the_same_results_give_the_same_pictures():
+    first, second = draw(MANY), draw(MANY)
+    assert [p.png for p in first] == [p.png for p in second]
+    assert [p.svg for p in first] == [p.svg for p in second]
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    page = to_html(MANY, draw(MANY))
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)""", page)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert page.count("<svg") == 4
+
+
+def test_the_page_has_every_row_and_escapes_what_programs_say():
+    page = to_html(MANY)
+    pairs, graphs, tasks, placements = 1, 6, 1, 4
+    assert page.count("<tr>") == 4 + pairs + graphs + tasks + placements
+    assert "&lt;crash&gt; &amp; burn" in page
+    assert "<crash>" not in page
+
+
+def test_plots_without_matplotlib_name_the_extra(monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def refuse(name, *arguments, **options):
+        if name.startswith("matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(MissingDependency, match=r"pip install 'samexport\[bench\]'"):
+        draw(MANY)
+
+
+def test_a_png_is_small_enough_for_a_repository():
+    assert all(len(p.png) < 400_000 for p in draw(MANY))
+    assert io.BytesIO(draw(MANY)[0].png).read(4) == b"\x89PNG"

@@ -1,0 +1,182 @@
+import contextlib
+import os
+import stat
+import sys
+import time
+from dataclasses import asdict, replace
+
+import psutil
+import pytest
+
+from samexport.benchmarks import runner
+from samexport.benchmarks.measure import Effort
+from samexport.benchmarks.rows import Measurement, Pair, Status
+from samexport.benchmarks.runner import ask_process, run_jobs, run_pairs
+from samexport.runtimes.parity import Verdict
+from tests.benchmarks.rows_of import PASS, pair
+from tests.benchmarks.test_subject import job_of
+
+QUICK = Effort(min_runs=3, max_runs=3, seconds=1, timeout=300)
+
+
+def interpreter(tmp_path, script):
+    """A stand-in for the Python that runs the measuring process."""
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def alive(number):
+    """Whether a process still runs a few seconds after it was killed."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(number)
+        for _ in range(100):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            time.sleep(0.05)
+        return True
+    return False
+
+
+def answer(**changes):
+    measured = Measurement(PASS, "CPU", 10.0, 20.0, 50.0, 60.0, 45.0, 25, 300.0, 100.0, 0.01)
+    return lambda jobs, effort: asdict(measured) | changes
+
+
+def only(job, ask, roofline=None):
+    (row,) = run_jobs([job], QUICK, roofline or {}, ask)
+    return row
+
+
+def test_a_job_is_measured_in_another_process(tiny_bundle):
+    (row,) = run_jobs([job_of(tiny_bundle, "decoder", prompts=2)], QUICK, {"fp32": 1e6})
+    assert (row.status, row.measured.parity.verdict) == (Status.DONE, Verdict.PASS)
+    assert row.measured.runs == 3
+    assert row.size_mb == pytest.approx(tiny_bundle.artifact("decoder").size / 1e6)
+    assert row.gmac_per_s == pytest.approx(1e3 * row.gmac / row.measured.p50_ms)
+
+
+def test_a_pair_is_measured_in_another_process(tiny_bundle):
+    one, two = (job_of(tiny_bundle, "decoder", prompts=n) for n in (8, 1))
+    (found,) = run_pairs([(one, two)], QUICK)
+    assert (found.status, found.turns) == (Status.DONE, 3)
+    assert found.first_parity.verdict is found.second_parity.verdict is Verdict.PASS
+    assert found.ratio > 0
+
+
+def test_a_crash_costs_one_row_and_not_the_table(tiny_bundle, tmp_path, monkeypatch):
+    job = job_of(tiny_bundle, "encoder")
+    monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, "kill -SEGV $$"))
+    rows = run_jobs([job, job], QUICK, {})
+    crashed = next(rows)
+    assert (crashed.status, crashed.reason) == (Status.FAILED, "crashed with SIGSEGV")
+    assert crashed.measured.parity.verdict is Verdict.SKIPPED
+    monkeypatch.undo()
+    assert next(rows).status is Status.DONE
+
+
+def test_a_process_that_hangs_is_ended_with_all_it_started(tmp_path, monkeypatch, tiny_bundle):
+    script = f"sleep 600 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/self; wait"
+    monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, script))
+    start = time.monotonic()
+    found = ask_process([job_of(tiny_bundle, "encoder")], Effort(timeout=1))
+    assert found == {"error": "did not end within 1 s"}
+    assert time.monotonic() - start < 30
+    assert not any(alive(int((tmp_path / name).read_text())) for name in ("self", "child"))
+
+
+def test_the_last_line_of_an_error_is_the_reason(tmp_path, monkeypatch, tiny_bundle):
+    script = "echo 'Traceback' >&2; echo 'ValueError: bad' >&2; echo >&2; exit 3"
+    monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, script))
+    assert ask_process([job_of(tiny_bundle, "encoder")], QUICK) == {"error": "ended with code 3: ValueError: bad"}
+
+
+def test_an_end_without_an_answer_is_a_failure(tmp_path, monkeypatch, tiny_bundle):
+    monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, "exit 0"))
+    assert "error" in ask_process([job_of(tiny_bundle, "encoder")], QUICK)
+
+
+def test_a_damaged_file_becomes_a_failed_row_that_says_why(own_bundle):
+    (own_bundle.folder / "encoder.onnx").write_bytes(b"no model")
+    (row,) = run_jobs([job_of(own_bundle, "encoder")], QUICK, {})
+    assert row.status is Status.FAILED
+    assert row.reason.startswith("encoder.onnx cannot be opened by ONNX Runtime")
+
+
+def test_the_process_gets_as_many_threads_as_the_job_says(tmp_path, monkeypatch, tiny_bundle):
+    script = f"echo $OMP_NUM_THREADS > {tmp_path}/threads"
+    monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, script))
+    ask_process([job_of(tiny_bundle, "encoder", threads=3)], QUICK)
+    assert (tmp_path / "threads").read_text().strip() == "3"
+    assert sys.executable
+    assert os.environ.get("OMP_NUM_THREADS") != "3"
+
+
+def test_a_runtime_that_is_not_here_is_skipped_with_the_reason(tiny_bundle):
+    found = only(job_of(tiny_bundle, "encoder", runtime="pytorch-cuda", file=""), answer())
+    if found.status is Status.DONE:
+        pytest.skip("there is a GPU here")
+    assert (found.status, found.reason) == (Status.SKIPPED, "there is no NVIDIA driver here")
+
+
+def test_rate_and_share_of_the_peak_are_of_the_median(tiny_bundle):
+    found = only(job_of(tiny_bundle, "decoder", prompts=4), answer(), {"fp32": 2.0, "bf16": 8.0})
+    assert found.gmac_per_s == pytest.approx(found.gmac / 0.050)
+    assert found.peak_share == pytest.approx(found.gmac_per_s / 2.0)
+    wide = only(
+        job_of(tiny_bundle, "decoder", prompts=4, runtime="openvino-bf16"), answer(), {"fp32": 2.0, "bf16": 8.0}
+    )
+    assert wide.peak_share == pytest.approx(wide.gmac_per_s / 8.0)
+
+
+def test_a_row_measured_beside_other_programs_is_marked(tiny_bundle):
+    job = job_of(tiny_bundle, "encoder")
+    assert only(job, answer(other_cores=0.5)).loaded
+    assert not only(job, answer(other_cores=0.01)).loaded
+
+
+def test_a_row_without_times_has_no_rate(tiny_bundle):
+    found = only(job_of(tiny_bundle, "encoder"), answer(p50_ms=None), {"fp32": 2.0})
+    assert (found.gmac_per_s, found.peak_share) == (None, None)
+
+
+def test_tasks_get_by_with_fewer_runs(tiny_bundle):
+    asked = []
+
+    def ask(jobs, effort):
+        asked.append(effort.min_runs)
+        return answer()(jobs, effort)
+
+    task = replace(job_of(tiny_bundle, "encoder"), graph="one click", file="", prompts=1)
+    list(run_jobs([task, job_of(tiny_bundle, "encoder")], Effort(min_runs=20), {}, ask))
+    assert asked == [5, 20]
+
+
+def test_a_pair_that_fails_is_kept_with_the_reason(tiny_bundle):
+    job = job_of(tiny_bundle, "encoder")
+    (found,) = run_pairs([(job, job)], QUICK, lambda jobs, effort: {"error": "crashed"})
+    assert found == Pair(job, job, Status.FAILED, "crashed")
+
+
+def test_a_pair_comes_back_from_its_process_as_it_was(tiny_bundle):
+    (found,) = run_pairs([(pair().first, pair().second)], QUICK, lambda jobs, effort: asdict(pair(0.7)))
+    assert found == pair(0.7)
+
+
+def test_the_measuring_process_ends_when_the_one_that_asked_is_killed(tiny_bundle, tmp_path):
+    import json
+    import subprocess
+
+    request = {"jobs": [asdict(job_of(tiny_bundle, "encoder"))], "effort": asdict(Effort(10**9, 10**9, 600, 600))}
+    (tmp_path / "request").write_text(json.dumps(request))
+    measuring = f"{sys.executable} -m samexport.benchmarks.measure {tmp_path}/out < {tmp_path}/request"
+    parent = subprocess.Popen(["sh", "-c", f"{measuring} & echo $! > {tmp_path}/child; wait"])
+    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text().strip():
+        time.sleep(0.05)
+    time.sleep(3)
+    number = int((tmp_path / "child").read_text())
+    assert psutil.pid_exists(number)
+    parent.kill()
+    parent.wait()
+    assert not alive(number)

@@ -1,0 +1,128 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from samexport.benchmarks import subject as subject_module
+from samexport.benchmarks.contenders import BF16
+from samexport.benchmarks.rows import Job
+from samexport.benchmarks.subject import GraphSubject, cases_of, run_batched, summarise, timing_inputs
+from samexport.runtimes.golden import load_golden
+from samexport.runtimes.parity import Row, Verdict
+from samexport.runtimes.prompts import check_tensors
+
+
+def job_of(bundle, graph, **changes):
+    artifact = bundle.artifact(graph)
+    job = Job(str(bundle.folder), graph, artifact.path, "export", artifact.precision, "onnxruntime", 1)
+    return replace(job, **changes)
+
+
+def opened(job):
+    subject = GraphSubject(job)
+    subject.prepare()
+    subject.open()
+    return subject
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 5, 7, 8])
+def test_prompts_in_batches_give_what_one_call_gives(tiny_bundle, batch):
+    subject = opened(job_of(tiny_bundle, "decoder", prompts=7))
+    whole = subject.runtime.run(subject.inputs)
+    calls = []
+    run = subject.runtime.run
+    subject.runtime.run = lambda inputs: calls.append(len(inputs["point_labels"])) or run(inputs)
+    parts = run_batched(subject.runtime, subject.inputs, batch)
+    for name, expected in whole.items():
+        np.testing.assert_allclose(parts[name], expected, rtol=0, atol=1e-4)
+    assert sum(calls) == 7
+    assert max(calls) == (min(batch, 7) or 7)
+
+
+def test_timed_prompts_are_boxes_that_a_decoder_accepts(tiny_bundle):
+    frame = tiny_bundle.manifest.frame
+    golden = load_golden(tiny_bundle.folder, frame)
+    inputs = timing_inputs(tiny_bundle.graph("decoder_with_mask"), frame, golden, 9)
+    check_tensors(inputs["point_coords"], inputs["point_labels"])
+    assert inputs["point_coords"].shape == (9, 2, 2)
+    assert (inputs["point_coords"][:, 1] >= inputs["point_coords"][:, 0]).all()
+    assert inputs["point_coords"].max() < frame.size
+    assert inputs["mask_input"].shape == (9, 1, 16, 16)
+    picture = golden.cases[0]
+    np.testing.assert_array_equal(inputs["image_embeddings"], picture.expected["image_embeddings"])
+    image = timing_inputs(tiny_bundle.graph("encoder"), frame, golden, 0)["image"]
+    np.testing.assert_array_equal(image, picture.inputs["image"])
+
+
+def test_timed_inputs_are_the_same_in_every_process(tiny_bundle):
+    frame, graph = tiny_bundle.manifest.frame, tiny_bundle.graph("decoder_with_mask")
+    golden = load_golden(tiny_bundle.folder, frame)
+    first, second = (timing_inputs(graph, frame, golden, 4) for _ in range(2))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder_prologue", "decoder_step", "decoder_with_mask"])
+def test_every_graph_is_checked_against_its_golden_cases(split_bundle, graph):
+    subject = opened(job_of(split_bundle, graph, prompts=2 if "N" in split_bundle.graph(graph).axes else 0))
+    subject.call()
+    found = subject.check()
+    assert found.verdict is Verdict.PASS
+    assert found.max_error < 1e-4
+
+
+def test_the_check_goes_the_way_of_the_timed_calls(tiny_bundle, monkeypatch):
+    batches = []
+    monkeypatch.setattr(
+        subject_module, "run_batched", lambda runtime, inputs, batch: batches.append(batch) or runtime.run(inputs)
+    )
+    assert opened(job_of(tiny_bundle, "decoder", prompts=4, batch=3)).check().verdict is Verdict.PASS
+    assert set(batches) == {3}
+
+
+def test_a_wrong_number_in_the_file_fails_the_row(own_bundle):
+    import onnx
+    from onnx import numpy_helper
+
+    path = own_bundle.folder / "decoder.onnx"
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda w: len(w.raw_data))
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[::7] *= 1.5
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    found = opened(job_of(own_bundle, "decoder", prompts=1)).check()
+    assert found.verdict is Verdict.FAIL
+    assert "differs by" in found.reason
+
+
+def test_a_precision_without_a_tolerance_is_skipped_not_passed(tiny_bundle):
+    found = opened(job_of(tiny_bundle, "encoder", precision="int3")).check()
+    assert found.verdict is Verdict.SKIPPED
+    assert "int3" in found.reason
+
+
+def test_the_plain_decoder_is_checked_by_the_cases_of_the_halves(split_bundle):
+    golden = load_golden(split_bundle.folder, split_bundle.manifest.frame)
+    found = cases_of("decoder", golden.cases)
+    assert found
+    assert {chain for _, chain in found} == {("decoder",)}
+    assert all(case.graphs == ("decoder_prologue", "decoder_step") for case, _ in found)
+
+
+def test_nothing_checked_is_skipped():
+    found = summarise([])
+    assert (found.verdict, found.reason) == (Verdict.SKIPPED, "no golden case checks this graph")
+
+
+def test_the_summary_has_the_worst_of_each_number():
+    rows = [
+        Row("a", "x", Verdict.PASS, max_error=1.0, value_range=10.0, snr_db=50.0, mask_iou=1.0),
+        Row("b", "x", Verdict.FAIL, "why", max_error=1.0, value_range=4.0, snr_db=float("inf"), mask_iou=0.5),
+    ]
+    found = summarise(rows)
+    assert (found.verdict, found.max_error, found.snr_db, found.mask_iou) == (Verdict.FAIL, 0.25, 50.0, 0.5)
+    assert found.reason == "b, x: why"
+
+
+def test_the_tolerance_of_bfloat16_is_wider_than_that_of_float16():
+    assert (BF16.snr_db, BF16.max_error) == (22, 0.1)

@@ -1,0 +1,111 @@
+from dataclasses import replace
+
+import pytest
+
+from samexport.benchmarks.rows import Parity, Status
+from samexport.benchmarks.tables import (
+    PAIR_COLUMNS,
+    _number,
+    pair_cells,
+    problem_lines,
+    table,
+    to_markdown,
+    verdict,
+)  # fmt: skip
+from samexport.runtimes.parity import Verdict
+from tests.benchmarks.rows_of import pair, results, row
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (0, "0"),
+        (0.5, "0.50"),
+        (3.14159, "3.14"),
+        (31.4159, "31.4"),
+        (314.159, "314"),
+        (31415.9, "31416"),
+        (2.4e-6, "2e-06"),
+    ],
+)
+def test_numbers_have_the_digits_that_a_person_reads(value, text):
+    assert _number(value) == text
+
+
+def test_the_table_has_a_line_for_each_row_and_marks_noisy_ones():
+    columns, lines = table([row(), row(loaded=True, prompts=1)])
+    found = [dict(zip(columns, line, strict=True)) for line in lines]
+    assert [f["p50 ms"] for f in found] == ["100", "100*"]
+    assert found[0]["ms/prompt"] == "6.25"
+    assert found[0]["parity"] == "PASS 1e-06"
+    assert found[0]["of peak"] == "50%"
+
+
+def test_a_row_that_failed_shows_no_verdict_but_that_it_failed():
+    columns, (line,) = table([row(status=Status.FAILED)])
+    assert dict(zip(columns, line, strict=True))["parity"] == "FAILED"
+
+
+def test_the_batch_is_shown_where_it_is_smaller_than_the_number_of_prompts():
+    _, lines = table([row(batch=4), row(batch=16), row(), row(form="plain", batch=1)], ["graph", "prompts"])
+    assert lines == [
+        ("decoder", "16 by 4"),
+        ("decoder", "16"),
+        ("decoder", "16"),
+        ("decoder (plain)", "16 by 1"),
+    ]
+
+
+def test_a_pair_shows_ratio_spread_and_both_verdicts():
+    cells = dict(zip(PAIR_COLUMNS, pair_cells(pair(0.5)), strict=True))
+    assert (cells["A"], cells["B"]) == ("decoder 16 fp32 onnxruntime", "decoder (plain) 16 fp32 onnxruntime")
+    assert (cells["A / B"], cells["A ms"], cells["B ms"]) == ("0.50", "50.0", "100")
+    assert cells["parity A, B"] == "PASS 1e-06, PASS 1e-06"
+    assert dict(zip(PAIR_COLUMNS, pair_cells(pair(other_cores=1.0)), strict=True))["A / B"] == "0.50*"
+
+
+def test_a_failed_pair_keeps_its_place():
+    cells = pair_cells(replace(pair(), status=Status.FAILED, ratio=None))
+    assert len(cells) == len(PAIR_COLUMNS)
+    assert "FAILED" in cells
+
+
+def test_the_report_says_machine_ratios_rows_and_what_is_not_right():
+    wrong = Parity(Verdict.FAIL, "differs by 3", 0.3)
+    text = to_markdown(
+        results(
+            row(),
+            row(graph="one click", file="", prompts=1),
+            row(prompts=4, status=Status.FAILED, reason="crashed with SIGSEGV"),
+            row(prompts=2, parity=wrong),
+            pairs=[pair()],
+        ),
+        [("latency.png", "times")],
+    )
+    for part in (
+        "Test CPU, 2 cores", "fp32 100, bf16 200; copy 20 GB/s", "load average at the start: 0.1, 0.2, 0.3",
+        "commit abc123", "## Ratios of calls in turns", "## Graphs", "## Whole tasks", "![times](latency.png)",
+        "FAILED decoder N=4, fp32, onnxruntime, 2 threads: crashed with SIGSEGV",
+        "parity FAIL decoder N=2, fp32, onnxruntime, 2 threads: differs by 3",
+    ):  # fmt: skip
+        assert part in text
+    tables = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert min(tables) >= 4
+
+
+def test_every_line_of_a_markdown_table_has_as_many_cells():
+    text = to_markdown(results(row(), row(prompts=1)))
+    graphs = text.split("## Graphs\n\n")[1].split("\n\n")[0].splitlines()
+    assert len({line.count("|") for line in graphs}) == 1
+    assert len(graphs) == 4
+
+
+def test_nothing_wrong_has_no_lines():
+    assert problem_lines(results(row())) == []
+    assert "Not measured" not in to_markdown(results(row()))
+
+
+def test_the_verdict_has_the_largest_error():
+    assert verdict(Parity(Verdict.PASS, "", 0.0)) == "PASS 0"
+    assert verdict(Parity(Verdict.SKIPPED, "x")) == "SKIPPED"
