@@ -1,0 +1,97 @@
+"""The layers of DESIGN.md, read from the source: models <- runtimes <- exporter, runtimes <- benchmarks."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import samexport
+
+ROOT = Path(samexport.__file__).parent
+MODULES = [m.name for m in pkgutil.walk_packages(samexport.__path__, "samexport.")]
+LAYERS = {
+    "models": {"models", "errors"},
+    "runtimes": {"models", "runtimes", "errors"},
+    "exporter": {"models", "runtimes", "exporter", "errors"},
+    "benchmarks": {"models", "runtimes", "benchmarks", "errors"},
+    "errors": set(),
+}
+HEAVY = {"torch", "onnx", "onnxscript", "onnxslim", "coremltools", "litert_torch", "ai_edge_litert", "openvino"}
+
+
+def source(module: str) -> ast.Module:
+    path = ROOT.parent / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text())
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    if module == "samexport.exporter.cli":
+        return
+    layer = module.split(".")[1]
+    reached = {name.split(".")[1] for name in imports(source(module)) if name.startswith("samexport.")}
+    assert reached - {"__version__"} <= LAYERS[layer]
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.startswith(("samexport.runtimes", "samexport.models.spec"))]
+)
+def test_runtimes_import_no_framework_at_module_level(module):
+    top = [n for n in source(module).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {name.split(".")[0] for node in top for name in imports(node)}
+    own = {"samexport.runtimes.ort": {"onnxruntime"}, "samexport.runtimes.openvino": {"openvino"}}.get(module, set())
+    assert not (names & HEAVY) - own
+
+
+BLOCK = """
+import importlib, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.split(".")[0])
+sys.meta_path.insert(0, Refuse())
+"""
+OPTIONAL = {
+    "coremltools", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "openvino",
+    "matplotlib", "psutil", "scipy", "sklearn", "flatbuffers", "cv2",
+}  # fmt: skip
+
+
+def test_every_module_imports_without_the_optional_extras():
+    code = BLOCK.format(blocked=OPTIONAL) + f"[importlib.import_module(m) for m in {MODULES!r}]; print('ok')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "ok\n", run.stderr
+
+
+def test_every_help_works_without_the_optional_extras():
+    commands = [
+        c.name or c.callback.__name__ for c in importlib.import_module("samexport.exporter.cli").app.registered_commands
+    ]
+    assert len(commands) >= 5
+    lines = "\n".join(
+        f"""
+try:
+    app([{command!r}, "--help"], prog_name="samexport")
+except SystemExit as stop:
+    assert stop.code == 0, {command!r}"""
+        for command in commands
+    )
+    code = BLOCK.format(blocked=OPTIONAL | HEAVY) + "from samexport.exporter.cli import app\n" + lines
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
