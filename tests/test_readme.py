@@ -23,5 +23,5 @@ def test_every_command_and_option_that_is_named_exists():
     named = set(re.findall(r"`?samexport ([a-z]+)", README)) - {"import"}
     assert named <= set(commands)
     options = set(re.findall(r"`(--[a-z-]+)", README))
-    source = Path(cli.__file__).read_text().replace("_", "-")
+    source = "\n".join(p.read_text() for p in Path(cli.__file__).parent.glob("*.py")).replace("_", "-")
     assert {o for o in options if o not in source and o.removeprefix("--") not in source} == set()

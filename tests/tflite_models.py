@@ -188,6 +188,9 @@ SINGLE = (
     Single("product, batch repeated", "BATCH_MATMUL", ((2, 3, 5, 8), (1, 3, 8, 7)), (2, 3, 5, 7), "wrong", MATMUL),
     Single("weights repeated", "BATCH_MATMUL", ((2, 3, 5, 8), floats(3, 8, 7)), (2, 3, 5, 7), "wrong", MATMUL),
     Single("weights on the left", "BATCH_MATMUL", (floats(3, 5, 8), (3, 8, 7)), (3, 5, 7), "refused", MATMUL),
+    Single("product of 32768 rows", "BATCH_MATMUL", ((32, 8, 1024), (32, 1024, 64)), (32, 8, 64), "runs", MATMUL),
+    Single("product of more rows", "BATCH_MATMUL", ((33, 8, 1024), (33, 1024, 64)), (33, 8, 64), "wrong", MATMUL),
+    Single("many small products", "BATCH_MATMUL", ((2048, 8, 32), (2048, 32, 64)), (2048, 8, 64), "runs", MATMUL),
     Single("softmax", "SOFTMAX", ((16, 9, 8),), (16, 9, 8), "runs", SOFTMAX),
     Single("maximum over rows", "REDUCE_MAX", ((4, 6, 9, 8), ints(2)), (4, 6, 1, 8), "runs", reducer(keep=True)),
     Single(

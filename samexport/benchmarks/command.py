@@ -19,6 +19,7 @@ from samexport.errors import ConfigError, MissingDependency
 from samexport.runtimes.bundle import Bundle, open_bundle
 
 if TYPE_CHECKING:
+    from samexport.benchmarks.adb import PhoneRun
     from samexport.benchmarks.plan import Plan
 
 FILES = ("results.json", "results.csv", "results.md", "results.html")
@@ -33,6 +34,7 @@ class BenchRequest:
     """What the user asked for; names as in ``plan.Plan``, ``rivals`` as in ``plan.pairs_of``.
 
     ``repeat`` is the least number of runs; ``seconds`` caps a row once it is reached, ``timeout`` always.
+    ``benchmark_model`` is LiteRT's program for the phone ``serial``, which then runs the TFLite files too.
     """
 
     bundles: tuple[Path, ...]
@@ -45,11 +47,15 @@ class BenchRequest:
     threads: tuple[int, ...] = (2,)
     rivals: tuple[str, ...] = ()
     baselines: bool = False
+    profile: bool = False
     checkpoints: tuple[Path, ...] = ()
     repeat: int = 20
     seconds: float = 20
     timeout: float = 1800
     force: bool = False
+    benchmark_model: Path | None = None
+    serial: str = ""
+    accelerators: tuple[str, ...] = ("cpu",)
 
 
 def run_bench(request: BenchRequest, make_baselines: MakeBaselines) -> Results:
@@ -61,11 +67,13 @@ def run_bench(request: BenchRequest, make_baselines: MakeBaselines) -> Results:
         BundleError: a folder is not a bundle.
     """
     _check(request)
+    from samexport.benchmarks.adb import run_on_phone
     from samexport.benchmarks.environment import environment
     from samexport.benchmarks.plan import jobs_of, pairs_of
-    from samexport.benchmarks.runner import probe_machine, run_jobs, run_pairs
+    from samexport.benchmarks.runner import probe_machine, run_jobs, run_pairs, run_profiles
 
     bundles = [open_bundle(folder) for folder in request.bundles]
+    phone = _phone(request)
     with ExitStack() as stack:
         plan = _plan(request)
         if request.baselines or {"plain", "single"} & set(request.rivals):
@@ -74,7 +82,7 @@ def run_bench(request: BenchRequest, make_baselines: MakeBaselines) -> Results:
         measured = plan if request.baselines else replace(plan, baselines=())
         jobs = jobs_of(bundles, measured)
         pairs = pairs_of(jobs, request.rivals, plan)
-        if not jobs:
+        if not jobs and phone is None:
             raise ConfigError("nothing to measure: no runtime here reads these files; `samexport doctor` says why")
         command = f"samexport {shlex.join(sys.argv[1:])}"
         results = Results(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), command, environment(), {}, ())
@@ -85,11 +93,24 @@ def run_bench(request: BenchRequest, make_baselines: MakeBaselines) -> Results:
             steps = _Steps(len(jobs) + len(pairs))
             rows.extend(steps.each(run_jobs(jobs, plan.effort, results.roofline), [j.name for j in jobs]))
             compared.extend(steps.each(run_pairs(pairs, plan.effort), [_pair_name(p) for p in pairs]))
+            if request.profile:
+                profiled = [j for j in jobs if j.runtime == "onnxruntime" and j.file and not j.batch]
+                results = replace(results, profiles=tuple(run_profiles(profiled, plan.effort)))
+            if phone is not None:
+                rows.extend(row for bundle in bundles for row in run_on_phone(bundle, phone))
         finally:
             results = replace(results, rows=tuple(rows), pairs=tuple(compared))
             if rows:
                 write_results(results, request.out)
     return results
+
+
+def _phone(request: BenchRequest) -> PhoneRun | None:
+    from samexport.benchmarks.adb import PhoneRun, find_phone
+
+    if request.benchmark_model is None:
+        return None
+    return PhoneRun(find_phone(request.serial), request.benchmark_model, request.accelerators, max(request.threads))
 
 
 def _pair_name(pair: tuple[Job, Job]) -> str:

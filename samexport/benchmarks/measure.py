@@ -19,7 +19,7 @@ import numpy as np
 
 from samexport.benchmarks.contenders import KNOWN
 from samexport.benchmarks.environment import BusyCores, MemoryPeak
-from samexport.benchmarks.rows import Job, Measurement, Pair, Status
+from samexport.benchmarks.rows import Job, Measurement, Pair, Profile, Status
 from samexport.benchmarks.subject import GraphSubject, Subject
 from samexport.errors import SamExportError
 
@@ -110,6 +110,15 @@ def measure_pair(first: Job, second: Job, effort: Effort) -> Pair:
     )  # fmt: skip
 
 
+def measure_profile(job: Job) -> Profile:
+    """Where the time of a graph goes in ONNX Runtime."""
+    from samexport.benchmarks.ort_variants import profile
+
+    subject = GraphSubject(job)
+    subject.prepare()
+    return Profile(job, tuple(profile(subject.bundle.folder / job.file, subject.inputs, job.threads)))
+
+
 def make_subject(job: Job) -> Subject:
     """A graph, or a whole task."""
     from samexport.benchmarks.tasks import TASKS, TaskSubject
@@ -145,13 +154,17 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Read {"jobs": [one or two], "effort"}, write the measurement or {"error"} as JSON."""
+    """Read {"kind", "jobs", "effort"}, write a measurement, a pair, a profile or {"error"} as JSON."""
     _end_with(os.getppid())
     request = json.load(sys.stdin)
     jobs, effort = [Job.from_json(j) for j in request["jobs"]], Effort(**request["effort"])
+    kinds: dict[str, Callable[[], Measurement | Pair | Profile]] = {
+        "row": lambda: measure(jobs[0], effort),
+        "pair": lambda: measure_pair(jobs[0], jobs[1], effort),
+        "profile": lambda: measure_profile(jobs[0]),
+    }
     try:
-        found = measure(jobs[0], effort) if len(jobs) == 1 else measure_pair(jobs[0], jobs[1], effort)
-        answer: dict[str, Any] = asdict(found)
+        answer: dict[str, Any] = asdict(kinds[request["kind"]]())
     except SamExportError as error:
         answer = {"error": str(error)}
     Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")

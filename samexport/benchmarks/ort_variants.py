@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
-from samexport.benchmarks.rows import Job
+from samexport.benchmarks.rows import Job, OperatorTime
 from samexport.errors import BundleError
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import Runtime, Tensors
@@ -76,16 +76,6 @@ def save_optimised(job: Job, bundle: Bundle) -> Job:
     options.optimized_model_filepath = str(path)
     onnxruntime.InferenceSession(str(bundle.folder / job.file), options, providers=["CPUExecutionProvider"])
     return replace(job, file=str(path))
-
-
-@dataclass(frozen=True)
-class OperatorTime:
-    """Milliseconds a call spends in all nodes of one operator type, and how many there are."""
-
-    operator: str
-    ms: float
-    share: float
-    nodes: int
 
 
 def profile(path: Path, inputs: Tensors, threads: int, runs: int = 5) -> list[OperatorTime]:

@@ -10,11 +10,13 @@ from samexport.benchmarks.rows import Results
 from samexport.benchmarks.tables import (
     NOTES,
     PAIR_COLUMNS,
+    PROFILE_COLUMNS,
     Cells,
     machine_lines,
     pair_cells,
     placements,
     problem_lines,
+    profile_sections,
     sections,
     table,
 )  # fmt: skip
@@ -49,7 +51,7 @@ for (const th of document.querySelectorAll('th')) th.onclick = () => {
   body.append(...rows);
 };
 """
-_TEXT_COLUMNS = ("graph", "runtime", "precision", "parity", "prompts", "A", "B", "parity A, B", "placement")
+_TEXT_COLUMNS = ("graph", "runtime", "precision", "parity", "prompts", "A", "B", "parity A, B", "placement", "operator")
 
 
 def to_html(results: Results, plots: Sequence[Plot] = ()) -> str:
@@ -60,6 +62,8 @@ def to_html(results: Results, plots: Sequence[Plot] = ()) -> str:
     parts += [f"<figure><figcaption>{escape(p.caption)}</figcaption>{_svg(p.svg)}</figure>" for p in plots]
     for title, rows in sections(results):
         parts += [f"<h2>{title}</h2>", _table(*table(rows))]
+    for title, profiled in profile_sections(results):
+        parts += [f"<h2>{escape(title)}</h2>", _table(PROFILE_COLUMNS, profiled)]
     if placed := placements(results):
         parts += ["<h2>Where it ran</h2>", _table(("graph", "runtime", "placement"), placed)]
     if problems := problem_lines(results):

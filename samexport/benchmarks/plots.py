@@ -106,7 +106,8 @@ def _figure(width: float, height: float, ratios: Sequence[float]) -> tuple[Figur
 
 
 def _colour(runtime: str) -> str:
-    return _COLOURS[list(KNOWN).index(runtime) % len(_COLOURS)]
+    names = list(KNOWN)
+    return _COLOURS[(names.index(runtime) if runtime in names else -1) % len(_COLOURS)]
 
 
 def _line_name(row: BenchRow) -> str:

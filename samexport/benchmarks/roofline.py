@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+COPY = "copy_gb_per_s"
 _SIZE = 1536
 _COPY_BYTES = 1 << 28
 _TRIES, _SECONDS = 3, 1.0
@@ -31,7 +32,7 @@ def probe(threads: int) -> dict[str, float]:
     rates["int8"] = work / _best(_ort_product(threads, quantized=True))
     source = torch.ones(_COPY_BYTES // 4)
     target = torch.empty_like(source)
-    rates["copy_gb_per_s"] = 2 * _COPY_BYTES / 1e9 / _best(lambda: target.copy_(source))
+    rates[COPY] = 2 * _COPY_BYTES / 1e9 / _best(lambda: target.copy_(source))
     if torch.cuda.is_available():
         for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
             rates[f"cuda {name}"] = _SIZE_CUDA**3 / 1e9 / _best(_cuda_product(dtype))

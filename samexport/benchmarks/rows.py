@@ -164,6 +164,24 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class OperatorTime:
+    """Milliseconds that a call spends in all nodes of one operator type, the share of the call, how many there are."""
+
+    operator: str
+    ms: float
+    share: float
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a job goes, longest first."""
+
+    job: Job
+    operators: tuple[OperatorTime, ...]
+
+
+@dataclass(frozen=True)
 class Results:
     """A result file. ``environment`` and ``roofline`` are as their modules make them."""
 
@@ -173,6 +191,7 @@ class Results:
     roofline: dict[str, float]
     rows: tuple[BenchRow, ...]
     pairs: tuple[Pair, ...] = ()
+    profiles: tuple[Profile, ...] = ()
 
     def to_json(self) -> str:
         """Text of ``results.json``."""
@@ -191,6 +210,7 @@ class Results:
             roofline=data["roofline"],
             rows=tuple(_row(r) for r in data["rows"]),
             pairs=tuple(_pair(p) for p in data["pairs"]),
+            profiles=tuple(profile_from_json(p) for p in data["profiles"]),
         )
 
 
@@ -202,6 +222,11 @@ def parity_from_json(data: dict[str, Any]) -> Parity:
 def measurement_from_json(data: dict[str, Any]) -> Measurement:
     """The inverse of ``dataclasses.asdict``."""
     return Measurement(**{**data, "parity": parity_from_json(data["parity"])})
+
+
+def profile_from_json(data: dict[str, Any]) -> Profile:
+    """The inverse of ``dataclasses.asdict``."""
+    return Profile(Job.from_json(data["job"]), tuple(OperatorTime(**o) for o in data["operators"]))
 
 
 def _row(data: dict[str, Any]) -> BenchRow:

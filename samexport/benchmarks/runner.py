@@ -24,20 +24,22 @@ from samexport.benchmarks.rows import (
     Measurement,
     Pair,
     Parity,
+    Profile,
     Status,
     measurement_from_json,
     parity_from_json,
+    profile_from_json,
 )  # fmt: skip
 from samexport.benchmarks.subject import POINTS
 from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.parity import Verdict
 
-Ask = Callable[[Sequence[Job], Effort], dict[str, Any]]
+Ask = Callable[[str, Sequence[Job], Effort], dict[str, Any]]
 
 
-def ask_process(jobs: Sequence[Job], effort: Effort) -> dict[str, Any]:
-    """Run the measuring process; {"error": why} where it crashes, hangs or refuses."""
-    request = json.dumps({"jobs": [asdict(j) for j in jobs], "effort": asdict(effort)})
+def ask_process(kind: str, jobs: Sequence[Job], effort: Effort) -> dict[str, Any]:
+    """Run the measuring process for a "row", a "pair" or a "profile"; {"error": why} where it crashes or hangs."""
+    request = json.dumps({"kind": kind, "jobs": [asdict(j) for j in jobs], "effort": asdict(effort)})
     with tempfile.TemporaryDirectory(prefix="samexport-bench-") as folder:
         answer, errors = Path(folder) / "answer.json", Path(folder) / "stderr"
         command = [sys.executable, "-m", "samexport.benchmarks.measure", str(answer)]
@@ -86,7 +88,7 @@ def run_jobs(
         if reason := why_not(find(job.runtime)):
             yield replace(row, status=Status.SKIPPED, reason=reason)
             continue
-        answer = ask([job], _effort(job, effort))
+        answer = ask("row", [job], _effort(job, effort))
         if "error" in answer:
             yield replace(row, status=Status.FAILED, reason=answer["error"])
             continue
@@ -126,12 +128,20 @@ def _with_rates(row: BenchRow, roofline: dict[str, float]) -> BenchRow:
 def run_pairs(pairs: Sequence[tuple[Job, Job]], effort: Effort, ask: Ask = ask_process) -> Iterator[Pair]:
     """Compare two and two in turns, each pair in a process of its own."""
     for first, second in pairs:
-        answer = ask([first, second], effort)
+        answer = ask("pair", [first, second], effort)
         if "error" in answer:
             yield Pair(first, second, Status.FAILED, answer["error"])
             continue
         nested = {name: parity_from_json(answer[name]) for name in ("first_parity", "second_parity")}
         yield Pair(**{**answer, **nested, "first": first, "second": second, "status": Status.DONE})
+
+
+def run_profiles(jobs: Sequence[Job], effort: Effort, ask: Ask = ask_process) -> Iterator[Profile]:
+    """Where the time goes, for each job of ONNX Runtime; a profile that fails is left out."""
+    for job in jobs:
+        answer = ask("profile", [job], effort)
+        if "error" not in answer:
+            yield profile_from_json(answer)
 
 
 def probe_machine(threads: int, timeout: float = 120) -> dict[str, float]:

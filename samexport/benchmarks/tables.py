@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from samexport.benchmarks.environment import LOADED
 from samexport.benchmarks.plan import is_graph
+from samexport.benchmarks.roofline import COPY
 from samexport.benchmarks.rows import CSV_COLUMNS, BenchRow, Job, Pair, Parity, Results, Status, flat
 from samexport.runtimes.parity import Verdict
 
@@ -122,7 +123,7 @@ def machine_lines(results: Results) -> list[str]:
     """The machine and what it can do, one fact a line."""
     e = results.environment
     libraries = ", ".join(f"{name} {version}" for name, version in e["libraries"].items())
-    rates = ", ".join(f"{name} {rate:g}" for name, rate in results.roofline.items() if "copy" not in name)
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in results.roofline.items() if name != COPY)
     lines = [
         f"{e['cpu']}, {e['cores']} cores, {e['memory_gb']} GB, governor {e['governor']}",
         f"{e['system']}, Python {e['python']}",
@@ -133,8 +134,7 @@ def machine_lines(results: Results) -> list[str]:
     if e["gpu"]:
         lines.insert(1, f"GPU: {e['gpu']}")
     if rates:
-        copy = results.roofline.get("copy_gb_per_s")
-        lines.append(f"measured peak, GMAC/s of matrix products: {rates}; copy {copy:g} GB/s")
+        lines.append(f"measured peak, GMAC/s of matrix products: {rates}; copy {results.roofline[COPY]:g} GB/s")
     if e["git_commit"]:
         lines.append(f"commit {e['git_commit']}")
     return [*lines, f"{results.created}: `{results.command}`"]
@@ -164,6 +164,8 @@ def to_markdown(results: Results, plots: Sequence[tuple[str, str]] = ()) -> str:
     for title, rows in sections(results):
         names = [n for n, _ in _COLUMNS if title == "Graphs" or n not in _NOT_FOR_TASKS]
         lines += [f"## {title}", "", *markdown_table(*table(rows, names)), ""]
+    for title, profiled in profile_sections(results):
+        lines += [f"## {title}", "", *markdown_table(PROFILE_COLUMNS, profiled), ""]
     placed = placements(results)
     if placed:
         lines += ["## Where it ran", "", *markdown_table(("graph", "runtime", "placement"), placed), ""]
@@ -179,6 +181,21 @@ def sections(results: Results) -> list[tuple[str, list[BenchRow]]]:
     graphs = [row for row in results.rows if is_graph(row.job)]
     tasks = [row for row in results.rows if not is_graph(row.job)]
     return [(title, rows) for title, rows in (("Graphs", graphs), ("Whole tasks", tasks)) if rows]
+
+
+PROFILE_COLUMNS = ("operator", "ms", "share", "nodes")
+_FEWEST = 0.005
+
+
+def profile_sections(results: Results) -> list[tuple[str, list[Cells]]]:
+    """A title and the operators of each profile, those of half a percent and more."""
+    return [
+        (
+            f"Where the time goes: {p.job.name}",
+            [(o.operator, _number(o.ms), f"{o.share:.1%}", str(o.nodes)) for o in p.operators if o.share >= _FEWEST],
+        )
+        for p in results.profiles
+    ]
 
 
 def placements(results: Results) -> list[Cells]:

@@ -5,123 +5,45 @@
 - Elementwise operations and PAD get four dimensions where fewer mean something else on a GPU. Delegates hold
   every tensor as batch, height, width, channels; some constants broadcast there differently than on the CPU, and
   PAD takes the wrong axes, both without an error (rules and how they were found: ``tflite_lint``).
+- MEAN keeps the axis that it reduces, which the converter drops and restores with a RESHAPE.
+- A product with more batches than LiteRT's WebGPU accelerator can start is split (it returns zeros otherwise).
 - RESHAPE after RESHAPE and SLICE after SLICE are one; what nobody reads is removed.
-
-Objects are those of LiteRT's generated schema (``ModelT`` and its parts), which carry no types.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from samexport.runtimes.tflite_file import constant_bytes, shape_of
-from samexport.runtimes.tflite_lint import ELEMENTWISE, broadcasts_on_gpu, operator_kind, pads_on_gpu
+from samexport.exporter.tflite_graph import Graph, Shape
+from samexport.runtimes.tflite_file import constant_bytes
+from samexport.runtimes.tflite_lint import (
+    ELEMENTWISE,
+    LARGEST_PRODUCT,
+    broadcasts_on_gpu,
+    inner_and_outer,
+    pads_on_gpu,
+    product_fits_gpu,
+)
 
-Shape = tuple[int, ...]
-_INT32 = 2
 _RANK = 4
 
 
-class Graph:
-    """One subgraph of a model, with what rewrites need: look up, add a tensor, an operation."""
+def improve(model: Any, *, gpu: bool = False) -> None:
+    """Apply every rewrite to every subgraph of ``ModelT``, in place.
 
-    def __init__(self, model: Any, subgraph: Any) -> None:
-        self.model, self.subgraph = model, subgraph
-
-    def kind(self, operator: Any) -> str:
-        """Builtin name, ``"ADD"``."""
-        return operator_kind(self.model, operator)
-
-    def shape(self, index: int) -> Shape:
-        """Sizes of a tensor."""
-        return shape_of(self.subgraph.tensors[index])
-
-    def is_constant(self, index: int) -> bool:
-        """Whether the tensor's data is in the file."""
-        return constant_bytes(self.model, self.subgraph.tensors[index]) is not None
-
-    def integers(self, index: int) -> list[int]:
-        """Values of a constant int32 tensor."""
-        data = constant_bytes(self.model, self.subgraph.tensors[index])
-        return [] if data is None else np.frombuffer(data.tobytes(), np.int32).tolist()
-
-    def producers(self) -> dict[int, Any]:
-        """Tensor to the operation that computes it."""
-        return {int(t): operator for operator in self.subgraph.operators for t in operator.outputs}
-
-    def uses(self) -> Counter[int]:
-        """How often each tensor is read; an output of the graph counts once."""
-        read = [int(t) for operator in self.subgraph.operators for t in operator.inputs]
-        return Counter([*read, *(int(t) for t in self.subgraph.outputs)])
-
-    def tensor_like(self, index: int, shape: Shape) -> int:
-        """A new tensor of another shape; of a constant it shares the data."""
-        tensor = copy.copy(self.subgraph.tensors[index])
-        tensor.shape = np.array(shape, np.int32)
-        tensor.shapeSignature = None
-        if not self.is_constant(index):
-            tensor.buffer = 0
-        tensor.name = tensor.name + b"/" + "x".join(map(str, shape)).encode()
-        self.subgraph.tensors.append(tensor)
-        return len(self.subgraph.tensors) - 1
-
-    def integer_constant(self, values: Sequence[int], shape: Shape | None = None) -> int:
-        """A new constant int32 tensor, a vector unless ``shape`` says otherwise."""
-        from ai_edge_litert import schema_py_generated as schema
-
-        buffer, tensor = schema.BufferT(), schema.TensorT()
-        buffer.data = np.frombuffer(np.array(values, np.int32).tobytes(), np.uint8)
-        self.model.buffers.append(buffer)
-        tensor.name, tensor.type, tensor.buffer = b"sizes", _INT32, len(self.model.buffers) - 1
-        tensor.shape = np.array(shape or [len(values)], np.int32)
-        self.subgraph.tensors.append(tensor)
-        return len(self.subgraph.tensors) - 1
-
-    def code(self, name: str) -> int:
-        """The model's index of an operator code, added if it has none."""
-        from ai_edge_litert import schema_py_generated as schema
-
-        wanted = getattr(schema.BuiltinOperator, name)
-        for index, known in enumerate(self.model.operatorCodes):
-            if known.builtinCode == wanted:
-                return index
-        added = schema.OperatorCodeT()
-        added.builtinCode, added.deprecatedBuiltinCode, added.version = wanted, min(wanted, 127), 1
-        self.model.operatorCodes.append(added)
-        return len(self.model.operatorCodes) - 1
-
-    def reshape(self, source: int, target: int) -> Any:
-        """An operation that gives ``source`` the shape of ``target``."""
-        from ai_edge_litert import schema_py_generated as schema
-
-        sizes = self.shape(target)
-        options = schema.ReshapeOptionsT()
-        options.newShape = np.array(sizes, np.int32)
-        inputs = [source, self.integer_constant(sizes)]
-        return self.operator("RESHAPE", schema.BuiltinOptions.ReshapeOptions, options, inputs, [target])
-
-    def operator(self, name: str, kind: int, options: Any, inputs: list[int], outputs: list[int]) -> Any:
-        """A new operation, in no list yet."""
-        from ai_edge_litert import schema_py_generated as schema
-
-        made = schema.OperatorT()
-        made.opcodeIndex, made.builtinOptionsType, made.builtinOptions = self.code(name), kind, options
-        made.inputs, made.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
-        return made
-
-
-def improve(model: Any) -> None:
-    """Apply every rewrite to every subgraph of ``ModelT``, in place."""
+    With ``gpu`` products that are too large for a GPU are split, which costs copies on a CPU.
+    """
     for subgraph in model.subgraphs:
         graph = Graph(model, subgraph)
         subgraph.operators = [new for old in subgraph.operators for new in _computed_product(graph, old)]
         subgraph.operators = [new for old in subgraph.operators for new in _four_dimensional(graph, old)]
+        _keep_reduced_axis(graph)
+        if gpu:
+            subgraph.operators = [new for old in subgraph.operators for new in _split_product(graph, old)]
         _merge_chains(graph)
         _drop_unread(graph)
     _drop_unused_data(model)
@@ -187,10 +109,76 @@ def _lifted(shape: Shape) -> Shape:
     return (1,) * (_RANK - len(shape)) + shape
 
 
+def _keep_reduced_axis(graph: Graph) -> None:
+    """MEAN, an operation with a scalar, RESHAPE to [..., 1]: the converter drops the axis and restores it later."""
+    readers: dict[int, list[Any]] = {}
+    for operator in graph.subgraph.operators:
+        for index in operator.inputs:
+            readers.setdefault(int(index), []).append(operator)
+    for mean in graph.subgraph.operators:
+        rank = len(graph.shape(int(mean.inputs[0])))
+        if (
+            graph.kind(mean) != "MEAN"
+            or mean.builtinOptions.keepDims
+            or graph.integers(int(mean.inputs[1])) != [rank - 1]
+        ):
+            continue
+        chain, target = [mean], (*graph.shape(int(mean.outputs[0])), 1)
+        while len(found := readers.get(int(chain[-1].outputs[0]), [])) == 1 and _with_scalar(graph, found[0]):
+            chain.append(found[0])
+        if [graph.kind(o) for o in found] != ["RESHAPE"] or graph.shape(int(found[0].outputs[0])) != target:
+            continue
+        mean.builtinOptions.keepDims = True
+        renamed: dict[int, int] = {}
+        for operator in chain:
+            out = int(operator.outputs[0])
+            renamed[out] = graph.tensor_like(out, target)
+            operator.inputs = np.array([renamed.get(int(t), int(t)) for t in operator.inputs], np.int32)
+            operator.outputs = np.array([renamed[out]], np.int32)
+        found[0].inputs = np.array([renamed[int(found[0].inputs[0])], found[0].inputs[1]], np.int32)
+
+
+def _with_scalar(graph: Graph, operator: Any) -> bool:
+    return graph.kind(operator) in ELEMENTWISE and any(graph.shape(int(t)) == () for t in operator.inputs)
+
+
+def _split_product(graph: Graph, operator: Any) -> Iterator[Any]:
+    """A product of too many batches as several, sliced and joined along the first batch axis that is not 1."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    inputs, out = [int(t) for t in operator.inputs], int(operator.outputs[0])
+    shapes = [graph.shape(t) for t in inputs]
+    options = operator.builtinOptions
+    computed = graph.kind(operator) == "BATCH_MATMUL" and not any(graph.is_constant(t) for t in inputs)
+    if not computed or product_fits_gpu(shapes[1], adjoint=options.adjY):
+        yield operator
+        return
+    inner, _ = inner_and_outer(shapes[1], adjoint=options.adjY)
+    axis = next((i for i, size in enumerate(shapes[1][:-2]) if size != 1), 0)
+    behind = int(np.prod(shapes[1][axis + 1 : -2]))
+    step = max(1, LARGEST_PRODUCT // (inner * behind))
+    parts = []
+    for start in range(0, shapes[1][axis], step):
+        size = min(step, shapes[1][axis] - start)
+        cut = [graph.part(t, axis, start, size) for t in inputs]
+        parts.append(graph.tensor_like(out, _resized(graph.shape(out), axis, size)))
+        yield from (operation for operation, _ in cut)
+        kind = schema.BuiltinOptions.BatchMatMulOptions
+        yield graph.operator("BATCH_MATMUL", kind, options, [tensor for _, tensor in cut], parts[-1:])
+    joined = schema.ConcatenationOptionsT()
+    joined.axis = axis
+    yield graph.operator("CONCATENATION", schema.BuiltinOptions.ConcatenationOptions, joined, parts, [out])
+
+
+def _resized(shape: Shape, axis: int, size: int) -> Shape:
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
 def _merge_chains(graph: Graph) -> None:
-    """RESHAPE of RESHAPE, SLICE of SLICE, and RESHAPE to the same shape."""
+    """RESHAPE of RESHAPE, SLICE of SLICE, RESHAPE to the same shape and the same RESHAPE twice."""
     producers, outputs = graph.producers(), {int(t) for t in graph.subgraph.outputs}
     same: dict[int, int] = {}
+    made: dict[tuple[int, Shape], int] = {}
     for operator in graph.subgraph.operators:
         operator.inputs = np.array([same.get(int(t), int(t)) for t in operator.inputs], np.int32)
         before = producers.get(int(operator.inputs[0])) if len(operator.inputs) else None
@@ -203,8 +191,10 @@ def _merge_chains(graph: Graph) -> None:
         if before is not None and kind == graph.kind(before) == "RESHAPE":
             operator.inputs[0] = before.inputs[0]
         source = int(operator.inputs[0]) if len(operator.inputs) else -1
-        if kind == "RESHAPE" and out not in outputs and graph.shape(source) == graph.shape(out):
-            same[out] = source
+        if kind == "RESHAPE" and out not in outputs:
+            first = made.setdefault((source, graph.shape(out)), out)
+            if graph.shape(source) == graph.shape(out) or first != out:
+                same[out] = source if graph.shape(source) == graph.shape(out) else first
 
 
 def _drop_unread(graph: Graph) -> None:

@@ -293,15 +293,15 @@ def _manifest(parts: Mapping[str, str]) -> str:
 
 
 def _describe(description: Any, graph: GraphSpec, texts: PackageTexts) -> None:
-    """Names, meanings and metadata; what coremltools wrote about itself stays, but for the date."""
+    """Names, meanings and metadata; nothing stays of what coremltools writes about itself, such as the date."""
     meanings = {tensor.name: _meaning(tensor) for tensor in (*graph.inputs, *graph.outputs)}
     for part in (description, *description.functions):
         for feature in (*part.input, *part.output):
             feature.shortDescription = meanings[feature.name]
     metadata = description.metadata
+    metadata.Clear()
     metadata.shortDescription = f"{graph.name}: {graph.meaning}"
     metadata.author, metadata.license, metadata.versionString = texts.author, texts.licence, texts.version
-    metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
     metadata.userDefined.update(texts.manifest)
 
 

@@ -119,7 +119,7 @@ def _write(graph: GraphSpec, module: nn.Module, path: Path, options: TfliteOptio
     try:
         converted.export(str(raw))
         model = read_model(raw)
-        improve(model)
+        improve(model, gpu=options.target == "gpu")
         write_model(model, path)
     finally:
         raw.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ what phones' GPU and NPU delegates are known to refuse; the XNNPACK rules are th
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _GPU_OPERATIONS = ELEMENTWISE | {
 _FLOAT32, _INT32 = 0, 2
 _GPU_RANK = 4
 _XNNPACK_JOINS = 5
+LARGEST_PRODUCT = 32768
+_SMALL_MATRIX = 2048
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,20 @@ def multiplies_on_gpu(left: Shape, right: Shape, *, right_is_constant: bool) -> 
     return batches[0] == batches[1]
 
 
+def inner_and_outer(right: Shape, *, adjoint: bool) -> tuple[int, int]:
+    """Rows that a BATCH_MATMUL sums over and columns that it makes, from the shape of its right matrices."""
+    return (right[-1], right[-2]) if adjoint else (right[-2], right[-1])
+
+
+def product_fits_gpu(right: Shape, *, adjoint: bool) -> bool:
+    """Whether LiteRT's WebGPU accelerator computes a product with these computed right matrices.
+
+    Found by trying: beyond 32768 rows over all batches the result is zero, except for small matrices.
+    """
+    inner, outer = inner_and_outer(right, adjoint=adjoint)
+    return inner * outer <= _SMALL_MATRIX or inner * math.prod(right[:-2]) <= LARGEST_PRODUCT
+
+
 def _without_leading_ones(shape: Shape) -> Shape:
     return next((shape[i:] for i, size in enumerate(shape) if size != 1), ())
 
@@ -175,6 +192,9 @@ class _Look:
     def _constant(self, tensor: Any) -> bool:
         return constant_bytes(self.model, tensor) is not None
 
+    def _adjoint(self) -> bool:
+        return bool(self.operator.builtinOptions and self.operator.builtinOptions.adjY)
+
     def _operands(self) -> Iterator[tuple[Delegate, bool, str]]:
         tensors = [self.subgraph.tensors[i] for i in self.operator.inputs if i >= 0]
         shapes, fixed = [shape_of(t) for t in tensors], [self._constant(t) for t in tensors]
@@ -193,6 +213,12 @@ class _Look:
             yield "gpu", False, "the left matrix is a constant"
         elif self.kind == "BATCH_MATMUL" and not multiplies_on_gpu(*shapes, right_is_constant=fixed[1]):
             yield "gpu", True, f"{shapes} are products with different batches"
+        elif self.kind == "BATCH_MATMUL" and not (fixed[1] or product_fits_gpu(shapes[1], adjoint=self._adjoint())):
+            yield (
+                "gpu",
+                True,
+                f"{list(shapes[1])} are more rows than WebGPU sums over; target gpu splits them",
+            )
         if self.kind == "FULLY_CONNECTED" and not fixed[1]:
             yield "xnnpack", False, "the weights are computed"
         if self.kind == "CONCATENATION" and len(tensors) > _XNNPACK_JOINS:

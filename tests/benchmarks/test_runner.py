@@ -1,6 +1,8 @@
 import contextlib
+import json
 import os
 import stat
+import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -41,7 +43,7 @@ def alive(number):
 
 def answer(**changes):
     measured = Measurement(PASS, "CPU", 10.0, 20.0, 50.0, 60.0, 45.0, 25, 300.0, 100.0, 0.01)
-    return lambda jobs, effort: asdict(measured) | changes
+    return lambda kind, jobs, effort: asdict(measured) | changes
 
 
 def only(job, ask, roofline=None):
@@ -80,7 +82,7 @@ def test_a_process_that_hangs_is_ended_with_all_it_started(tmp_path, monkeypatch
     script = f"sleep 600 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/self; wait"
     monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, script))
     start = time.monotonic()
-    found = ask_process([job_of(tiny_bundle, "encoder")], Effort(timeout=1))
+    found = ask_process("row", [job_of(tiny_bundle, "encoder")], Effort(timeout=1))
     assert found == {"error": "did not end within 1 s"}
     assert time.monotonic() - start < 30
     assert not any(alive(int((tmp_path / name).read_text())) for name in ("self", "child"))
@@ -89,12 +91,14 @@ def test_a_process_that_hangs_is_ended_with_all_it_started(tmp_path, monkeypatch
 def test_the_last_line_of_an_error_is_the_reason(tmp_path, monkeypatch, tiny_bundle):
     script = "echo 'Traceback' >&2; echo 'ValueError: bad' >&2; echo >&2; exit 3"
     monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, script))
-    assert ask_process([job_of(tiny_bundle, "encoder")], QUICK) == {"error": "ended with code 3: ValueError: bad"}
+    assert ask_process("row", [job_of(tiny_bundle, "encoder")], QUICK) == {
+        "error": "ended with code 3: ValueError: bad"
+    }
 
 
 def test_an_end_without_an_answer_is_a_failure(tmp_path, monkeypatch, tiny_bundle):
     monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, "exit 0"))
-    assert "error" in ask_process([job_of(tiny_bundle, "encoder")], QUICK)
+    assert "error" in ask_process("row", [job_of(tiny_bundle, "encoder")], QUICK)
 
 
 def test_a_damaged_file_becomes_a_failed_row_that_says_why(own_bundle):
@@ -107,7 +111,7 @@ def test_a_damaged_file_becomes_a_failed_row_that_says_why(own_bundle):
 def test_the_process_gets_as_many_threads_as_the_job_says(tmp_path, monkeypatch, tiny_bundle):
     script = f"echo $OMP_NUM_THREADS > {tmp_path}/threads"
     monkeypatch.setattr(runner.sys, "executable", interpreter(tmp_path, script))
-    ask_process([job_of(tiny_bundle, "encoder", threads=3)], QUICK)
+    ask_process("row", [job_of(tiny_bundle, "encoder", threads=3)], QUICK)
     assert (tmp_path / "threads").read_text().strip() == "3"
     assert sys.executable
     assert os.environ.get("OMP_NUM_THREADS") != "3"
@@ -144,9 +148,9 @@ def test_a_row_without_times_has_no_rate(tiny_bundle):
 def test_tasks_get_by_with_fewer_runs(tiny_bundle):
     asked = []
 
-    def ask(jobs, effort):
+    def ask(kind, jobs, effort):
         asked.append(effort.min_runs)
-        return answer()(jobs, effort)
+        return answer()(kind, jobs, effort)
 
     task = replace(job_of(tiny_bundle, "encoder"), graph="one click", file="", prompts=1)
     list(run_jobs([task, job_of(tiny_bundle, "encoder")], Effort(min_runs=20), {}, ask))
@@ -155,20 +159,21 @@ def test_tasks_get_by_with_fewer_runs(tiny_bundle):
 
 def test_a_pair_that_fails_is_kept_with_the_reason(tiny_bundle):
     job = job_of(tiny_bundle, "encoder")
-    (found,) = run_pairs([(job, job)], QUICK, lambda jobs, effort: {"error": "crashed"})
+    (found,) = run_pairs([(job, job)], QUICK, lambda kind, jobs, effort: {"error": "crashed"})
     assert found == Pair(job, job, Status.FAILED, "crashed")
 
 
 def test_a_pair_comes_back_from_its_process_as_it_was(tiny_bundle):
-    (found,) = run_pairs([(pair().first, pair().second)], QUICK, lambda jobs, effort: asdict(pair(0.7)))
+    (found,) = run_pairs([(pair().first, pair().second)], QUICK, lambda kind, jobs, effort: asdict(pair(0.7)))
     assert found == pair(0.7)
 
 
 def test_the_measuring_process_ends_when_the_one_that_asked_is_killed(tiny_bundle, tmp_path):
-    import json
-    import subprocess
-
-    request = {"jobs": [asdict(job_of(tiny_bundle, "encoder"))], "effort": asdict(Effort(10**9, 10**9, 600, 600))}
+    request = {
+        "kind": "row",
+        "jobs": [asdict(job_of(tiny_bundle, "encoder"))],
+        "effort": asdict(Effort(10**9, 10**9, 600, 600)),
+    }
     (tmp_path / "request").write_text(json.dumps(request))
     measuring = f"{sys.executable} -m samexport.benchmarks.measure {tmp_path}/out < {tmp_path}/request"
     parent = subprocess.Popen(["sh", "-c", f"{measuring} & echo $! > {tmp_path}/child; wait"])

@@ -9,9 +9,9 @@ from samexport.runtimes.tflite_lint import lint
 from tests.tflite_models import ADD, SINGLE, floats, ints, write_graph
 
 
-def improved(path):
+def improved(path, *, gpu=False):
     model = read_model(path)
-    improve(model)
+    improve(model, gpu=gpu)
     better = path.with_name(f"{path.stem}_better.tflite")
     write_model(model, better)
     return better
@@ -21,9 +21,9 @@ def run(path, inputs):
     return Interpreter(str(path)).get_signature_runner("main")(**inputs)
 
 
-def same_results(path, inputs):
+def same_results(path, inputs, *, gpu=False):
     """The improved file, checked to compute bit for bit what the other one does."""
-    better = improved(path)
+    better = improved(path, gpu=gpu)
     before, after = run(path, inputs), run(better, inputs)
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -61,6 +61,42 @@ def test_a_product_with_weights_is_left_alone(tmp_path):
     operators = [("FULLY_CONNECTED", ["x", "weights"], "y", schema.FullyConnectedOptionsT())]
     better = same_results(write_graph(tmp_path / "x.tflite", tensors, operators, ["y"]), {"x": floats(5, 8)})
     assert lint(better).operations["main"] == {"FULLY_CONNECTED": 1}
+
+
+@pytest.mark.parametrize(("batches", "axis"), [((70,), 0), ((1, 70), 1), ((35, 2), 0)])
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_a_product_too_large_for_a_gpu_is_split_for_the_gpu_only(batches, axis, adjoint, tmp_path):
+    options = schema.BatchMatMulOptionsT()
+    options.adjY = adjoint
+    right = (*batches, 64, 1024) if adjoint else (*batches, 1024, 64)
+    tensors = [("x", (*batches, 2, 1024)), ("r", right), ("y", (*batches, 2, 64))]
+    operators = [("BATCH_MATMUL", ["x", "r"], "y", options)]
+    path = write_graph(tmp_path / "x.tflite", tensors, operators, ["y"])
+    assert [f.wrong_result for f in lint(path).of("gpu")] == [True]
+    inputs = {"x": floats(*batches, 2, 1024), "r": floats(*right)}
+    better = same_results(path, inputs, gpu=True)
+    assert lint(better).operations["main"] == {"BATCH_MATMUL": 3, "CONCATENATION": 1, "SLICE": 6}
+    assert not lint(better).findings
+    assert read_model(better).subgraphs[0].operators[-1].builtinOptions.axis == axis
+    # overwrites the split file
+    assert lint(same_results(path, inputs)).operations["main"] == {"BATCH_MATMUL": 1}
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_a_mean_keeps_the_axis_that_is_restored_later(scalar, tmp_path):
+    mean, reshape = schema.ReducerOptionsT(), schema.ReshapeOptionsT()
+    tensors = [
+        ("x", (2, 5, 8)), ("axis", ints(2)), ("m", (2, 5)), ("eps", np.array(0.5, np.float32)), ("a", (2, 5)),
+        ("s", ints(2, 5, 1)), ("r", (2, 5, 1)), ("y", (2, 5, 8)),
+    ]  # fmt: skip
+    middle = [("ADD", ["m", "eps"], "a", ADD)] if scalar else [("ABS", ["m"], "a", None)]
+    operators = [
+        ("MEAN", ["x", "axis"], "m", mean), *middle, ("RESHAPE", ["a", "s"], "r", reshape),
+        ("ADD", ["x", "r"], "y", ADD),
+    ]  # fmt: skip
+    path = write_graph(tmp_path / "x.tflite", tensors, operators, ["y"])
+    better = same_results(path, {"x": floats(2, 5, 8)})
+    assert ("RESHAPE" in lint(better).operations["main"]) == (not scalar)
 
 
 def test_chains_of_reshape_and_slice_become_one_each(tmp_path):

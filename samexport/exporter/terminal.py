@@ -1,0 +1,46 @@
+"""What commands print: what is going on, tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+class Spinner:
+    """One line on a terminal that says what is going on; plain lines on stderr elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._status: Any = self._console.status("") if self._console.is_terminal else None
+
+    def update(self, message: str) -> None:
+        """Say what is going on now."""
+        if self._status is not None:
+            self._status.update(message)
+        else:
+            print(message, file=sys.stderr)
+
+    def __enter__(self) -> Spinner:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows under column names; lines are only folded on a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # a file or pipe has no width; do not fold what a program will read
+    Console(width=None if console.is_terminal else 240).print(table)
