@@ -210,11 +210,26 @@ def placements(results: Results) -> list[Cells]:
 
 def problem_lines(results: Results) -> list[str]:
     """Rows and pairs that failed or were skipped, and verdicts that are not PASS."""
-    lines = [f"{r.status.value} {r.job.name}: {r.reason}" for r in results.rows if r.status is not Status.DONE]
-    lines += [
-        f"parity {r.measured.parity.verdict.value} {r.job.name}: {r.measured.parity.reason}"
+    return [*_lines(results, Status.SKIPPED, Verdict.SKIPPED), *failure_lines(results)]
+
+
+def failure_lines(results: Results) -> list[str]:
+    """Rows and pairs that crashed, took too long, or compute something else."""
+    return _lines(results, Status.FAILED, Verdict.FAIL)
+
+
+def _lines(results: Results, status: Status, wrong: Verdict) -> list[str]:
+    rows = [f"{status.value} {r.job.name}: {r.reason}" for r in results.rows if r.status is status]
+    rows += [
+        f"parity {wrong.value} {r.job.name}: {r.measured.parity.reason}"
         for r in results.rows
-        if r.status is Status.DONE and r.measured.parity.verdict is not Verdict.PASS
+        if r.status is Status.DONE and r.measured.parity.verdict is wrong
     ]
-    return lines + [f"{p.status.value} {p.first.name} against {p.second.name}: {p.reason}"
-                    for p in results.pairs if p.status is not Status.DONE]  # fmt: skip
+    for pair in results.pairs:
+        name = f"{pair.first.name} against {pair.second.name}"
+        if pair.status is status:
+            rows.append(f"{status.value} {name}: {pair.reason}")
+        verdicts = (pair.first_parity, pair.second_parity)
+        if pair.status is Status.DONE and any(parity.verdict is wrong for parity in verdicts):
+            rows.append(f"parity {wrong.value} {name}: {'; '.join(p.reason for p in verdicts if p.reason)}")
+    return rows

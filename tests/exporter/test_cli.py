@@ -10,24 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samexport import __version__
-from samexport.exporter import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["samexport", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+from tests.exporter.conftest import one_line_error
 
 
 @pytest.fixture
@@ -36,13 +19,6 @@ def photo(tmp_path):
     path = tmp_path / "photo.png"
     Image.fromarray(np.stack([4 * x, 6 * y, x * y % 256], -1).astype(np.uint8)).save(path)
     return path
-
-
-def one_line_error(err: str) -> str:
-    lines = err.strip().splitlines()
-    assert "Traceback" not in err
-    assert lines[-1].startswith("error: ")
-    return lines[-1]
 
 
 def test_export_ends_with_a_table_and_says_random(run, tmp_path, converted):
