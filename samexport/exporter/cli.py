@@ -64,6 +64,8 @@ def verify(
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="Also compare with PyTorch on these weights (needs torch).")
     ] = None,
+    decoder_checkpoint: Annotated[Path | None, typer.Option(help="With --checkpoint: the other decoder.")] = None,
+    sampler_checkpoint: Annotated[Path | None, typer.Option(help="With --checkpoint: the detector's file.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report: .json, .xml (JUnit) or .md.")] = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
@@ -80,8 +82,9 @@ def verify(
             from samexport.exporter.pipeline import verify_against_pytorch
 
             found = verify_against_pytorch(
-                opened, found, tuple(checkpoint), runtime=runtime, threads=threads, progress=spinner.update
-            )
+                opened, found, tuple(checkpoint), decoder=decoder_checkpoint, sampler=sampler_checkpoint,
+                runtime=runtime, threads=threads, progress=spinner.update,
+            )  # fmt: skip
     if report is not None:
         write_report(found, report, f"samexport verify {opened.folder.resolve().name}")
     _print_rows(found)
@@ -102,6 +105,16 @@ def segment(
     out: Annotated[Path | None, typer.Option(help="Write the picture with the masks drawn on it.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Write masks: a folder of PNGs, or a .json of COCO RLE.")] = None,
     logits: Annotated[Path | None, typer.Option(help="Write the logits as .npy, for a later --mask.")] = None,
+    everything: Annotated[bool, typer.Option("--everything", help="Every object; takes no prompts.")] = False,
+    sampler: Annotated[
+        str | None, typer.Option(help="Of --everything: object-aware, grid, hierarchical, or a .json of boxes.")
+    ] = None,
+    coco: Annotated[Path | None, typer.Option(help="Of --everything: write the masks as COCO RLE (.json).")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Boxes need a higher score; 0.4.")] = None,
+    nms_iou: Annotated[float | None, typer.Option(help="Boxes that overlap more are one; 0.9.")] = None,
+    max_boxes: Annotated[int | None, typer.Option(help="The best that are kept; 300 (the paper: 320).")] = None,
+    sampler_rgb: Annotated[bool, typer.Option("--sampler-rgb", help="Feed the detector RGB, not BGR.")] = False,
+    points_per_side: Annotated[int | None, typer.Option(help="Of the grid; 32.")] = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
     force: Force = False,
@@ -109,6 +122,18 @@ def segment(
     """Segment a picture with a bundle alone (no torch); without a box all points are one prompt."""
     from samexport.exporter.segment_command import SegmentRequest, run_segment
 
+    if everything:
+        from samexport.exporter.everything_command import EverythingRequest, run_everything
+
+        if point or box or mask or multimask or masks or logits:
+            raise ConfigError("--everything takes no prompts and writes --out and --coco")
+        wanted = EverythingRequest(
+            bundle, image, sampler, confidence, nms_iou, max_boxes, sampler_rgb, points_per_side
+        )
+        run_everything(wanted, out=out, coco=coco, runtime=runtime, threads=threads, force=force)
+        return
+    if (sampler, coco, confidence, nms_iou, max_boxes, points_per_side) != (None,) * 6 or sampler_rgb:
+        raise ConfigError("samplers and --coco need --everything")
     request = SegmentRequest(bundle, image, tuple(point or ()), tuple(box or ()), mask, multimask)
     run_segment(request, out=out, masks=masks, logits=logits, runtime=runtime, threads=threads, force=force)
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from samexport.errors import ConfigError
-from samexport.exporter.options import Checkpoints, Encoder, Force, Out, Seed, Split, Threads, Weights
+from samexport.exporter.options import (
+    Checkpoints,
+    DecoderCheckpoint,
+    Encoder,
+    Force,
+    Out,
+    Sampler,
+    SamplerCheckpoint,
+    SamplerSize,
+    Seed,
+    Split,
+    Threads,
+    Weights,
+)
 from samexport.exporter.terminal import Spinner, print_table
 
 if TYPE_CHECKING:
+    from samexport.exporter.sampler_export import SamplerExport
     from samexport.exporter.writers import Target
     from samexport.runtimes.buckets import Bucket
     from samexport.runtimes.bundle import Bundle
@@ -27,6 +42,11 @@ def onnx(
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")] = 20,
     split_decoder: Split = False,
+    sampler: Sampler = None,
+    sampler_checkpoint: SamplerCheckpoint = None,
+    sampler_size: SamplerSize = None,
+    nms: Annotated[str, typer.Option(help="Of the sampler: on the host, or in-graph (NonMaxSuppression).")] = "host",
+    decoder_checkpoint: DecoderCheckpoint = None,
     force: Force = False,
     threads: Threads = None,
 ) -> None:
@@ -34,7 +54,10 @@ def onnx(
     from samexport.exporter.to_onnx import OnnxOptions
 
     target = OnnxOptions(precision, opset)
-    _export(encoder, out, checkpoint, weights, seed, target, split_decoder, force, threads)
+    chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size, nms)
+    _export(
+        encoder, out, checkpoint, weights, seed, target, split_decoder, force, threads, chosen, decoder_checkpoint
+    )
 
 
 def tflite(
@@ -47,6 +70,10 @@ def tflite(
     prompts: Annotated[str, typer.Option(help="N of each decoder entry point.")] = "1,4,16",
     points: Annotated[str, typer.Option(help="K of each; the default leaves room for 8 where N is smallest.")] = "",
     split_decoder: Split = False,
+    sampler: Sampler = None,
+    sampler_checkpoint: SamplerCheckpoint = None,
+    sampler_size: SamplerSize = None,
+    decoder_checkpoint: DecoderCheckpoint = None,
     force: Force = False,
     threads: Threads = None,
 ) -> None:
@@ -55,7 +82,10 @@ def tflite(
 
     buckets = plan_of(prompts, points)
     options = TfliteOptions(tuple(b.prompts for b in buckets), tuple(b.points for b in buckets), target)  # type: ignore[arg-type]
-    _export(encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads)
+    chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size)
+    _export(
+        encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint
+    )
 
 
 def coreml(
@@ -70,6 +100,10 @@ def coreml(
     prompts: Annotated[str, typer.Option(help="Fixed N, such as 1,4,16 (iOS18); empty: flexible.")] = "",
     points: Annotated[str, typer.Option(help="K of each fixed N.")] = "",
     split_decoder: Split = False,
+    sampler: Sampler = None,
+    sampler_checkpoint: SamplerCheckpoint = None,
+    sampler_size: SamplerSize = None,
+    decoder_checkpoint: DecoderCheckpoint = None,
     force: Force = False,
     threads: Threads = None,
 ) -> None:
@@ -86,7 +120,10 @@ def coreml(
         prompt_buckets=fixed,
         points=tuple(b.points for b in plan_of(prompts, points)) if prompts else (),
     )
-    _export(encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads)
+    chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size)
+    _export(
+        encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint
+    )
 
 
 def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:
@@ -100,6 +137,18 @@ def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:
     return plan(counts, rooms)
 
 
+def _sampler_of(
+    name: str | None, checkpoint: Path | None, image_size: int | None, nms: str = "host"
+) -> SamplerExport | None:
+    from samexport.exporter.sampler_export import SamplerExport
+
+    if name is None:
+        if checkpoint is not None or image_size is not None or nms != "host":
+            raise ConfigError("--sampler-checkpoint, --sampler-size and --nms need --sampler object-aware")
+        return None
+    return SamplerExport(name, checkpoint, image_size, nms)
+
+
 def _export(
     encoder: str,
     out: Path | None,
@@ -110,6 +159,8 @@ def _export(
     split_decoder: bool,
     force: bool,
     threads: int | None,
+    sampler: SamplerExport | None,
+    decoder_checkpoint: Path | None,
 ) -> None:
     from samexport.exporter.pipeline import ExportOptions, export_bundle
     from samexport.models.catalog import find_model
@@ -126,7 +177,13 @@ def _export(
         split_decoder=split_decoder,
         force=force,
         threads=threads,
+        decoder_checkpoint=decoder_checkpoint,
+        sampler=sampler,
     )
+    if sampler is not None and sampler.checkpoint is not None:
+        from samexport.models.detector_checkpoint import LICENCE_NOTE
+
+        print(f"note: {LICENCE_NOTE}", file=sys.stderr)
     if not options.checkpoints and options.random_seed is None:
         # before the spinner, which would hide the progress of the download
         official_checkpoint(find_model(encoder))

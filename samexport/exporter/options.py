@@ -18,4 +18,17 @@ Split = Annotated[bool, typer.Option("--split-decoder", help="decoder_prologue +
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtimes.")]
 RuntimeName = Annotated[str | None, typer.Option(help="Runtime; `samexport doctor` lists them.")]
+Sampler = Annotated[
+    str | None, typer.Option("--sampler", help="Add a detector that proposes boxes: object-aware (MobileSAMv2).")
+]
+SamplerCheckpoint = Annotated[
+    Path | None, typer.Option("--sampler-checkpoint", help="Its weights: ObjectAwareModel.pt or .safetensors.")
+]
+SamplerSize = Annotated[
+    int | None, typer.Option("--sampler-size", help="Side of its input, a multiple of 32; default 1024.")
+]
+DecoderCheckpoint = Annotated[
+    Path | None,
+    typer.Option("--decoder-checkpoint", help="Prompt encoder and decoder from here: Prompt_guided_Mask_Decoder.pt."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]

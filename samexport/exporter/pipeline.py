@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 
 import samexport
 from samexport.errors import ConfigError, ParityFailed
+from samexport.exporter.sampler_export import (
+    LoadedSampler,
+    SamplerExport,
+    load_sampler,
+    reload_sampler,
+    write_sampler,
+)
 from samexport.exporter.to_onnx import OnnxOptions
 from samexport.exporter.writers import WRITERS, Facts, Target
 from samexport.models.catalog import find_model
+from samexport.models.contracts import SAMPLER
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import (
@@ -28,7 +36,7 @@ from samexport.runtimes.bundle import (
     relative_files,
 )  # fmt: skip
 from samexport.runtimes.golden import Golden, make_golden, save_golden
-from samexport.runtimes.parity import ParityReport
+from samexport.runtimes.parity import ParityReport, Row, Verdict
 from samexport.runtimes.verify import compare_cases, run_chain
 
 if TYPE_CHECKING:
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 GOLDEN_SEED = 20
 ONNX = OnnxOptions()
+ALL_MASKS = (0, 1, 2, 3)
 _TOOLS = ("torch", "numpy", "pillow")
 
 
@@ -46,6 +55,8 @@ class ExportOptions:
 
     ``checkpoints`` are files of weights, merged in order; empty takes the official one, unless
     ``random_seed`` is set. ``out`` None names the folder after the model. ``target`` says format and precision.
+    ``decoder_checkpoint`` is a file whose prompt encoder and mask decoder are used instead. With ``sampler`` a
+    detector that proposes boxes joins the bundle; without a checkpoint of its own it is random like the rest.
     """
 
     encoder: str
@@ -56,10 +67,15 @@ class ExportOptions:
     split_decoder: bool = False
     force: bool = False
     threads: int | None = None
+    decoder_checkpoint: Path | None = None
+    sampler: SamplerExport | None = None
 
     def __post_init__(self) -> None:
-        if self.checkpoints and self.random_seed is not None:
+        if (self.checkpoints or self.decoder_checkpoint) and self.random_seed is not None:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
+        in_graph = self.sampler is not None and self.sampler.nms == "in-graph"
+        if in_graph and not (isinstance(self.target, OnnxOptions) and self.target.precision == "fp32"):
+            raise ConfigError("--nms in-graph needs ONNX in fp32: other runtimes leave NMS to the host")
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -71,7 +87,10 @@ class ExportOptions:
         """Where the bundle goes; the default name tells model, format, precision and random weights."""
         random = "-random" if self.random_seed is not None else ""
         writer = WRITERS[type(self.target)]
-        return self.out or Path(f"{spec.name.replace('.', '-')}-{writer.file_format}-{self.target.precision}{random}")
+        sampler = f"-{self.sampler.name}" if self.sampler else ""
+        return self.out or Path(
+            f"{spec.name.replace('.', '-')}{sampler}-{writer.file_format}-{self.target.precision}{random}"
+        )
 
 
 def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -> tuple[Bundle, ParityReport]:
@@ -85,19 +104,27 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
     from samexport.models.build import build_graph
 
     spec = find_model(options.encoder)
+    if options.decoder_checkpoint is not None:
+        spec = replace(spec, mask_outputs=ALL_MASKS)
     target, writer = options.folder(spec), WRITERS[type(options.target)]
     with new_folder(target, force=options.force) as folder:
         progress("reading weights")
-        sam, weights = load_model(spec, options.checkpoints, options.random_seed)
+        sam, weights = load_model(spec, options.checkpoints, options.random_seed, options.decoder_checkpoint)
+        sampler = None if options.sampler is None else _load_sampler(options.sampler, options)
         progress("running the reference")
         golden = reference_golden(sam, spec, options.graphs, GOLDEN_SEED)
+        if sampler is not None:
+            golden = replace(golden, cases=(*golden.cases, sampler.golden(golden.picture)))
         save_golden(golden, folder)
         artifacts = []
         for name in options.graphs:
             progress(f"exporting {name}")
             graph, module = build_graph(sam, spec, name)
             artifacts.append(writer.write(graph, module, folder, options.target, Facts(spec, weights)))
-        bundle = Bundle(folder, _manifest(spec, weights, tuple(artifacts), options))
+        if sampler is not None:
+            progress(f"exporting {sampler.graph.name}")
+            artifacts.append(write_sampler(sampler, folder, options.target, Facts(spec, sampler.weights)))
+        bundle = Bundle(folder, _manifest(spec, weights, tuple(artifacts), options, sampler))
         rows = tuple(compare_cases(bundle, golden, threads=options.threads, progress=progress))
         report = ParityReport(rows)
         if report.failures:
@@ -108,14 +135,17 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
 
 
 def load_model(
-    spec: ModelSpec, checkpoints: Sequence[Path] = (), random_seed: int | None = None
+    spec: ModelSpec,
+    checkpoints: Sequence[Path] = (),
+    random_seed: int | None = None,
+    decoder: Path | None = None,
 ) -> tuple[Sam, WeightsInfo]:
     """The torch model with its weights, in evaluation mode; CheckpointError if they cannot be used."""
     from samexport.models.architectures.sam import Sam
     from samexport.models.checkpoints import load_weights
 
     sam = Sam(spec)
-    weights = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, random_seed=random_seed)
+    weights = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
     sam.load_state_dict(weights.state, strict=True)
     sam.eval().requires_grad_(False)
     return sam, WeightsInfo(weights.kind, weights.source, weights.sha256, weights.seed)
@@ -141,25 +171,45 @@ def reference_golden(sam: Sam, spec: ModelSpec, graphs: Sequence[str], seed: int
 
 def verify_against_pytorch(
     bundle: Bundle, report: ParityReport, checkpoints: Sequence[Path], *,
+    decoder: Path | None = None, sampler: Path | None = None,
     runtime: str | None = None, threads: int | None = None, progress: Progress = lambda _: None,
 ) -> ParityReport:  # fmt: skip
-    """Add rows to ``report`` that compare with PyTorch on fresh inputs, the weights read from ``checkpoints``."""
-    spec = find_model(bundle.manifest.model)
+    """Add rows to ``report`` that compare with PyTorch on fresh inputs, the weights read from ``checkpoints``.
+
+    ``decoder`` and ``sampler`` are the other files that were used at export; a sampler whose file is not given
+    is skipped.
+    """
+    manifest = bundle.manifest
+    spec = replace(find_model(manifest.model), mask_outputs=manifest.mask_outputs)
     progress("running the reference")
-    sam, _ = load_model(spec, checkpoints)
-    golden = reference_golden(sam, spec, bundle.graph_names, GOLDEN_SEED + 1)
+    sam, _ = load_model(spec, checkpoints, decoder=decoder)
+    graphs = [name for name in bundle.graph_names if name != SAMPLER]
+    golden = reference_golden(sam, spec, graphs, GOLDEN_SEED + 1)
+    skipped: tuple[Row, ...] = ()
+    if manifest.sampler is not None and sampler is not None:
+        loaded = reload_sampler(manifest.sampler, bundle.graph(SAMPLER), sampler)
+        golden = replace(golden, cases=(*golden.cases, loaded.golden(golden.picture)))
+    elif manifest.sampler is not None:
+        skipped = (Row(SAMPLER, "golden", Verdict.SKIPPED, "no --sampler-checkpoint was given"),)
     rows = compare_cases(bundle, golden, runtime=runtime, threads=threads, progress=progress)
-    return ParityReport((*report.rows, *(replace(r, case=f"{r.case} (PyTorch)") for r in rows)))
+    found = [r for r in rows if not (skipped and r.case == SAMPLER)]
+    return ParityReport((*report.rows, *(replace(r, case=f"{r.case} (PyTorch)") for r in (*found, *skipped))))
 
 
 def _manifest(
-    spec: ModelSpec, weights: WeightsInfo, artifacts: tuple[Artifact, ...], options: ExportOptions
+    spec: ModelSpec,
+    weights: WeightsInfo,
+    artifacts: tuple[Artifact, ...],
+    options: ExportOptions,
+    sampler: LoadedSampler | None,
 ) -> Manifest:
     tools = {
         "samexport": samexport.__version__,
         **{name: importlib.metadata.version(name) for name in _TOOLS},
     }
     graphs: tuple[GraphSpec, ...] = tuple(spec.graph(name) for name in options.graphs)
+    if sampler is not None:
+        graphs += (sampler.graph,)
     return Manifest(
         spec.name,
         spec.summary,
@@ -172,7 +222,12 @@ def _manifest(
         {},
         tools,
         (),
+        None if sampler is None else sampler.info,
     )
+
+
+def _load_sampler(export: SamplerExport, options: ExportOptions) -> LoadedSampler:
+    return load_sampler(export, ranked=isinstance(options.target, OnnxOptions), random_seed=options.random_seed)
 
 
 def _finish(bundle: Bundle, report: ParityReport) -> None:

@@ -33,6 +33,30 @@ class Spinner:
             self._status.stop()
 
 
+class ProgressBar:
+    """A bar for work of several stages on a terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        console = Console(stderr=True)
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("")
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Say how far the stage is."""
+        self._progress.update(self._task, description=stage, completed=done, total=total)
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows under column names; lines are only folded on a terminal."""
     from rich.console import Console

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from torch import nn
 
 from samexport.errors import ConfigError
+from samexport.models.architectures.object_detector import ObjectDetector
 from samexport.models.architectures.sam import Sam, resolve
+from samexport.models.contracts import sampler_graph
 from samexport.models.graphs.decoder import Decoder, DecoderStep, DecoderWithMask, Prologue
 from samexport.models.graphs.plain import PlainDecoder, PlainDecoderWithMask, PlainEncoder
+from samexport.models.graphs.sampler import PlainPromptSampler, PromptSampler, count_anchors
 from samexport.models.spec import GraphSpec, ModelSpec
 
 Builder = Callable[[Sam, ModelSpec], nn.Module]
@@ -38,3 +41,22 @@ def build_graph(sam: Sam, spec: ModelSpec, name: str, *, plain: bool = False) ->
     if name not in builders:
         raise ConfigError(f"{spec.name} has no {'plain ' if plain else ''}graph {name!r}; known: {', '.join(builders)}")
     return spec.graph(name), builders[name](sam, spec).eval().requires_grad_(False)
+
+
+def build_sampler(
+    detector: ObjectDetector, image_size: int, candidates: int | None, *, plain: bool = False
+) -> tuple[GraphSpec, nn.Module]:
+    """The graph ``prompt_sampler`` and its module.
+
+    Args:
+        detector: with its weights.
+        image_size: side of the square input, a multiple of 32.
+        candidates: how many of the best boxes it returns; None for all, unsorted (no top-K in the graph).
+        plain: the untouched architecture instead of the export form.
+
+    Raises:
+        ConfigError: the size or the count cannot be.
+    """
+    graph = sampler_graph(image_size, candidates or count_anchors(image_size), ranked=candidates is not None)
+    form = PlainPromptSampler if plain else PromptSampler
+    return graph, form(detector, image_size, candidates).eval().requires_grad_(False)

@@ -6,7 +6,7 @@ import difflib
 
 from samexport.errors import ConfigError
 from samexport.models.contracts import sam_graphs
-from samexport.models.spec import CheckpointSource, Frame, ModelSpec
+from samexport.models.spec import CheckpointSource, Frame, ModelSpec, SamplerSpec
 
 _ARCH = "samexport.models.architectures"
 _GRAPHS = "samexport.models.graphs"
@@ -109,6 +109,39 @@ _MODELS = (
 MODELS: dict[str, ModelSpec] = {m.name: m for m in _MODELS}
 if len(MODELS) != len(_MODELS) or len({m.encoder for m in _MODELS}) != len(_MODELS):
     raise ValueError("two models of the catalogue share a name")
+
+SAMPLERS: dict[str, SamplerSpec] = {
+    sampler.name: sampler
+    for sampler in (
+        SamplerSpec(
+            name="object-aware",
+            summary="MobileSAMv2's class-agnostic YOLOv8x",
+            size=f"{_ARCH}.object_detector:DETECTOR_X",
+            image_size=1024,
+            # while training, an object is the target of ten cells; 300 boxes are kept in the end
+            candidates=3000,
+            licence="AGPL-3.0 (the weights, as their trainer's owner holds)",
+        ),
+        SamplerSpec(
+            name="test",
+            summary="the same network with a few channels, for tests",
+            size=f"{_ARCH}.object_detector:DETECTOR_TEST",
+            image_size=96,
+            candidates=60,
+            licence="Apache-2.0",
+            score_gain=64.0,
+            hidden=True,
+        ),
+    )
+}
+
+
+def find_sampler(name: str) -> SamplerSpec:
+    """The detector called ``name``; ConfigError names those that there are."""
+    if name not in SAMPLERS:
+        known = ", ".join(s.name for s in SAMPLERS.values() if not s.hidden)
+        raise ConfigError(f"no sampler is called {name!r}; an export knows: {known}")
+    return SAMPLERS[name]
 
 
 def find_model(name: str) -> ModelSpec:

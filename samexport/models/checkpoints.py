@@ -51,23 +51,29 @@ def load_weights(
     expected: Mapping[str, Tensor],
     *,
     checkpoints: Sequence[Path] = (),
+    decoder: Path | None = None,
     random_seed: int | None = None,
 ) -> Weights:
     """Weights for the model whose own state dict is ``expected``; only its keys, shapes and dtypes count.
 
     ``checkpoints`` are merged in order. Without any, the official file is taken from the cache or downloaded.
+    ``decoder`` is a file whose prompt encoder and mask decoder take the place of theirs.
 
     Raises:
         ConfigError: both checkpoints and random weights are asked for.
         CheckpointError: a file is absent, damaged or unsafe, or together they are not this model's weights.
     """
     if random_seed is not None:
-        if checkpoints:
+        if checkpoints or decoder:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
         return Weights(_random_state(expected, random_seed), "random", f"seed {random_seed}", None, random_seed)
     paths = tuple(checkpoints) or (official_checkpoint(spec),)
+    merged = _merge(paths, expected)
+    if decoder is not None:
+        paths = (*paths, decoder)
+        merged = {key: value for key, value in merged.items() if key.startswith(_ENCODER)} | _decoder_of(decoder)
     hashes = [_sha256(path) for path in paths]
-    state = _fit(_merge(paths, expected), expected, f"{' + '.join(map(str, paths))} does not fit {spec.name}")
+    state = _fit(merged, expected, f"{' + '.join(map(str, paths))} does not fit {spec.name}")
     return Weights(state, "checkpoint", " + ".join(path.name for path in paths), " + ".join(hashes), None)
 
 
@@ -263,6 +269,15 @@ def _merge(paths: Iterable[Path], expected: Mapping[str, Tensor]) -> dict[str, T
                 )
             merged[key] = tensor
     return merged
+
+
+def _decoder_of(path: Path) -> dict[str, Tensor]:
+    """The prompt encoder and the mask decoder of a file that may hold more."""
+    prefixes = tuple(_DECODER_PARTS.values())
+    found = {key: value for key, value in read_checkpoint(path).items() if key.startswith(prefixes)}
+    if not found:
+        raise CheckpointError(f"{path} has no prompt encoder and no mask decoder; give Prompt_guided_Mask_Decoder.pt")
+    return found
 
 
 def _with_prefix(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

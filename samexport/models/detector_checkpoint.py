@@ -6,6 +6,7 @@ inert records; the tensors are found by walking those.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 from samexport.errors import CheckpointError
 from samexport.models.inert_pickle import Instance, View, expect, interpret
+from samexport.models.random_weights import random_state_dict
 
 if TYPE_CHECKING:
     from samexport.models.architectures.object_detector import ObjectDetector
+    from samexport.models.spec import SamplerSpec
 
 LICENCE_NOTE = (
     "The object-aware detector's weights were trained with AGPL-3.0 code (YOLOv8), whose owner says that the"
@@ -197,3 +200,49 @@ def load_detector(path: Path) -> ObjectDetector:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: these are not an object-aware detector's weights ({reason})") from error
     return detector.eval().requires_grad_(False)
+
+
+def cached_detector(path: Path, sha256: str) -> Path:
+    """The weights of ``path`` as safetensors in the cache folder: a pickle is interpreted once and never again.
+
+    Args:
+        path: ``ObjectAwareModel.pt``; a ``.safetensors`` file is returned as it is.
+        sha256: of ``path``; names the file in the cache.
+
+    Raises:
+        CheckpointError: as :func:`read_detector_checkpoint`, or the cache folder cannot be written.
+    """
+    from samexport.models.checkpoints import CACHE_VARIABLE, cache_folder
+
+    if path.suffix == ".safetensors":
+        return path
+    target = cache_folder() / f"detector-{sha256}.safetensors"
+    try:
+        if target.exists():
+            with contextlib.suppress(CheckpointError):  # a damaged copy is made anew
+                read_detector_checkpoint(target)
+                return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        convert_detector_checkpoint(path, target)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CheckpointError(f"the cache folder {target.parent} cannot be used ({reason}); set {CACHE_VARIABLE}") from error
+    return target
+
+
+def random_detector(spec: SamplerSpec, seed: int) -> ObjectDetector:
+    """A detector with seeded weights, in evaluation mode; its scores spread over 0..1."""
+    import torch
+
+    from samexport.models.architectures.object_detector import ObjectDetector
+    from samexport.models.architectures.sam import resolve
+
+    with torch.device("meta"):
+        detector = ObjectDetector(resolve(spec.size))
+    wanted = {k: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in detector.state_dict().items()}
+    state = {key: torch.from_numpy(value) for key, value in random_state_dict(wanted, seed).items()}
+    detector.load_state_dict(state, assign=True)
+    detector.eval().requires_grad_(False)
+    for branch in detector.head.cv3:
+        branch[2].weight *= spec.score_gain  # type: ignore[index, operator]
+    return detector

@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Dim = int | str
-Role = Literal["tensor", "mask_logits", "mask_scores"]
+Role = Literal["tensor", "mask_logits", "mask_scores", "ranked_boxes", "ranked_scores"]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output: a name, a shape of ints and named axes, a range and a one-line meaning.
 
-    ``role`` tells parity checks what else to compare: thresholded masks, or the ranking of the scores.
+    ``role`` tells parity checks what else to compare: thresholded masks, the ranking of the scores, or boxes
+    and their scores that come by falling score, where near-ties may change places.
     """
 
     name: str
@@ -152,6 +153,31 @@ class ModelSpec:
     def graph(self, name: str) -> GraphSpec:
         """The graph called ``name``; KeyError if this model has none."""
         return {g.name: g for g in self.graphs}[name]
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A detector that proposes boxes, as ``--sampler`` names it.
+
+    Attributes:
+        name: what the command line takes.
+        summary: one line.
+        size: dotted path of the detector's numbers, ``package.module:name``.
+        image_size: side of its square input, unless another is asked for.
+        candidates: boxes that a graph with top-K returns.
+        licence: of the weights, printed when a checkpoint is used.
+        score_gain: multiplies the last layer of the score branch of random weights, so that scores spread.
+        hidden: for tests.
+    """
+
+    name: str
+    summary: str
+    size: str
+    image_size: int
+    candidates: int
+    licence: str
+    score_gain: float = 1.0
+    hidden: bool = False
 
 
 def axis_sizes(tensors: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from typing import Any
 from samexport.errors import BundleError
 from samexport.models.spec import Frame, GraphSpec
 from samexport.runtimes.base import Runtime, open_runtime
+from samexport.runtimes.sampler import SamplerOptions
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
@@ -50,10 +51,40 @@ class WeightsInfo:
 
 
 @dataclass(frozen=True)
+class SamplerInfo:
+    """What the host must know to use the graph ``prompt_sampler``.
+
+    Attributes:
+        name, summary, licence: of the detector.
+        image_size: side of its square input.
+        rgb: order of the input's channels; the released MobileSAMv2 feeds BGR.
+        nms: "host", or "in-graph" where the graph returns boxes that NMS has kept (then with score 0 what fills up).
+        options: thresholds of the post-processing.
+        weights: where the detector's weights came from.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    image_size: int
+    rgb: bool
+    nms: str
+    options: SamplerOptions
+    weights: WeightsInfo
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SamplerInfo:
+        """The inverse of ``dataclasses.asdict``."""
+        parts = {"options": SamplerOptions(**data["options"]), "weights": WeightsInfo(**data["weights"])}
+        return cls(**{**data, **parts})
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of ``bundle.json``.
 
     ``files`` maps every other file to its sha256. ``parity`` holds the rows of the report at export, plain data.
+    ``sampler`` is None in a bundle without ``prompt_sampler``.
     """
 
     model: str
@@ -67,6 +98,7 @@ class Manifest:
     files: dict[str, str]
     tools: dict[str, str]
     parity: tuple[dict[str, Any], ...]
+    sampler: SamplerInfo | None = None
 
     def to_json(self) -> str:
         """Text of ``bundle.json``: sorted keys, no dates, so that equal content is equal bytes."""
@@ -90,6 +122,7 @@ class Manifest:
             files=dict(data["files"]),
             tools=dict(data["tools"]),
             parity=tuple(data["parity"]),
+            sampler=SamplerInfo.from_json(data["sampler"]) if data.get("sampler") else None,
         )
 
 

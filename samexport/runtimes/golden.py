@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samexport.errors import BundleError, SamExportError
+from samexport.models.contracts import SAMPLER
 from samexport.models.spec import Frame
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.image import read_image, resize_longest, to_frame, upscale_mask
 from samexport.runtimes.prompts import Prompt, count_tokens, pack, select_mask
+from samexport.runtimes.sampler import letterbox
 
 FOLDER = "golden"
 _PICTURE, _TENSORS, _CASES = "picture.png", "tensors.npz", "cases.json"
@@ -108,6 +110,12 @@ def picture_prompts(picture: NDArray[np.uint8]) -> list[Prompt]:
     ]
 
 
+def sampler_case(picture: NDArray[np.uint8], image_size: int, run: Callable[[Tensors], Tensors]) -> Case:
+    """The detector on the golden picture, letterboxed; ``run(inputs)`` is the reference."""
+    inputs: Tensors = {"image": letterbox(picture, image_size)[0]}
+    return Case("picture", (SAMPLER,), inputs, run(inputs))
+
+
 def _case(name: str, chain: tuple[str, ...], inputs: Tensors, run: Run) -> Case:
     return Case(name, chain, inputs, run(chain, inputs))
 
@@ -164,7 +172,8 @@ def save_golden(golden: Golden, folder: Path) -> None:
     tensors: dict[str, NDArray[Any]] = {}
     cases = []
     for case in golden.cases:
-        strides = {n: _STRIDE for n, v in case.expected.items() if v.size > _WHOLE and n != "image_embeddings"}
+        large = {n: v for n, v in case.expected.items() if v.size > _WHOLE and n != "image_embeddings"}
+        strides = {n: _STRIDE for n, v in large.items() if min(v.shape[-2:]) > _STRIDE}
         sampled = Case(case.name, case.graphs, case.inputs, case.expected, strides)
         cases.append(
             {
@@ -173,6 +182,7 @@ def save_golden(golden: Golden, folder: Path) -> None:
                 "inputs": {n: _store(tensors, v) for n, v in case.inputs.items() if n != "image"},
                 "expected": {n: _store(tensors, sampled.sample(n, v)) for n, v in case.expected.items()},
                 "strides": strides,
+                **({"letterbox": case.inputs["image"].shape[-1]} if case.graphs == (SAMPLER,) else {}),
             }
         )
     np.savez_compressed(out / _TENSORS, allow_pickle=False, masks=np.packbits(golden.masks), **tensors)
@@ -208,6 +218,8 @@ def load_golden(folder: Path, frame: Frame) -> Golden:
             inputs = {n: tensors[k] for n, k in case["inputs"].items()}
             if case["graphs"] == ["encoder"]:
                 inputs["image"] = to_frame(picture, frame)
+            elif "letterbox" in case:
+                inputs["image"] = letterbox(picture, case["letterbox"])[0]
             expected = {n: tensors[k] for n, k in case["expected"].items()}
             cases.append(Case(case["name"], tuple(case["graphs"]), inputs, expected, case["strides"]))
         return Golden(picture, content["resized_sha256"], masks, tuple(cases))

@@ -7,7 +7,7 @@ The reference that the Kotlin, Swift and JavaScript ports are checked against. F
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -252,13 +252,9 @@ def overlay(
     _check_image(image)
     if masks.shape[1:] != image.shape[:2]:
         raise ImageError(f"masks of an image {list(image.shape[:2])} are [M, H, W], got {list(masks.shape)}")
-    unit = max(1, round(max(image.shape[:2]) / 500))
-    canvas = image.copy()
-    for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
-        if masks[index].any():
-            colour = PALETTE[index % len(PALETTE)]
-            _paint_mask(canvas, image, masks[index].astype(np.bool_), colour, opacity, unit + 1)
-    picture = Image.fromarray(canvas)
+    unit = _line_width(image)
+    largest_first = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
+    picture = Image.fromarray(draw_masks(image, ((int(i), masks[i].astype(np.bool_)) for i in largest_first), opacity))
     draw = ImageDraw.Draw(picture)
     for x0, y0, x1, y1 in np.asarray(boxes, np.float64).reshape(-1, 4):
         draw.rectangle((x0 - unit, y0 - unit, x1 + unit, y1 + unit), outline=(0, 0, 0), width=3 * unit)
@@ -268,6 +264,27 @@ def overlay(
         marker = _marker(radius, positive=bool(label == 1))
         picture.paste(marker, (round(x) - radius, round(y) - radius), marker)
     return np.array(picture)
+
+
+def draw_masks(
+    image: NDArray[np.uint8], masks: Iterable[tuple[int, NDArray[np.bool_]]], opacity: float = 0.45
+) -> NDArray[np.uint8]:
+    """Paint masks, one after the other, over uint8 RGB [H, W, 3]; returns a new uint8 [H, W, 3].
+
+    Args:
+        image: the picture.
+        masks: number and pixels [H, W] of each, in the order of painting; the number chooses its colour.
+        opacity: of the filling, 0..1.
+    """
+    canvas = image.copy()
+    for number, mask in masks:
+        if mask.any():
+            _paint_mask(canvas, image, mask, PALETTE[number % len(PALETTE)], opacity, _line_width(image) + 1)
+    return canvas
+
+
+def _line_width(image: NDArray[np.uint8]) -> int:
+    return max(1, round(max(image.shape[:2]) / 500))
 
 
 def _paint_mask(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import ConfigError
-from samexport.models.spec import TensorSpec
+from samexport.models.spec import GraphSpec, TensorSpec
 
 Array = NDArray[Any]
 
@@ -145,6 +145,58 @@ def compare_output(case: str, spec: TensorSpec, expected: Array, actual: Array, 
         case, spec.name, Verdict.FAIL if reasons else Verdict.PASS, "; ".join(reasons),
         float(error.max()), float(error.mean()), span, snr, iou, flips,
     )  # fmt: skip
+
+
+def compare_boxes(
+    case: str, graph: GraphSpec, expected: Mapping[str, Array], actual: Mapping[str, Array], limits: Tier
+) -> list[Row]:
+    """Judge boxes [K, 4] that come by falling score with their scores [K]: a row for each.
+
+    Rank by rank the scores must agree within the tolerance, and every box of the reference must be there once,
+    with its score; boxes of nearly the same score may change places. A box whose score is that of the last
+    rank, within the tolerance, may have lost its place to another one.
+    """
+    by_role = {spec.role: spec for spec in graph.outputs}
+    boxes, scores = by_role["ranked_boxes"], by_role["ranked_scores"]
+    if not {boxes.name, scores.name} <= set(actual):
+        return []  # check_names has said so
+    rows = [compare_output(case, scores, expected[scores.name], actual[scores.name], limits)]
+    if rows[0].verdict is Verdict.PASS and np.diff(actual[scores.name]).max(initial=0) > 0:
+        rows = [_fail(case, scores, "the scores do not fall from rank to rank")]
+    if expected[boxes.name].shape != actual[boxes.name].shape or not np.isfinite(actual[boxes.name]).all():
+        return [compare_output(case, boxes, expected[boxes.name], actual[boxes.name], limits), *rows]
+    if rows[0].verdict is not Verdict.PASS:
+        return [_fail(case, boxes, "not compared, because the scores differ"), *rows]
+    span = float(np.ptp(expected[scores.name])) or 1.0
+    tolerance = 2 * limits.max_error * span
+    match = _match(expected[boxes.name], expected[scores.name], actual[boxes.name], actual[scores.name], tolerance)
+    last = expected[scores.name][-1]
+    optional = expected[scores.name] - last <= tolerance
+    reach = limits.max_error * (float(np.ptp(expected[boxes.name])) or 1.0)
+    found = actual[boxes.name][match]
+    replaced = optional & (np.abs(expected[boxes.name] - found).max(1) > reach)
+    found[replaced] = expected[boxes.name][replaced]
+    return [replace(compare_output(case, boxes, expected[boxes.name], found, limits), boundary_flips=int(replaced.sum())), *rows]
+
+
+def _match(boxes: Array, scores: Array, other_boxes: Array, other_scores: Array, tolerance: float) -> NDArray[np.intp]:
+    """For each of K boxes the index of its partner among the others, one to one.
+
+    Partners have scores within ``tolerance``; what agrees best is paired first. A box without one keeps its rank,
+    or takes any place that is left.
+    """
+    low = np.searchsorted(-other_scores, -scores - tolerance, side="left")
+    high = np.searchsorted(-other_scores, -scores + tolerance, side="right")
+    pairs = np.concatenate([np.arange(a, b) for a, b in zip(low, high, strict=True)])
+    wanted = np.repeat(np.arange(len(scores)), high - low)
+    distance = np.abs(boxes[wanted] - other_boxes[pairs]).max(1)
+    match = np.full(len(scores), -1, np.intp)
+    free = np.ones(len(scores), np.bool_)
+    for pair in np.argsort(distance, kind="stable"):
+        if match[wanted[pair]] < 0 and free[pairs[pair]]:
+            match[wanted[pair]], free[pairs[pair]] = pairs[pair], False
+    match[match < 0] = np.flatnonzero(free)
+    return match
 
 
 def compare_masks(case: str, name: str, expected: Array, actual: Array, limits: Tier) -> Row:

@@ -19,6 +19,7 @@ from samexport.runtimes.parity import (
     Row,
     Verdict,
     check_names,
+    compare_boxes,
     compare_masks,
     compare_output,
     tier,
@@ -120,6 +121,9 @@ def _label(case: Case) -> str:
 
 def _compare_case(case: Case, graph: GraphSpec, actual: Tensors, precision: str) -> Iterator[Row]:
     yield from check_names(_label(case), case.expected, actual)
+    if "ranked_boxes" in {spec.role for spec in graph.outputs}:
+        yield from compare_boxes(_label(case), graph, case.expected, actual, tier(precision))
+        return
     for spec in graph.outputs:
         if spec.name in case.expected and spec.name in actual:
             found = case.sample(spec.name, actual[spec.name])

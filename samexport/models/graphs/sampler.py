@@ -5,7 +5,8 @@ What differs from ``architectures/object_detector.py``, and why it is the same f
 - Conv and BatchNorm are one convolution; the division by 255 is in the first one (its padding is 0 either
   way); the mask-coefficient branch, which nothing reads, is gone.
 - The sigmoid is monotone, so the best anchors are chosen on logits, and only their boxes are decoded:
-  the softmax over distance bins runs on K columns instead of 21504.
+  the softmax over distance bins runs on K columns instead of 21504. For runtimes whose delegates know no top-K
+  there is a form without it, which returns every anchor; sorting 21504 numbers costs the host 2 ms.
 - Box bins and scores are never one tensor: they would share a scale once quantized.
 - The batch axis is dropped before the decoding, and no tensor is above rank 4.
 """
@@ -33,9 +34,9 @@ def count_anchors(image_size: int) -> int:
     return sum((image_size // stride) ** 2 for stride in STRIDES)
 
 
-def _check_candidates(candidates: int, image_size: int) -> None:
+def _check_candidates(candidates: int | None, image_size: int) -> None:
     most = count_anchors(image_size)
-    if not 1 <= candidates <= most:
+    if candidates is not None and not 1 <= candidates <= most:
         raise ConfigError(f"at {image_size} pixels a sampler gives 1 to {most} boxes, not {candidates}")
 
 
@@ -56,12 +57,14 @@ def _folded(detector: ObjectDetector) -> ObjectDetector:
 class PromptSampler(nn.Module):
     """Image [1, 3, S, S] in 0..255 to the K best candidates: boxes [K, 4] and scores [K], descending.
 
+    With ``candidates`` None to all A anchors in their order: boxes [A, 4] and scores [A].
+
     Boxes are xyxy in pixels of the input and may reach beyond it. They are candidates: the confidence
     threshold and NMS come after, so K must be well above the number of boxes that are wanted in the end.
     A detector of several classes gives each anchor the best of its scores.
     """
 
-    def __init__(self, detector: ObjectDetector, image_size: int, candidates: int) -> None:
+    def __init__(self, detector: ObjectDetector, image_size: int, candidates: int | None) -> None:
         super().__init__()
         _check_candidates(candidates, image_size)
         self.detector, self.candidates = _folded(detector), candidates
@@ -75,22 +78,25 @@ class PromptSampler(nn.Module):
         levels = self.detector.features(image)
         logits = torch.cat([branch(x).flatten(2) for branch, x in zip(head.cv3, levels, strict=True)], dim=2)
         boxes = torch.cat([branch(x).flatten(2) for branch, x in zip(head.cv2, levels, strict=True)], dim=2)
-        best, index = logits.amax(1).flatten().topk(self.candidates)
-        distances = self._expect(boxes[0].index_select(1, index))
-        points, strides = self.points.index_select(1, index), self.strides.index_select(1, index)
-        near, far = distances.chunk(2)
+        best, bins = logits.amax(1).flatten(), boxes[0]
+        points, strides = self.points, self.strides
+        if self.candidates is not None:
+            best, index = best.topk(self.candidates)
+            bins, points, strides = (x.index_select(1, index) for x in (bins, points, strides))
+        near, far = self._expect(bins).chunk(2)
         return (torch.cat([points - near, points + far]) * strides).T, best.sigmoid()
 
     def _expect(self, logits: Tensor) -> Tensor:
         """Bins [4 * reg_max, K] to distances in cells [4, K]."""
-        weights = logits.reshape(4, -1, self.candidates).transpose(1, 2).softmax(-1)
-        return (weights @ self.bins).reshape(4, self.candidates)
+        columns = logits.shape[1]
+        weights = logits.reshape(4, -1, columns).transpose(1, 2).softmax(-1)
+        return (weights @ self.bins).reshape(4, columns)
 
 
 class PlainPromptSampler(nn.Module):
-    """The same from the untouched architecture: everything is decoded, then sorted."""
+    """The same from the untouched architecture: everything is decoded, then sorted (or not)."""
 
-    def __init__(self, detector: ObjectDetector, image_size: int, candidates: int) -> None:
+    def __init__(self, detector: ObjectDetector, image_size: int, candidates: int | None) -> None:
         super().__init__()
         _check_candidates(candidates, image_size)
         self.detector, self.candidates = detector, candidates
@@ -98,5 +104,8 @@ class PlainPromptSampler(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Sample."""
         boxes, scores = self.detector.decode(self.detector(image / 255))
-        best, index = scores[0].amax(1).topk(self.candidates)
+        best = scores[0].amax(1)
+        if self.candidates is None:
+            return boxes[0], best
+        best, index = best.topk(self.candidates)
         return boxes[0, index], best

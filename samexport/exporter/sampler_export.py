@@ -1,0 +1,176 @@
+"""The sampler's part of an export: which detector, its weights, its reference, its graph, what the manifest says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samexport.errors import CheckpointError, ConfigError
+from samexport.exporter.onnx_nms import append_nms
+from samexport.exporter.writers import WRITERS, Facts, Target
+from samexport.models.catalog import find_sampler
+from samexport.models.contracts import sampler_graph
+from samexport.models.spec import GraphSpec, SamplerSpec
+from samexport.runtimes.base import Tensors
+from samexport.runtimes.bundle import Artifact, SamplerInfo, WeightsInfo, file_sha256
+from samexport.runtimes.golden import Case, sampler_case
+from samexport.runtimes.sampler import SamplerOptions, nms
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from samexport.models.architectures.object_detector import ObjectDetector
+
+
+@dataclass(frozen=True)
+class SamplerExport:
+    """Which sampler joins a bundle.
+
+    Attributes:
+        name: of the catalogue.
+        checkpoint: the detector's weights; None takes random ones, which the caller must have asked for.
+        image_size: side of the input; None takes the sampler's own.
+        nms: "host", or "in-graph" (ONNX, fp32).
+    """
+
+    name: str
+    checkpoint: Path | None = None
+    image_size: int | None = None
+    nms: str = "host"
+
+    def __post_init__(self) -> None:
+        find_sampler(self.name)
+        if self.nms not in ("host", "in-graph"):
+            raise ConfigError(f"--nms is host or in-graph, not {self.nms!r}")
+
+
+@dataclass(frozen=True)
+class LoadedSampler:
+    """A detector with its weights, and how it is exported: ``candidates`` None means all boxes, unsorted."""
+
+    spec: SamplerSpec
+    detector: ObjectDetector
+    weights: WeightsInfo
+    image_size: int
+    candidates: int | None
+    nms: str
+
+    @property
+    def options(self) -> SamplerOptions:
+        """Thresholds of the released code."""
+        return SamplerOptions()
+
+    @property
+    def info(self) -> SamplerInfo:
+        """What the manifest says."""
+        spec = self.spec
+        return SamplerInfo(
+            spec.name, spec.summary, spec.licence, self.image_size, False, self.nms, self.options, self.weights
+        )
+
+    @property
+    def graph(self) -> GraphSpec:
+        """The contract of the file."""
+        if self.nms == "in-graph":
+            return sampler_graph(self.image_size, self._kept, ranked=True)
+        return self.build()[0]
+
+    @property
+    def _kept(self) -> int:
+        return min(self.options.max_boxes, self.candidates or self.options.max_boxes)
+
+    def build(self, *, plain: bool = False) -> tuple[GraphSpec, nn.Module]:
+        """The network without NMS, and its contract."""
+        from samexport.models.build import build_sampler
+
+        return build_sampler(self.detector, self.image_size, self.candidates, plain=plain)
+
+    def golden(self, picture: NDArray[np.uint8]) -> Case:
+        """The golden case, computed by the untouched architecture in PyTorch (and NMS by the host's code)."""
+        from samexport.runtimes.pytorch import PyTorchRuntime
+
+        graph, module = self.build(plain=True)
+        run: Callable[[Tensors], Tensors] = PyTorchRuntime(module, graph).run
+        return sampler_case(picture, self.image_size, lambda inputs: self._suppressed(run(inputs)))
+
+    def _suppressed(self, found: Tensors) -> Tensors:
+        if self.nms == "host":
+            return found
+        kept = nms(found["boxes"], found["scores"], self.options.nms_iou, self._kept)
+        missing = self._kept - len(kept)
+        return {
+            "boxes": np.pad(found["boxes"][kept], ((0, missing), (0, 0))),
+            "scores": np.pad(found["scores"][kept], (0, missing)),
+        }
+
+
+def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int | None = None) -> LoadedSampler:
+    """Read or draw the weights; prefers the checkpoint.
+
+    Args:
+        export: what is asked for.
+        ranked: the file chooses the best candidates itself, else it returns all. Only ONNX files choose: GPU
+            delegates and the Neural Engine have no top-K, and sorting costs the host 2 ms.
+        random_seed: of random weights.
+
+    Raises:
+        CheckpointError: the file cannot be used, or there is neither a file nor a seed.
+        ConfigError: the image size cannot be.
+    """
+    from samexport.models.detector_checkpoint import cached_detector, load_detector, random_detector
+    from samexport.models.graphs.sampler import count_anchors
+
+    spec = find_sampler(export.name)
+    image_size = export.image_size or spec.image_size
+    candidates = min(spec.candidates, count_anchors(image_size)) if ranked else None
+    if export.checkpoint is not None:
+        sha256 = _sha256(export.checkpoint)
+        detector = load_detector(cached_detector(export.checkpoint, sha256))
+        weights = WeightsInfo("checkpoint", export.checkpoint.name, sha256, None)
+    elif random_seed is not None:
+        detector = random_detector(spec, random_seed)
+        weights = WeightsInfo("random", f"seed {random_seed}", None, random_seed)
+    else:
+        raise CheckpointError(
+            "the detector's weights are not downloaded for you: give ObjectAwareModel.pt of MobileSAMv2 with"
+            " --sampler-checkpoint FILE, or use --weights random"
+        )
+    return LoadedSampler(spec, detector, weights, image_size, candidates, export.nms)
+
+
+def reload_sampler(info: SamplerInfo, graph: GraphSpec, checkpoint: Path) -> LoadedSampler:
+    """The sampler of a bundle again, its weights read from ``checkpoint``; errors as :func:`load_sampler`."""
+    ranked = any(tensor.role == "ranked_boxes" for tensor in graph.outputs)
+    return load_sampler(SamplerExport(info.name, checkpoint, info.image_size, info.nms), ranked=ranked)
+
+
+def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, facts: Facts) -> Artifact:
+    """Write the file of the graph ``prompt_sampler``; errors as the format's writer."""
+    graph, module = sampler.build()
+    artifact = WRITERS[type(target)].write(graph, module, folder, target, facts)
+    if sampler.nms == "host":
+        return artifact
+    import onnx
+
+    path = folder / artifact.path
+    model = onnx.load(path)
+    append_nms(model, sampler.graph, sampler.options.nms_iou)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    nodes = len(model.graph.node)
+    return replace(artifact, sha256=file_sha256(path), size=path.stat().st_size, nodes=nodes)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; give the path of ObjectAwareModel.pt") from error
+
