@@ -69,8 +69,6 @@ class EvalRequest:
             raise ConfigError("nothing to evaluate; give a bundle, or --pytorch and --encoder")
         if self.bundle is not None and (self.encoder or self.random_weights):
             raise ConfigError("the bundle says what PyTorch runs; leave --encoder and --weights out")
-        if self.max_drop is not None and not self.max_drop >= 0:
-            raise ConfigError(f"--max-drop is a number from 0 up, not {self.max_drop}")
         if self.max_drop is not None and not (self.bundle is not None and self.pytorch):
             raise ConfigError("--max-drop compares a bundle with PyTorch; give the bundle and --pytorch")
 
