@@ -31,6 +31,10 @@ class ImageError(ConfigError):
     """A picture that cannot be read or is out of bounds."""
 
 
+class AnnotationError(ConfigError):
+    """An annotation file that is absent, damaged, not in COCO's or LVIS's format, or does not fit its pictures."""
+
+
 class PromptError(ConfigError):
     """Points, boxes or masks that are not valid prompts."""
 

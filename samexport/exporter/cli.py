@@ -11,7 +11,7 @@ import typer
 
 from samexport.errors import ConfigError, ParityFailed, SamExportError
 from samexport.exporter import export_commands
-from samexport.exporter.options import Checkpoints, Force, Json, RuntimeName, Threads
+from samexport.exporter.options import Checkpoints, Force, Json, RuntimeName, Threads, Weights
 from samexport.exporter.terminal import Spinner, print_table
 
 if TYPE_CHECKING:
@@ -127,9 +127,7 @@ def segment(
 
         if point or box or mask or multimask or masks or logits:
             raise ConfigError("--everything takes no prompts and writes --out and --coco")
-        wanted = EverythingRequest(
-            bundle, image, sampler, confidence, nms_iou, max_boxes, sampler_rgb, points_per_side
-        )
+        wanted = EverythingRequest(bundle, image, sampler, confidence, nms_iou, max_boxes, sampler_rgb, points_per_side)
         run_everything(wanted, out=out, coco=coco, runtime=runtime, threads=threads, force=force)
         return
     if (sampler, coco, confidence, nms_iou, max_boxes, points_per_side) != (None,) * 6 or sampler_rgb:
@@ -246,6 +244,52 @@ def _compare(old: Path, new: Path, tolerance: float, other_machine: bool) -> Non
     if regressed := tuple(f"{c.name}: {c.regression}" for c in changes if c.regression):
         raise ParityFailed(f"{len(regressed)} of {len(changes)} rows regressed by more than {tolerance:.0%}", regressed)
     print(f"{len(changes)} rows, none regressed by more than {tolerance:.0%}")
+
+
+@app.command("eval")
+def evaluate(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; none: PyTorch alone.")] = None,
+    *,
+    annotations: Annotated[Path, typer.Option(help="COCO's or LVIS's instances .json.")],
+    images: Annotated[Path, typer.Option(help="Folder of the annotated pictures.")],
+    prompts: Annotated[str, typer.Option(help="What to measure: click,box,everything.")] = "click,box,everything",
+    click: Annotated[str, typer.Option(help="interior: farthest from the outside. random: seeded.")] = "interior",
+    points_per_side: Annotated[int, typer.Option(min=1, help="Grid of proposals; the papers use 64.")] = 32,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Take so many; without --seed the first.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of images, random clicks, random weights.")] = None,
+    pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch too, with the bundle's weights.")] = False,
+    checkpoint: Checkpoints = None,
+    encoder: Annotated[str, typer.Option(help="The model of PyTorch alone; `samexport list` shows all.")] = "",
+    weights: Weights = "official",
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, help="Fail if the bundle falls further below PyTorch, all sizes.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the report: .json or .md.")] = None,
+    runtime: RuntimeName = None,
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Measure accuracy on annotated pictures: AR of object proposals, mIoU of clicks and boxes."""
+    from samexport.exporter.eval_command import EvalRequest, run_eval
+
+    if weights not in ("official", "random"):
+        raise ConfigError(f"--weights is official or random, not {weights!r}")
+    request = EvalRequest(
+        annotations,
+        images,
+        bundle=bundle,
+        pytorch=pytorch or bool(checkpoint),
+        encoder=encoder,
+        checkpoints=tuple(checkpoint or ()),
+        random_weights=weights == "random",
+        prompts=tuple(dict.fromkeys(name for name in prompts.split(",") if name)),
+        click=click,
+        points_per_side=points_per_side,
+        max_images=max_images,
+        seed=seed,
+        max_drop=max_drop,
+    )
+    run_eval(request, out=out, runtime=runtime, threads=threads, force=force)
 
 
 @app.command("list")

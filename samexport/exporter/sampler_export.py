@@ -172,5 +172,6 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; give the path of ObjectAwareModel.pt") from error
-
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}; give the path of ObjectAwareModel.pt"
+        ) from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
 class Spinner:
@@ -55,6 +57,18 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+
+def track(items: Sequence[Item], label: str) -> Iterable[Item]:
+    """Go through the items under a progress bar on a terminal; a plain line on stderr elsewhere."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return track(items, label, console=console)
+    print(f"{label}: {len(items)}", file=sys.stderr)
+    return items
 
 
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

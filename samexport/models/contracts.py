@@ -85,7 +85,10 @@ def sampler_graph(image_size: int, boxes: int, *, ranked: bool) -> GraphSpec:
     )
     order = "by falling score" if ranked else "cell by cell, not sorted"
     corners = TensorSpec(
-        "boxes", (boxes, 4), f"x0, y0, x1, y1 in pixels of the input, {order}", role="ranked_boxes" if ranked else "tensor"
+        "boxes",
+        (boxes, 4),
+        f"x0, y0, x1, y1 in pixels of the input, {order}",
+        role="ranked_boxes" if ranked else "tensor",
     )
     scores = TensorSpec("scores", (boxes,), "0..1, of each box", role="ranked_scores" if ranked else "tensor")
     return GraphSpec(SAMPLER, "picture to candidate boxes; threshold and NMS come after", (image,), (corners, scores))

@@ -226,7 +226,9 @@ def cached_detector(path: Path, sha256: str) -> Path:
         convert_detector_checkpoint(path, target)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise CheckpointError(f"the cache folder {target.parent} cannot be used ({reason}); set {CACHE_VARIABLE}") from error
+        raise CheckpointError(
+            f"the cache folder {target.parent} cannot be used ({reason}); set {CACHE_VARIABLE}"
+        ) from error
     return target
 
 

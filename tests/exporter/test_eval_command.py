@@ -1,0 +1,179 @@
+import json
+import re
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from samexport.errors import ConfigError
+from samexport.exporter import cli
+from samexport.exporter.eval_command import EvalRequest, torch_bundle
+from samexport.models.catalog import find_model
+from samexport.runtimes.evaluate import grid_proposals
+from samexport.runtimes.grid import GridOptions
+from samexport.runtimes.segment import Segmenter
+from tests import annotated
+from tests.exporter.test_cli import one_line_error
+
+GRID = ("--points-per-side", "8")
+OBJECTS = 6
+KINDS = ("mIoU click", "mIoU box", "AR@10", "AR@100", "AR@1000")
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """Run ``samexport eval`` in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["samexport", "eval", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def own_objects(tmp_path_factory):
+    """Options for a picture whose objects are PyTorch's proposals of lowest rank, and the share in the first ten."""
+    folder = tmp_path_factory.mktemp("data")
+    y, x = np.mgrid[0:150, 0:200]
+    picture = np.stack([x, y, 200 * (np.hypot(x - 60, y - 70) < 40)], axis=-1).astype(np.uint8)
+    picture[20:110, 120:190] = (250, 40, 90)
+    Image.fromarray(picture).save(folder / "first.png")
+    options = GridOptions(8, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.9)
+    with Segmenter(torch_bundle(find_model("test.tinyvit64"), random_seed=7)) as segmenter:
+        found = sorted(grid_proposals(segmenter, options)(picture), key=lambda p: -p.score)
+    assert len(found) > 10
+    annotations = [
+        {"id": rank, "image_id": 3, "segmentation": {**p.segmentation, "counts": p.segmentation["counts"].decode()}}
+        for rank, p in enumerate(found)
+    ][-OBJECTS:]
+    data = {"images": [{"id": 3, "file_name": "first.png", "height": 150, "width": 200}], "annotations": annotations}
+    (folder / "instances.json").write_text(json.dumps(data))
+    share = sum(a["id"] < 10 for a in annotations) / OBJECTS
+    return ("--annotations", folder / "instances.json", "--images", folder, *GRID), share
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    annotations, pictures = annotated.write(tmp_path, annotated.coco_data())
+    return "--annotations", annotations, "--images", pictures, *GRID
+
+
+def test_a_bundle_is_as_accurate_as_pytorch_and_finds_pytorchs_own_objects(
+    evaluate, tiny_bundle, own_objects, tmp_path
+):
+    options, found_in_ten = own_objects
+    out = tmp_path / "reports" / "report.json"
+    code, printed, err = evaluate(tiny_bundle.folder, *options, "--pytorch", "--max-drop", "0.001", "--out", out)
+    assert code == 0, err
+    assert printed.count("RANDOM weights") == 2
+    assert "no metric fell by more than 0.001" in printed
+    report = json.loads(out.read_text())
+    assert report["objects"]["all"] == OBJECTS
+    bundle, pytorch = (report["models"][name] for name in (tiny_bundle.folder.name, "PyTorch"))
+    assert 0 < found_in_ten < 1
+    assert pytorch["values"]["AR@10"]["all"] == pytest.approx(found_in_ten)
+    for model in (bundle, pytorch):
+        assert list(model["values"]) == list(KINDS)
+        assert model["values"]["AR@1000"]["all"] == 1.0
+        assert model["proposals"] > 10
+        assert 0 < model["values"]["mIoU click"]["all"] < 1
+    for values in report["difference"].values():
+        assert all(value is None or abs(value) < 1e-4 for value in values.values())
+    assert printed.count("difference") == len(KINDS)
+    code, alone, _ = evaluate(
+        "--pytorch", "--encoder", "test.tinyvit64", "--weights", "random", "--prompts", "click", *options
+    )
+    assert code == 0
+    (row,) = (line.split() for line in printed.splitlines() if line.startswith("mIoU click  PyTorch"))
+    assert row in [line.split() for line in alone.splitlines()]
+
+
+def test_a_bundle_that_lost_accuracy_fails_the_gate(evaluate, own_bundle, own_objects, tmp_path):
+    path = own_bundle.folder / "decoder.onnx"
+    model = onnx.load(path)
+    (node,) = (n for n in model.graph.node if "low_res_masks" in n.output)
+    node.output[list(node.output).index("low_res_masks")] = "right_masks"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1e6]), "a_million"))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["right_masks", "a_million"], ["low_res_masks"]))
+    onnx.save(model, path)
+    options, out = own_objects[0], tmp_path / "report.md"
+    code, printed, err = evaluate(own_bundle.folder, *options, "--pytorch", "--max-drop", "0.3", "--out", out)
+    assert code == 1
+    assert "--max-drop 0.3" in one_line_error(err)
+    assert "FAIL  AR@1000 is 1.0000 below PyTorch" in err
+    assert "no metric fell" not in printed
+    assert re.search(r"\| AR@1000 \| difference \| -1\.0000 ", out.read_text())
+    clicks = ("--prompts", "click", "--max-images", 1)
+    assert evaluate(own_bundle.folder, *options, *clicks, "--pytorch", "--max-drop", "1")[0] == 0
+
+
+def test_only_the_prompts_asked_for_are_measured(evaluate, tiny_bundle, by_hand, tmp_path):
+    out = tmp_path / "report.md"
+    code, printed, _ = evaluate(tiny_bundle.folder, *by_hand, "--prompts", "box", "--out", out, "--max-images", 1)
+    assert code == 0
+    assert ("mIoU box" in printed, "click" in printed, "AR@" in printed) == (True, False, False)
+    assert out.read_text().startswith("## Accuracy on 1 images of instances.json\n\n| metric | model | all | small |")
+    mine = out.read_text()
+    code, _, err = evaluate(tiny_bundle.folder, *by_hand, "--prompts", "box", "--out", out)
+    assert (code, "--force" in one_line_error(err), out.read_text() == mine) == (2, True, True)
+    clicks = ("--prompts", "click", "--click", "random")
+    arguments = (tiny_bundle.folder, *by_hand, *clicks, "--out", out, "--force")
+    code, first, _ = evaluate(*arguments, "--seed", 1)
+    assert (code, "mIoU click" in out.read_text()) == (0, True)
+    assert evaluate(*arguments, "--seed", 1)[1] == first != evaluate(*arguments, "--seed", 2)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "clicks"], "--prompts is one or more of click,box,everything"),
+        (["--prompts", ""], "--prompts is one or more of"),
+        (["--click", "middle"], "--click is interior or random"),
+        (["--max-drop", "0.1"], "give the bundle and --pytorch"),
+        (["--encoder", "tinyvit"], "leave --encoder and --weights out"),
+        (["--weights", "random"], "leave --encoder and --weights out"),
+        (["--weights", "some"], "--weights is official or random"),
+        (["--out", "report.txt"], ".json or .md"),
+        (["--checkpoint", "absent.pt"], "a checkpoint exclude each other"),
+        (["--runtime", "tflow"], "onnxruntime"),
+        (["--annotations", "absent.json"], "absent.json cannot be read"),
+        (["--images", "absent"], "first.png is missing"),
+    ],
+)
+def test_options_that_cannot_be_used_end_with_exit_code_2(
+    evaluate,
+    tiny_bundle,
+    by_hand,
+    tmp_path,
+    monkeypatch,
+    arguments,
+    message,
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = evaluate(tiny_bundle.folder, *by_hand, *arguments)
+    assert (code, message in one_line_error(err)) == (2, True), err
+
+
+def test_nothing_to_evaluate_and_other_weights_are_refused(evaluate, tiny_bundle, own_bundle, by_hand):
+    for arguments in ((), ("--pytorch",), ("--encoder", "tinyvit")):
+        code, _, err = evaluate(*arguments, *by_hand)
+        assert (code, "nothing to evaluate" in one_line_error(err)) == (2, True)
+    manifest = own_bundle.folder / "bundle.json"
+    data = json.loads(manifest.read_text())
+    data["weights"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(data))
+    code, _, err = evaluate(own_bundle.folder, *by_hand, "--pytorch")
+    assert (code, "the bundle was made from seed 7" in one_line_error(err)) == (2, True)
+
+
+def test_a_request_says_what_does_not_go_together(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        EvalRequest(tmp_path, tmp_path, pytorch=True)

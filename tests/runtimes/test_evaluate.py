@@ -1,0 +1,234 @@
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from samexport.models.spec import Frame
+from samexport.runtimes.annotations import AnnotatedImage, Instance, read_annotations
+from samexport.runtimes.evaluate import (
+    Proposal,
+    average_recall,
+    box_prompt,
+    grid_proposals,
+    interior_click,
+    measure,
+    objects_by_size,
+    random_click,
+)
+from samexport.runtimes.grid import GridOptions
+from samexport.runtimes.image import upscale_logits
+from samexport.runtimes.segment import Segmentation
+from tests import annotated
+from tests.annotated import CROWD, FIRST_HW, LARGE, MEDIUM, OTHER_SMALL, SECOND_HW, SMALL, part, rle_of
+
+
+@pytest.fixture(params=["coco", "lvis"])
+def images(request, tmp_path):
+    data = annotated.coco_data() if request.param == "coco" else annotated.lvis_data()
+    return read_annotations(*annotated.write(tmp_path, data))
+
+
+class Stub:
+    """Answers a prompt with what was written down for the object whose click or box it is."""
+
+    chunk = 2
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, []
+
+    def set_image(self, image):
+        self.hw = image.shape[:2]
+
+    def predict(self, prompts):
+        assert 0 < len(prompts) <= self.chunk
+        return [self.answer(prompt) for prompt in prompts]
+
+    def answer(self, prompt):
+        kind = "click" if prompt.box is None else "box"
+        x, y = prompt.points[0] if kind == "click" else prompt.box[:2]
+        (region,) = (r for r in self.answers[self.hw] if r[0] <= x < r[2] and r[1] <= y < r[3])
+        self.asked.append((kind, region))
+        mask = annotated.mask_of(self.answers[self.hw][region][kind], self.hw).astype(bool)
+        return Segmentation(mask[None], np.ones(1, np.float32), np.zeros((1, 16, 16), np.float32), (0,))
+
+
+NOTHING = (0, 0, 0, 0)
+ANSWERS = {
+    FIRST_HW: {
+        SMALL: {"click": part(SMALL, 0.8), "box": SMALL},
+        MEDIUM: {"click": part(MEDIUM, 0.5), "box": MEDIUM},
+        LARGE: {"click": LARGE, "box": part(LARGE, 0.25)},
+    },
+    SECOND_HW: {OTHER_SMALL: {"click": NOTHING, "box": part(OTHER_SMALL, 0.5)}},
+}
+
+
+def test_miou_of_clicks_and_boxes_by_hand(images):
+    stub = Stub(ANSWERS)
+    scores = measure(images, stub, {"click": interior_click, "box": box_prompt})
+    # IoU 0.8, 0.5, 1 and 0; 1, 1, 0.25 and 0.5
+    assert scores.values == {
+        "mIoU click": pytest.approx({"all": 2.3 / 4, "small": 0.8 / 2, "medium": 0.5, "large": 1.0}),
+        "mIoU box": pytest.approx({"all": 2.75 / 4, "small": 1.5 / 2, "medium": 1.0, "large": 0.25}),
+    }
+    assert scores.proposals is None
+    expected = [(kind, box) for found in ANSWERS.values() for kind in ("click", "box") for box in found]
+    assert stub.asked == expected  # the crowd was not asked for
+    assert objects_by_size(images) == {"all": 4, "small": 2, "medium": 1, "large": 1}
+
+
+def proposals(hw):
+    """Recall by rank in the first picture: 1 medium of IoU 0.5, 22 large of IoU 1, 123 small of IoU 0.8."""
+    if hw == SECOND_HW:
+        return [Proposal(rle_of(CROWD, hw), 0.9), Proposal(rle_of(part(OTHER_SMALL, 0.25), hw), 0.8)]
+    nothing = rle_of((0, 140, 3, 143), hw)
+    ranked = [rle_of(part(MEDIUM, 0.5), hw), *[nothing] * 20, rle_of(LARGE, hw), *[nothing] * 100]
+    ranked.append(rle_of(part(SMALL, 0.8), hw))
+    scored = [Proposal(rle, 0.9 - rank / 1000) for rank, rle in enumerate(ranked)]
+    return [scored[i] for i in np.random.default_rng(0).permutation(len(scored))]
+
+
+def test_average_recall_by_hand(images):
+    scores = measure(images, Stub({}), {}, propose=lambda picture: proposals(picture.shape[:2]))
+    # of the thresholds 0.5, 0.55 .. 0.95 an IoU of 0.5 reaches one, 0.8 seven, 1 ten and 0.25 none
+    assert scores.values == {
+        "AR@10": pytest.approx({"all": 1 / 40, "small": 0.0, "medium": 1 / 10, "large": 0.0}),
+        "AR@100": pytest.approx({"all": 11 / 40, "small": 0.0, "medium": 1 / 10, "large": 1.0}),
+        "AR@1000": pytest.approx({"all": 18 / 40, "small": 7 / 20, "medium": 1 / 10, "large": 1.0}),
+    }
+    assert scores.proposals == (123 + 2) / 2
+
+
+def test_no_proposal_is_no_recall_and_no_object_is_no_number(images):
+    values = measure(images[1:], Stub({}), {}, propose=lambda _: []).values
+    assert values["AR@1000"] == {"all": 0.0, "small": 0.0, "medium": None, "large": None}
+
+
+def instance(mask, **more):
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    pixels = int(mask.sum())
+    return Instance(
+        **{"id": 1, "segmentation": rle, "pixels": pixels, "area": pixels, "box": NOTHING} | more, crowd=False
+    )
+
+
+def image_of(*instances, hw=(64, 64)):
+    return AnnotatedImage(1, None, hw, instances)
+
+
+@pytest.mark.parametrize(
+    ("area", "classes"),
+    [
+        (1023, ["small"]),
+        (1024, ["small", "medium"]),
+        (1025, ["medium"]),
+        (9216, ["medium", "large"]),
+        (9217, ["large"]),
+    ],
+)
+def test_the_annotated_area_decides_the_size_class_by_cocos_rule(area, classes):
+    mask = np.ones((64, 64), bool)
+    image = image_of(instance(mask, area=area))
+    found = average_recall([image], {1: [Proposal(image.instances[0].segmentation, 1.0)]})["AR@10"]
+    assert [label for label, value in found.items() if value == 1.0] == ["all", *classes]
+    assert [label for label, count in objects_by_size([image]).items() if count] == ["all", *classes]
+
+
+def test_one_proposal_finds_one_of_two_equal_objects():
+    one = instance(np.ones((64, 64), bool))
+    found = average_recall([image_of(one, one)], {1: [Proposal(one.segmentation, 1.0)]})
+    assert found["AR@1000"]["all"] == 0.5
+
+
+def brute_force_interior(mask):
+    """Distance of every pixel from the nearest one outside; beyond the picture's edge is outside."""
+    padded = np.pad(mask, 1)
+    inside, outside = np.argwhere(padded), np.argwhere(~padded)
+    distance = np.hypot(*(inside[:, None] - outside[None]).transpose(2, 0, 1)).min(axis=1)
+    return (inside[distance.argmax()] - 1)[::-1], distance.max()
+
+
+y, x = np.mgrid[0:48, 0:40]
+SHAPES = {
+    "disc": np.hypot(x - 21, y - 17) < 9,
+    "ring": (np.hypot(x - 20, y - 20) < 18) & (np.hypot(x - 20, y - 20) > 9),
+    "corner": (x < 12) | (y > 35),
+    "two": (np.hypot(x - 6, y - 6) < 5) | (np.hypot(x - 30, y - 30) < 8),
+    "pixel": (x == 39) & (y == 47),
+    "all": x >= 0,
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_interior_click_is_the_centre_of_the_largest_circle(name):
+    mask = SHAPES[name]
+    prompt = interior_click(instance(mask))
+    assert np.array_equal(prompt.points[0], brute_force_interior(mask)[0])
+    assert prompt.labels.tolist() == [1]
+    if name == "disc":
+        assert prompt.points.tolist() == [[21, 17]]
+
+
+def test_a_random_click_is_inside_and_depends_on_seed_and_id_alone():
+    mask = SHAPES["ring"]
+    clicks = {}
+    for seed in (1, 2):
+        for id_ in (0, 1, 2):
+            (point,) = random_click(instance(mask, id=id_), seed).points.astype(int)
+            assert mask[point[1], point[0]]
+            clicks[seed, id_] = tuple(point)
+    assert len(set(clicks.values())) == 6
+    assert tuple(random_click(instance(mask, id=1), 2).points[0].astype(int)) == clicks[2, 1]
+
+
+def test_an_object_without_pixels_is_not_asked_for_but_missed():
+    empty = instance(np.zeros((64, 64), bool), area=3)
+    values = average_recall([image_of(empty, instance(np.ones((64, 64), bool)))], {1: []})
+    assert values["AR@10"]["small"] == 0.0
+    scores = measure([FakePicture(image_of(empty))], Stub({}), {"click": interior_click})
+    assert scores.values["mIoU click"]["all"] is None
+
+
+class FakePicture:
+    """An annotated image whose picture is black."""
+
+    def __init__(self, image):
+        self.id, self.instances, self.image_hw = image.id, image.instances, image.image_hw
+
+    def read(self):
+        return np.zeros((*self.image_hw, 3), np.uint8)
+
+
+class GridStub(Stub):
+    """The same four masks for every point: the third of them is empty."""
+
+    ious = np.array([1.0, 0.5, 0.9, 0.7], np.float32)
+
+    def __init__(self):
+        super().__init__({})
+        self.bundle = self
+        self.manifest = self
+        self.frame = Frame(64)
+        rows = np.arange(16)[:, None] * np.ones(16)
+        self.logits = np.stack([rows + 1, rows - 8.5, -1 - rows, 3.2 - rows]).astype(np.float32)
+
+    def decode(self, tensors):
+        assert np.array_equal(tensors["point_labels"], [[1, -1]])
+        assert np.array_equal(tensors["point_coords"], [[[32, 24], [0, 0]]])
+        return self.logits[None], self.ious[None]
+
+
+def test_grid_proposals_are_the_three_multimasks_ranked_by_predicted_iou_and_stability():
+    stub = GridStub()
+    options = GridOptions(1, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0)
+    found = {
+        p.score: coco.decode(p.segmentation).astype(bool)
+        for p in grid_proposals(stub, options)(np.zeros((48, 64, 3), np.uint8))
+    }
+    upscaled = upscale_logits(stub.logits, (48, 64), stub.frame)
+    expected = {}
+    for index in (1, 3):
+        stability = np.float32((upscaled[index] > 1).sum()) / np.float32((upscaled[index] > -1).sum())
+        expected[float((stub.ious[index] + stability) / 2)] = upscaled[index] > 0
+    assert sorted(found) == pytest.approx(sorted(expected), abs=1e-6)
+    for score, other in zip(sorted(found), sorted(expected), strict=True):
+        assert np.array_equal(found[score], expected[other])
