@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-from samexport.benchmarks.rows import BenchRow, Job, Pair, Results
+from samexport.benchmarks.rows import PHOTOGRAPH, BenchRow, Job, Pair, Results
 from samexport.errors import ConfigError, MissingDependency
 from samexport.runtimes.bundle import Bundle, open_bundle
 
@@ -34,7 +34,8 @@ class BenchRequest:
     """What the user asked for; names as in ``plan.Plan``, ``rivals`` as in ``plan.pairs_of``.
 
     ``repeat`` is the least number of runs; ``seconds`` caps a row once it is reached, ``timeout`` always.
-    ``benchmark_model`` is LiteRT's program for the phone ``serial``, which then runs the TFLite files too.
+    ``photograph`` is the width and height of the picture for tasks. ``benchmark_model`` is LiteRT's program for
+    the phone ``serial``, which then runs the TFLite files too.
     """
 
     bundles: tuple[Path, ...]
@@ -49,6 +50,7 @@ class BenchRequest:
     baselines: bool = False
     profile: bool = False
     checkpoints: tuple[Path, ...] = ()
+    photograph: tuple[int, int] = PHOTOGRAPH
     repeat: int = 20
     seconds: float = 20
     timeout: float = 1800
@@ -69,18 +71,19 @@ def run_bench(request: BenchRequest, make_baselines: MakeBaselines) -> Results:
     _check(request)
     from samexport.benchmarks.adb import run_on_phone
     from samexport.benchmarks.environment import environment
-    from samexport.benchmarks.plan import jobs_of, pairs_of
+    from samexport.benchmarks.plan import is_graph, jobs_of, pairs_of
     from samexport.benchmarks.runner import probe_machine, run_jobs, run_pairs, run_profiles
+    from samexport.benchmarks.tasks import TASKS
 
     bundles = [open_bundle(folder) for folder in request.bundles]
     phone = _phone(request)
     with ExitStack() as stack:
         plan = _plan(request)
-        if request.baselines or {"plain", "single"} & set(request.rivals):
+        official = any(TASKS[name].form == "plain" for name in request.tasks)
+        if request.baselines or official or {"plain", "single"} & set(request.rivals):
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="samexport-plain-")))
             plan = replace(plan, baselines=_baselines(bundles, folder, make_baselines))
-        measured = plan if request.baselines else replace(plan, baselines=())
-        jobs = jobs_of(bundles, measured)
+        jobs = [job for job in jobs_of(bundles, plan) if request.baselines or job.form == "export" or not is_graph(job)]
         pairs = pairs_of(jobs, request.rivals, plan)
         if not jobs and phone is None:
             raise ConfigError("nothing to measure: no runtime here reads these files; `samexport doctor` says why")
@@ -139,6 +142,7 @@ def _plan(request: BenchRequest) -> Plan:
         batches=request.batches,
         threads=request.threads,
         checkpoints=tuple(str(c) for c in request.checkpoints),
+        photograph=request.photograph,
         effort=Effort(request.repeat, max(request.repeat, 200), request.seconds, request.timeout),
     )
 

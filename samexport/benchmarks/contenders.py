@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,13 @@ def why_not(contender: Contender) -> str:
         return "PyTorch is not installed; pip install samexport"
     needed = [a for a in availability() if a.name == (contender.package or contender.name)]
     return f"not available: {needed[0].remedy}" if needed and not needed[0].available else ""
+
+
+def variants() -> list[tuple[str, str]]:
+    """What only a benchmark runs, each with why it cannot run here (empty if it can); and adb, for phones."""
+    found = [(c.name, why_not(c)) for c in KNOWN.values() if c.name not in RUNTIMES]
+    adb = "" if shutil.which("adb") else "there is no adb (Android platform-tools) on the PATH"
+    return [*found, ("Android phones", adb)]
 
 
 _NEEDS_PROVIDER = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}

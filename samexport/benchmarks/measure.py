@@ -23,7 +23,6 @@ from samexport.benchmarks.rows import Job, Measurement, Pair, Profile, Status
 from samexport.benchmarks.subject import GraphSubject, Subject
 from samexport.errors import SamExportError
 
-_WARM_UP = 2
 # between two runtimes that share the cores: the first one's idle threads spin before they sleep, ONNX Runtime's for
 # so long that with 10 ms a pair of 14 ms and 30 ms was measured as 33 and 59
 _PAUSE = 0.2
@@ -35,13 +34,15 @@ class Effort:
     """When to stop calling.
 
     After ``min_runs`` as soon as the last ten runs moved the median by less than 1 %, at the latest after
-    ``max_runs``, or ``seconds`` with ``min_runs`` done. ``timeout`` seconds end the process.
+    ``max_runs``, or ``seconds`` with ``min_runs`` done. ``timeout`` seconds end the process. ``warm_up`` calls after
+    the first one do not count.
     """
 
     min_runs: int = 20
     max_runs: int = 200
     seconds: float = 20
     timeout: float = 1800
+    warm_up: int = 2
 
     def enough(self, values: list[float], elapsed: float) -> bool:
         """Whether the runs so far will do."""
@@ -65,7 +66,7 @@ def measure(job: Job, effort: Effort) -> Measurement:
         with BusyCores() as cores:
             times = _repeat(subject.call, effort) if timed else []
         peak = memory.peak_mb()
-        placement = subject.placement()
+        placement, stages = subject.placement(), subject.stages
         parity = subject.check()
     finally:
         subject.close()
@@ -73,7 +74,7 @@ def measure(job: Job, effort: Effort) -> Measurement:
         return Measurement(parity, placement, peak_mb=peak, idle_mb=memory.idle_mb)
     p50, p90 = (float(np.percentile(times, q)) for q in (50, 90))
     return Measurement(
-        parity, placement, load, first, p50, p90, min(times), len(times), peak, memory.idle_mb, cores.others
+        parity, placement, load, first, p50, p90, min(times), len(times), peak, memory.idle_mb, cores.others, stages
     )
 
 
@@ -84,7 +85,7 @@ def measure_pair(first: Job, second: Job, effort: Effort) -> Pair:
         subject.prepare()
         subject.open()
     try:
-        for _ in range(_WARM_UP + 1):
+        for _ in range(effort.warm_up + 1):
             for subject in subjects:
                 subject.call()
         times: list[list[float]] = [[], []]
@@ -134,7 +135,7 @@ def _milliseconds(work: Callable[[], None]) -> float:
 
 
 def _repeat(call: Callable[[], None], effort: Effort) -> list[float]:
-    for _ in range(_WARM_UP):
+    for _ in range(effort.warm_up):
         call()
     times: list[float] = []
     start = time.perf_counter()

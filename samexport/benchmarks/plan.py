@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samexport.benchmarks.contenders import KNOWN, Contender, find, why_not
 from samexport.benchmarks.measure import Effort
-from samexport.benchmarks.rows import Job
+from samexport.benchmarks.rows import PHOTOGRAPH, Job
 from samexport.benchmarks.tasks import TASKS
 from samexport.errors import ConfigError
 from samexport.runtimes.base import RUNTIMES
@@ -29,6 +29,7 @@ class Plan:
         threads: numbers of threads.
         baselines: bundles of the same models whose graphs are "plain"; also run one prompt a call.
         checkpoints: weights for PyTorch.
+        photograph: width and height of the picture for tasks.
         effort: when to stop.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     threads: tuple[int, ...] = (2,)
     baselines: tuple[Bundle, ...] = ()
     checkpoints: tuple[str, ...] = ()
+    photograph: tuple[int, int] = PHOTOGRAPH
     effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
@@ -69,8 +71,9 @@ def jobs_of(bundles: Sequence[Bundle], plan: Plan) -> list[Job]:
         for artifact in bundle.manifest.artifacts:
             if not plan.graphs or artifact.graph in plan.graphs:
                 jobs += _graph_jobs(bundle, artifact, "export", plan)
-        jobs += _task_jobs(bundle, plan)
+        jobs += _task_jobs(bundle, "export", plan)
     for bundle in plan.baselines:
+        jobs += _task_jobs(bundle, "plain", plan)
         wanted = {"decoder" if g == "decoder_step" else g for g in plan.graphs}
         for artifact in bundle.manifest.artifacts:
             if not wanted or artifact.graph in wanted:
@@ -103,16 +106,16 @@ def _batches(prompts: int, form: str, plan: Plan) -> tuple[int, ...]:
     return tuple(dict.fromkeys(0 if b >= prompts else b for b in chosen))
 
 
-def _task_jobs(bundle: Bundle, plan: Plan) -> Iterator[Job]:
+def _task_jobs(bundle: Bundle, form: str, plan: Plan) -> Iterator[Job]:
     """Tasks run on the runtimes that read a bundle, with its first encoder's format and precision."""
     encoders = [a for a in bundle.manifest.artifacts if a.graph == "encoder"]
-    for name in plan.tasks if encoders else ():
+    for name in (n for n in plan.tasks if TASKS[n].form == form and TASKS[n].suits(bundle)):
         for contender in plan.contenders:
             if contender.name in RUNTIMES and contender.file_format == encoders[0].file_format and contender.timed:
                 for threads in plan.threads:
                     yield Job(
-                        str(bundle.folder), name, "", "export", encoders[0].precision,
-                        contender.name, threads, TASKS[name].prompts,
+                        str(bundle.folder), name, "", form, encoders[0].precision,
+                        contender.name, threads, TASKS[name].prompts, photograph=plan.photograph,
                     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def draw(results: Results) -> list[Plot]:
         ("latency.png", "Median time of a call by graph and runtime", _latency, graphs),
         ("prompts.png", "Time for each prompt against the number of prompts", _prompts, graphs),
         ("accuracy.png", "Accuracy against time; the area is the size of the file", _accuracy, graphs),
-        ("tasks.png", "Whole tasks on a photograph of 12 megapixels", _latency, tasks),
+        ("tasks.png", "Whole tasks on a photograph", _latency, tasks),
     )
     plots = []
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "samexport"}):

@@ -12,6 +12,8 @@ from samexport.errors import ConfigError
 from samexport.runtimes.parity import Verdict
 
 SCHEMA_VERSION = 1
+PHOTOGRAPH = (4032, 3024)
+"""Width and height of a phone's 12-megapixel photograph."""
 
 
 class Status(StrEnum):
@@ -36,6 +38,7 @@ class Job:
         prompts: N; 0 for a graph without prompts.
         batch: prompts in one call; 0 for all of them. 1 is what exporters do that trace a single prompt.
         checkpoints: weights for PyTorch, where the bundle's are not random.
+        photograph: width and height of a task's picture; (0, 0) for a graph.
     """
 
     bundle: str
@@ -48,11 +51,13 @@ class Job:
     prompts: int = 0
     batch: int = 0
     checkpoints: tuple[str, ...] = ()
+    photograph: tuple[int, int] = (0, 0)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Job:
         """The inverse of ``dataclasses.asdict``."""
-        return cls(**{**data, "checkpoints": tuple(data["checkpoints"])})
+        width, height = data["photograph"]
+        return cls(**{**data, "checkpoints": tuple(data["checkpoints"]), "photograph": (width, height)})
 
     @property
     def name(self) -> str:
@@ -60,7 +65,8 @@ class Job:
         prompts = f" N={self.prompts}" if self.prompts else ""
         batch = f" by {self.batch}" if 0 < self.batch < self.prompts else ""
         form = " plain" if self.form == "plain" else ""
-        return f"{self.graph}{form}{prompts}{batch}, {self.precision}, {self.runtime}, {self.threads} threads"
+        picture = f" in {self.photograph[0]}x{self.photograph[1]}" if self.photograph[0] else ""
+        return f"{self.graph}{form}{prompts}{batch}{picture}, {self.precision}, {self.runtime}, {self.threads} threads"
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ class Measurement:
         peak_mb: highest resident memory of the process, the interpreter and the outputs included.
         idle_mb: the same before the file was opened.
         other_cores: processor cores that other programs kept busy meanwhile, on average.
+        stages: milliseconds of a task's stages in the last run.
     """
 
     parity: Parity
@@ -103,6 +110,7 @@ class Measurement:
     peak_mb: float | None = None
     idle_mb: float | None = None
     other_cores: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,10 +134,13 @@ class BenchRow:
     loaded: bool = False
 
     @property
-    def key(self) -> tuple[str | int, ...]:
+    def key(self) -> tuple[object, ...]:
         """What makes a row the same row in two result files."""
         j = self.job
-        return (self.model, j.graph, j.form, j.precision, j.runtime, self.device, j.prompts, j.batch, j.threads)
+        return (
+            self.model, j.graph, j.form, j.precision, j.runtime, self.device, j.prompts, j.batch, j.threads,
+            j.photograph,
+        )  # fmt: skip
 
     @property
     def ms_per_prompt(self) -> float | None:

@@ -31,6 +31,7 @@ from samexport.benchmarks.rows import (
     profile_from_json,
 )  # fmt: skip
 from samexport.benchmarks.subject import POINTS
+from samexport.benchmarks.tasks import TASKS
 from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.parity import Verdict
 
@@ -97,7 +98,11 @@ def run_jobs(
 
 def _effort(job: Job, effort: Effort) -> Effort:
     """Tasks of many seconds get by with fewer runs; the table shows how many."""
-    return replace(effort, min_runs=min(effort.min_runs, 5)) if not is_graph(job) else effort
+    if is_graph(job):
+        return effort
+    if TASKS[job.graph].slow:
+        return replace(effort, min_runs=1, max_runs=1, warm_up=0)
+    return replace(effort, min_runs=min(effort.min_runs, 5))
 
 
 def _new_row(job: Job) -> BenchRow:

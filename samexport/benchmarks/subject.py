@@ -49,6 +49,11 @@ class Subject(ABC):
     def call(self) -> None:
         """The work that is timed."""
 
+    @property
+    def stages(self) -> dict[str, float]:
+        """Milliseconds of the last call's stages, where it has several."""
+        return {}
+
     @abstractmethod
     def check(self) -> Parity:
         """Compare with the bundle's golden cases, called the same way as the timed work."""

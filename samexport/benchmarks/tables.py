@@ -63,9 +63,12 @@ _COLUMNS: tuple[Column, ...] = (
     ("GMAC/s", lambda r: _number(r.gmac_per_s)),
     ("of peak", lambda r: "" if r.peak_share is None else f"{r.peak_share:.0%}"),
     ("runs", lambda r: str(r.measured.runs or "")),
+    ("stages, ms", lambda r: ", ".join(f"{name} {ms:.0f}" for name, ms in r.measured.stages.items())),
+    ("picture", lambda r: "x".join(map(str, r.job.photograph)) if r.job.photograph[0] else ""),
     ("parity", lambda r: verdict(r.measured.parity) if r.status is Status.DONE else r.status.value),
 )
 _NOT_FOR_TASKS = ("file MB", "GMAC/s", "of peak", "precision")
+_FOR_TASKS = ("stages, ms", "picture")
 _TERMINAL = (
     "graph", "prompts", "precision", "runtime", "threads", "p50 ms", "p90 ms", "min ms", "ms/prompt", "load ms",
     "peak MB", "of peak", "parity",
@@ -162,7 +165,7 @@ def to_markdown(results: Results, plots: Sequence[tuple[str, str]] = ()) -> str:
     if results.pairs:
         lines += ["## Ratios of calls in turns", "", *markdown_table(PAIR_COLUMNS, map(pair_cells, results.pairs)), ""]
     for title, rows in sections(results):
-        names = [n for n, _ in _COLUMNS if title == "Graphs" or n not in _NOT_FOR_TASKS]
+        names = [n for n, _ in _COLUMNS if n not in (_FOR_TASKS if title == "Graphs" else _NOT_FOR_TASKS)]
         lines += [f"## {title}", "", *markdown_table(*table(rows, names)), ""]
     for title, profiled in profile_sections(results):
         lines += [f"## {title}", "", *markdown_table(PROFILE_COLUMNS, profiled), ""]

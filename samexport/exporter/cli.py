@@ -156,6 +156,7 @@ def bench(
     repeat: Annotated[int, typer.Option(min=1, help="Runs of a row, at least.")] = 20,
     seconds: Annotated[float, typer.Option(min=0, help="Stop a row after this time, once it has its runs.")] = 20,
     timeout: Annotated[float, typer.Option(min=1, help="Give a row up after this many seconds.")] = 1800,
+    photograph: Annotated[str, typer.Option(help="Size of the picture for tasks.")] = "4032x3024",
     checkpoint: Checkpoints = None,
     benchmark_model: Annotated[
         Path | None, typer.Option(help="LiteRT's benchmark_model, built for the phone that adb sees.")
@@ -191,6 +192,7 @@ def bench(
         baselines=baselines,
         profile=profile,
         checkpoints=tuple(checkpoint or ()),
+        photograph=_size(photograph),
         repeat=repeat,
         seconds=seconds,
         timeout=timeout,
@@ -207,6 +209,13 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part)
     except ValueError as error:
         raise ConfigError(f"{option} takes whole numbers such as 1,16,64, not {text!r}") from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) * int(height)):
+        raise ConfigError(f"--photograph is WIDTHxHEIGHT such as 4032x3024, not {text!r}")
+    return int(width), int(height)
 
 
 def _plain_export(bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...]) -> Bundle:
@@ -324,9 +333,11 @@ def list_models(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what is installed, which runtimes can run here, and what mends those that cannot."""
-    from samexport.exporter.doctor import examine
+    from samexport.benchmarks.contenders import variants
+    from samexport.exporter.doctor import Finding, examine
 
     findings = examine()
+    findings += [Finding(f"bench: {name}", not reason, "", reason) for name, reason in variants()]
     if as_json:
         print(json.dumps([vars(f) for f in findings], indent=1))
         return

@@ -46,7 +46,15 @@ def test_a_graph_that_computes_something_else_ends_with_code_1(run, own_bundle, 
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("nowhere",), ("BUNDLE", "--runtime", "abacus"), ("BUNDLE", "--prompts", "few"), ("BUNDLE", "--threads", "0")],
+    [
+        (),
+        ("nowhere",),
+        ("BUNDLE", "--photograph", "large"),
+        ("BUNDLE", "--task", "dance"),
+        ("BUNDLE", "--runtime", "abacus"),
+        ("BUNDLE", "--prompts", "few"),
+        ("BUNDLE", "--threads", "0"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(run, tiny_bundle, tmp_path, arguments):
     words = [str(tiny_bundle.folder) if word == "BUNDLE" else word for word in arguments]
@@ -54,6 +62,14 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, tiny_bundle, tmp_pa
     assert code == 2
     one_line_error(err)
     assert not (tmp_path / "r").exists()
+
+
+def test_doctor_says_why_a_variant_cannot_run(run):
+    findings = {f["name"]: f for f in json.loads(run("doctor", "--json")[1])}
+    assert findings["bench: pytorch"]["ok"]
+    for name in ("pytorch-cuda", "onnxruntime-tensorrt", "Android phones"):
+        finding = findings[f"bench: {name}"]
+        assert finding["ok"] != bool(finding["remedy"])
 
 
 def test_compare_ends_with_code_1_on_a_regression(run, tmp_path):
