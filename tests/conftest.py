@@ -1,9 +1,16 @@
-"""Bundles that many tests read: exported once a session, copied by tests that change them."""
+"""Bundles that many tests read: exported once a run, copied by tests that change them.
 
+Tests run in two processes, each on a core of its own: runtimes whose threads wait for each other by spinning would
+slow one another down otherwise.
+"""
+
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from samexport.exporter import to_onnx
 from samexport.exporter.pipeline import ExportOptions, export_bundle
@@ -13,27 +20,43 @@ from samexport.runtimes.bundle import Bundle, open_bundle
 from tests.models.golden import random_sam
 
 
+def pytest_configure() -> None:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Bundle:
+    """The bundle that ``make`` writes, made by the first process that asks for it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles" / name
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder)
+    return open_bundle(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The 64-pixel TinyViT, fp32 ONNX."""
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7))[0]
+    return once(
+        tmp_path_factory, "tiny", lambda out: export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7))
+    )
 
 
 @pytest.fixture(scope="session")
 def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The 64-pixel ViT, fp16 ONNX, decoder in two halves."""
-    out = tmp_path_factory.mktemp("bundles") / "half"
-    return export_bundle(
-        ExportOptions("test.vit64", out, random_seed=7, target=OnnxOptions("fp16"), split_decoder=True)
-    )[0]
+    options = {"random_seed": 7, "target": OnnxOptions("fp16"), "split_decoder": True}
+    return once(tmp_path_factory, "half", lambda out: export_bundle(ExportOptions("test.vit64", out, **options)))
 
 
 @pytest.fixture(scope="session")
 def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """MobileSAM at 1024 pixels, random weights."""
-    out = tmp_path_factory.mktemp("bundles") / "full"
-    return export_bundle(ExportOptions("tinyvit", out, random_seed=7))[0]
+    return once(tmp_path_factory, "full", lambda out: export_bundle(ExportOptions("tinyvit", out, random_seed=7)))
 
 
 @pytest.fixture
