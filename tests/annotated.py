@@ -50,8 +50,9 @@ def uncompressed(box, hw):
 
 
 def coco_data():
-    """Polygons, run lengths and compressed run lengths; an id of 0; a crowd; a picture without objects."""
+    """Two polygons, one, run lengths and compressed ones; an id of 0; a crowd beside an object, and one alone."""
     compressed = rle_of(LARGE, FIRST_HW)
+    halves = [[10, 10, 20, 10, 20, 30, 10, 30], [20, 10, 30, 10, 30, 30, 20, 30]]
     return {
         "images": [
             {"id": 8, "file_name": "second.png", "height": SECOND_HW[0], "width": SECOND_HW[1]},
@@ -60,11 +61,12 @@ def coco_data():
         ],
         "categories": [{"id": 1, "name": "thing"}],
         "annotations": [
-            annotation(0, 3, SMALL, iscrowd=0),
+            annotation(0, 3, SMALL, iscrowd=0, segmentation=halves),
             annotation(5, 3, MEDIUM, iscrowd=0, segmentation=uncompressed(MEDIUM, FIRST_HW)),
             annotation(6, 3, LARGE, iscrowd=0, segmentation={**compressed, "counts": compressed["counts"].decode()}),
             annotation(7, 8, OTHER_SMALL, iscrowd=0),
             annotation(2, 8, CROWD, iscrowd=1, segmentation=uncompressed(CROWD, SECOND_HW)),
+            annotation(1, 9, (1, 1, 9, 9), iscrowd=1, segmentation=uncompressed((1, 1, 9, 9), (10, 10))),
         ],
     }
 

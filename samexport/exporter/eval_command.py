@@ -111,7 +111,7 @@ def run_eval(request: EvalRequest, *, out: Path | None, runtime: str | None, thr
             print(f"{name} has RANDOM weights: its masks mean nothing")
     difference = _difference(*scores.values()) if len(scores) == 2 else {}
     report["difference"] = difference
-    columns, rows = table(report["objects"], scores, difference)
+    columns, rows = _table(report["objects"], scores, difference)
     print_table(columns, rows)
     if out is not None:
         _write(out, report, columns, rows)
@@ -174,7 +174,7 @@ def _difference(bundle: Scores, reference: Scores) -> dict[str, Values]:
     }
 
 
-def table(
+def _table(
     objects: Mapping[str, int], scores: Mapping[str, Scores], difference: Mapping[str, Values]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of text: objects a size class, then every metric for every model, then the difference."""

@@ -59,18 +59,6 @@ class ProgressBar:
         self._progress.stop()
 
 
-def track(items: Sequence[Item], label: str) -> Iterable[Item]:
-    """Go through the items under a progress bar on a terminal; a plain line on stderr elsewhere."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        return track(items, label, console=console)
-    print(f"{label}: {len(items)}", file=sys.stderr)
-    return items
-
-
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows under column names; lines are only folded on a terminal."""
     from rich.console import Console
@@ -82,3 +70,15 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     console = Console()
     # a file or pipe has no width; do not fold what a program will read
     Console(width=None if console.is_terminal else 240).print(table)
+
+
+def track(items: Sequence[Item], label: str) -> Iterable[Item]:
+    """Go through the items under a progress bar on a terminal; a plain line on stderr elsewhere."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return track(items, label, console=console)
+    print(f"{label}: {len(items)}", file=sys.stderr)
+    return items

@@ -10,7 +10,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,21 @@ Values = dict[str, float | None]
 MakePrompt = Callable[[Instance], Prompt]
 
 
+class Proposal(Protocol):
+    """A mask that may be an object; whatever else a record has is not looked at."""
+
+    @property
+    def segmentation(self) -> Rle:
+        """Run lengths over the picture."""
+
+    @property
+    def score(self) -> float:
+        """Of more than K proposals those of the highest score count."""
+
+
 @dataclass(frozen=True, eq=False)
-class Proposal:
-    """A mask that may be an object: run lengths over the picture; of K the highest ``score`` count."""
+class ScoredMask:
+    """The least that a :class:`Proposal` is."""
 
     segmentation: Rle
     score: float
@@ -224,9 +236,9 @@ def grid_proposals(segmenter: Segmenter, options: GridOptions) -> Propose:
 
         return decode
 
-    def propose(picture: NDArray[np.uint8]) -> list[Proposal]:
+    def propose(picture: NDArray[np.uint8]) -> list[ScoredMask]:
         found = generate(picture, encode, segmenter.bundle.manifest.frame, options)
         # an empty mask has no stability, and is no proposal
-        return [Proposal(m.segmentation, (m.predicted_iou + m.stability_score) / 2) for m in found if m.area > 0]
+        return [ScoredMask(m.segmentation, (m.predicted_iou + m.stability_score) / 2) for m in found if m.area > 0]
 
     return propose

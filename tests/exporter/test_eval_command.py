@@ -7,9 +7,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from samexport.errors import ConfigError
+from samexport.errors import BundleError
 from samexport.exporter import cli
-from samexport.exporter.eval_command import EvalRequest, torch_bundle
+from samexport.exporter.eval_command import torch_bundle
 from samexport.models.catalog import find_model
 from samexport.runtimes.evaluate import grid_proposals
 from samexport.runtimes.grid import GridOptions
@@ -174,6 +174,18 @@ def test_nothing_to_evaluate_and_other_weights_are_refused(evaluate, tiny_bundle
     assert (code, "the bundle was made from seed 7" in one_line_error(err)) == (2, True)
 
 
-def test_a_request_says_what_does_not_go_together(tmp_path):
-    with pytest.raises(ConfigError, match="nothing to evaluate"):
-        EvalRequest(tmp_path, tmp_path, pytorch=True)
+def test_pytorch_behind_the_interface_of_a_bundle_has_the_plain_graphs_only(tiny_bundle):
+    model = torch_bundle(find_model("test.tinyvit64"), random_seed=7)
+    assert model.graph_names == ("encoder", "decoder", "decoder_with_mask")
+    assert model.manifest.frame == tiny_bundle.manifest.frame
+    with pytest.raises(BundleError, match="PyTorch has no decoder_step"):
+        model.open("decoder_step")
+
+
+def test_without_scipy_interior_clicks_say_what_to_install_and_random_ones_work(
+    evaluate, tiny_bundle, by_hand, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
+    code, _, err = evaluate(tiny_bundle.folder, *by_hand, "--prompts", "click")
+    assert (code, "pip install 'samexport[eval]'" in one_line_error(err)) == (2, True)
+    assert evaluate(tiny_bundle.folder, *by_hand, "--prompts", "click", "--click", "random")[0] == 0

@@ -34,11 +34,11 @@ def test_lvis_has_no_crowds_and_names_the_file_in_its_url(tmp_path):
 def test_a_box_is_the_annotated_one_inside_the_picture_or_else_the_masks_own(tmp_path):
     data = annotated.coco_data()
     first, second, third, *_ = data["annotations"]
-    first["bbox"], second["bbox"] = [-4.5, 9.25, 40, 400], [50, 60, 0, 8]
+    first["bbox"], second["bbox"], second["area"] = [-4.5, 9.25, 40, 400], [50, 60, 0, 8], 77.5
     del third["bbox"], third["area"]
     image, _ = read_annotations(*annotated.write(tmp_path, data))
     assert [i.box for i in image.instances] == [(0, 9.25, 35.5, 150), MEDIUM, LARGE]
-    assert image.instances[2].area == 10000
+    assert [i.area for i in image.instances] == [400, 77.5, 10000]
 
 
 def test_images_are_the_first_by_id_or_a_seeded_choice(tmp_path):

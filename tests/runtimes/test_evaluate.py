@@ -5,7 +5,7 @@ from pycocotools import mask as coco
 from samexport.models.spec import Frame
 from samexport.runtimes.annotations import AnnotatedImage, Instance, read_annotations
 from samexport.runtimes.evaluate import (
-    Proposal,
+    ScoredMask,
     average_recall,
     box_prompt,
     grid_proposals,
@@ -79,11 +79,11 @@ def test_miou_of_clicks_and_boxes_by_hand(images):
 def proposals(hw):
     """Recall by rank in the first picture: 1 medium of IoU 0.5, 22 large of IoU 1, 123 small of IoU 0.8."""
     if hw == SECOND_HW:
-        return [Proposal(rle_of(CROWD, hw), 0.9), Proposal(rle_of(part(OTHER_SMALL, 0.25), hw), 0.8)]
+        return [ScoredMask(rle_of(CROWD, hw), 0.9), ScoredMask(rle_of(part(OTHER_SMALL, 0.25), hw), 0.8)]
     nothing = rle_of((0, 140, 3, 143), hw)
     ranked = [rle_of(part(MEDIUM, 0.5), hw), *[nothing] * 20, rle_of(LARGE, hw), *[nothing] * 100]
     ranked.append(rle_of(part(SMALL, 0.8), hw))
-    scored = [Proposal(rle, 0.9 - rank / 1000) for rank, rle in enumerate(ranked)]
+    scored = [ScoredMask(rle, 0.9 - rank / 1000) for rank, rle in enumerate(ranked)]
     return [scored[i] for i in np.random.default_rng(0).permutation(len(scored))]
 
 
@@ -128,14 +128,14 @@ def image_of(*instances, hw=(64, 64)):
 def test_the_annotated_area_decides_the_size_class_by_cocos_rule(area, classes):
     mask = np.ones((64, 64), bool)
     image = image_of(instance(mask, area=area))
-    found = average_recall([image], {1: [Proposal(image.instances[0].segmentation, 1.0)]})["AR@10"]
+    found = average_recall([image], {1: [ScoredMask(image.instances[0].segmentation, 1.0)]})["AR@10"]
     assert [label for label, value in found.items() if value == 1.0] == ["all", *classes]
     assert [label for label, count in objects_by_size([image]).items() if count] == ["all", *classes]
 
 
 def test_one_proposal_finds_one_of_two_equal_objects():
     one = instance(np.ones((64, 64), bool))
-    found = average_recall([image_of(one, one)], {1: [Proposal(one.segmentation, 1.0)]})
+    found = average_recall([image_of(one, one)], {1: [ScoredMask(one.segmentation, 1.0)]})
     assert found["AR@1000"]["all"] == 0.5
 
 
