@@ -125,9 +125,7 @@ def segment(
 
         if point or box or mask or multimask or masks or logits:
             raise ConfigError("--everything takes no prompts and writes --out and --coco")
-        wanted = EverythingRequest(
-            bundle, image, sampler, confidence, nms_iou, max_boxes, sampler_rgb, points_per_side
-        )
+        wanted = EverythingRequest(bundle, image, sampler, confidence, nms_iou, max_boxes, sampler_rgb, points_per_side)
         run_everything(wanted, out=out, coco=coco, runtime=runtime, threads=threads, force=force)
         return
     if (sampler, coco, confidence, nms_iou, max_boxes, points_per_side) != (None,) * 6 or sampler_rgb:

@@ -55,7 +55,9 @@ class EverythingRequest:
         given = {key: value for key, value in thresholds.items() if value is not None}
         is_grid, is_file = name in (GRID, HIERARCHICAL), name.endswith(".json")
         if (given or self.rgb) and (is_grid or is_file):
-            raise ConfigError("--confidence, --nms-iou, --max-boxes and --sampler-rgb belong to a detector in the bundle")
+            raise ConfigError(
+                "--confidence, --nms-iou, --max-boxes and --sampler-rgb belong to a detector in the bundle"
+            )
         if self.points_per_side is not None and not is_grid:
             raise ConfigError("--points-per-side belongs to --sampler grid and hierarchical")
         if is_file:
@@ -74,7 +76,9 @@ class EverythingRequest:
 def _options(info: SamplerInfo, given: dict[str, Any]) -> SamplerOptions:
     stored = info.options
     if info.nms == "in-graph" and given.get("nms_iou", 0) > stored.nms_iou:
-        raise ConfigError(f"the graph of this bundle has applied NMS at {stored.nms_iou} already; --nms-iou can only be lower")
+        raise ConfigError(
+            f"the graph of this bundle has applied NMS at {stored.nms_iou} already; --nms-iou can only be lower"
+        )
     if info.nms == "in-graph" and given.get("max_boxes", 0) > stored.max_boxes:
         raise ConfigError(f"the graph of this bundle returns {stored.max_boxes} boxes; --max-boxes can only be lower")
     return SamplerOptions(**{**vars(stored), **given})

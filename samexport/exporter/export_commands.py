@@ -55,9 +55,7 @@ def onnx(
 
     target = OnnxOptions(precision, opset)
     chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size, nms)
-    _export(
-        encoder, out, checkpoint, weights, seed, target, split_decoder, force, threads, chosen, decoder_checkpoint
-    )
+    _export(encoder, out, checkpoint, weights, seed, target, split_decoder, force, threads, chosen, decoder_checkpoint)
 
 
 def tflite(
@@ -83,9 +81,7 @@ def tflite(
     buckets = plan_of(prompts, points)
     options = TfliteOptions(tuple(b.prompts for b in buckets), tuple(b.points for b in buckets), target)  # type: ignore[arg-type]
     chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size)
-    _export(
-        encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint
-    )
+    _export(encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint)
 
 
 def coreml(
@@ -121,9 +117,7 @@ def coreml(
         points=tuple(b.points for b in plan_of(prompts, points)) if prompts else (),
     )
     chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size)
-    _export(
-        encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint
-    )
+    _export(encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint)
 
 
 def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:

@@ -73,9 +73,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if (self.checkpoints or self.decoder_checkpoint) and self.random_seed is not None:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
-        in_graph = self.sampler is not None and self.sampler.nms == "in-graph"
-        if in_graph and not (isinstance(self.target, OnnxOptions) and self.target.precision == "fp32"):
-            raise ConfigError("--nms in-graph needs ONNX in fp32: other runtimes leave NMS to the host")
+        if self.sampler is not None:
+            self.sampler.check(self.target, self.random_seed)
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -227,7 +226,7 @@ def _manifest(
 
 
 def _load_sampler(export: SamplerExport, options: ExportOptions) -> LoadedSampler:
-    return load_sampler(export, ranked=isinstance(options.target, OnnxOptions), random_seed=options.random_seed)
+    return load_sampler(export, ranked=isinstance(options.target, OnnxOptions), random_seed=options.random_seed or 0)
 
 
 def _finish(bundle: Bundle, report: ParityReport) -> None:

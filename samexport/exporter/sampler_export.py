@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import CheckpointError, ConfigError
-from samexport.exporter.onnx_nms import append_nms
+from samexport.exporter.to_onnx import OnnxOptions
 from samexport.exporter.writers import WRITERS, Facts, Target
 from samexport.models.catalog import find_sampler
 from samexport.models.contracts import sampler_graph
@@ -48,6 +48,21 @@ class SamplerExport:
         find_sampler(self.name)
         if self.nms not in ("host", "in-graph"):
             raise ConfigError(f"--nms is host or in-graph, not {self.nms!r}")
+
+    def check(self, target: Target, random_seed: int | None) -> None:
+        """Refuse, before anything is read, a format or a lack of weights that cannot go with it.
+
+        Raises:
+            CheckpointError: there is neither a file nor a seed.
+            ConfigError: NMS is to be in a graph that cannot have it.
+        """
+        if self.nms == "in-graph" and not (isinstance(target, OnnxOptions) and target.precision == "fp32"):
+            raise ConfigError("--nms in-graph needs ONNX in fp32: other runtimes leave NMS to the host")
+        if self.checkpoint is None and random_seed is None:
+            raise CheckpointError(
+                "the detector's weights are not downloaded for you: give ObjectAwareModel.pt of MobileSAMv2 with"
+                " --sampler-checkpoint FILE, or use --weights random"
+            )
 
 
 @dataclass(frozen=True)
@@ -110,17 +125,17 @@ class LoadedSampler:
         }
 
 
-def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int | None = None) -> LoadedSampler:
+def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int = 0) -> LoadedSampler:
     """Read or draw the weights; prefers the checkpoint.
 
     Args:
         export: what is asked for.
         ranked: the file chooses the best candidates itself, else it returns all. Only ONNX files choose: GPU
             delegates and the Neural Engine have no top-K, and sorting costs the host 2 ms.
-        random_seed: of random weights.
+        random_seed: of random weights, drawn where there is no checkpoint.
 
     Raises:
-        CheckpointError: the file cannot be used, or there is neither a file nor a seed.
+        CheckpointError: the file cannot be used.
         ConfigError: the image size cannot be.
     """
     from samexport.models.detector_checkpoint import cached_detector, load_detector, random_detector
@@ -133,14 +148,9 @@ def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int | None
         sha256 = _sha256(export.checkpoint)
         detector = load_detector(cached_detector(export.checkpoint, sha256))
         weights = WeightsInfo("checkpoint", export.checkpoint.name, sha256, None)
-    elif random_seed is not None:
+    else:
         detector = random_detector(spec, random_seed)
         weights = WeightsInfo("random", f"seed {random_seed}", None, random_seed)
-    else:
-        raise CheckpointError(
-            "the detector's weights are not downloaded for you: give ObjectAwareModel.pt of MobileSAMv2 with"
-            " --sampler-checkpoint FILE, or use --weights random"
-        )
     return LoadedSampler(spec, detector, weights, image_size, candidates, export.nms)
 
 
@@ -158,6 +168,8 @@ def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, facts: F
         return artifact
     import onnx
 
+    from samexport.exporter.onnx_nms import append_nms
+
     path = folder / artifact.path
     model = onnx.load(path)
     append_nms(model, sampler.graph, sampler.options.nms_iou)
@@ -172,5 +184,6 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; give the path of ObjectAwareModel.pt") from error
-
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}; give the path of ObjectAwareModel.pt"
+        ) from error

@@ -79,13 +79,16 @@ def sampler_graph(image_size: int, boxes: int, *, ranked: bool) -> GraphSpec:
     image = TensorSpec(
         "image",
         (1, 3, image_size, image_size),
-        "letterboxed picture: long side scaled to the input's, grey bars 114; channels BGR unless the manifest says RGB",
+        "picture scaled to the input's long side, grey bars (114) around it; BGR unless the manifest says RGB",
         0,
         255,
     )
     order = "by falling score" if ranked else "cell by cell, not sorted"
     corners = TensorSpec(
-        "boxes", (boxes, 4), f"x0, y0, x1, y1 in pixels of the input, {order}", role="ranked_boxes" if ranked else "tensor"
+        "boxes",
+        (boxes, 4),
+        f"x0, y0, x1, y1 in pixels of the input, {order}",
+        role="ranked_boxes" if ranked else "tensor",
     )
     scores = TensorSpec("scores", (boxes,), "0..1, of each box", role="ranked_scores" if ranked else "tensor")
     return GraphSpec(SAMPLER, "picture to candidate boxes; threshold and NMS come after", (image,), (corners, scores))

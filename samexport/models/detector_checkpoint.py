@@ -226,7 +226,9 @@ def cached_detector(path: Path, sha256: str) -> Path:
         convert_detector_checkpoint(path, target)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise CheckpointError(f"the cache folder {target.parent} cannot be used ({reason}); set {CACHE_VARIABLE}") from error
+        raise CheckpointError(
+            f"the cache folder {target.parent} cannot be used ({reason}); set {CACHE_VARIABLE}"
+        ) from error
     return target
 
 
@@ -244,5 +246,5 @@ def random_detector(spec: SamplerSpec, seed: int) -> ObjectDetector:
     detector.load_state_dict(state, assign=True)
     detector.eval().requires_grad_(False)
     for branch in detector.head.cv3:
-        branch[2].weight *= spec.score_gain  # type: ignore[index, operator]
+        branch[2].weight *= spec.score_gain  # type: ignore[index]
     return detector

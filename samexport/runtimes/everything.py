@@ -169,9 +169,7 @@ class SegmentEverything:
         self._image_hw = (image.shape[0], image.shape[1])
         self.timings["encode"] += self._segmenter.timings["encode"]
 
-    def decode(
-        self, boxes: NDArray[np.float64]
-    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32]]]:
+    def decode(self, boxes: NDArray[np.float64]) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32]]]:
         """Box by box to logits, a chunk at a time: which boxes, logits [B, L, L], predicted IoU [B].
 
         Mask 0 answers a box, as in MobileSAMv2; of a decoder that was trained without it, the best one.

@@ -284,7 +284,8 @@ def draw_masks(
 
 
 def _line_width(image: NDArray[np.uint8]) -> int:
-    return max(1, round(max(image.shape[:2]) / 500))
+    side: int = max(image.shape)
+    return max(1, round(side / 500))
 
 
 def _paint_mask(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ Box = tuple[int, int, int, int]
 Rle = dict[str, Any]
 """COCO's compressed run lengths: ``size`` [H, W] and ``counts``, bytes."""
 
-_BAND_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class TracedMask:
     @property
     def area(self) -> int:
         """Pixels of the mask."""
-        return int(np.count_nonzero(self.inside))
+        return int(np.count_nonzero(self.inside.T))
 
     @property
     def box(self) -> Box:
@@ -64,7 +64,8 @@ def trace(
 ) -> TracedMask:
     """Upscale logits [L, L] to the image and threshold them, like ``image.upscale_mask``, where it matters.
 
-    A pixel is a weighted mean of low-resolution logits, so it exceeds a number only where one of them does.
+    A pixel is a weighted mean of low-resolution logits, so it exceeds a number only where one of them does, and
+    it surely does where all do: only tiles that a border crosses are computed.
 
     Raises:
         ConfigError: the logits do not have the frame's low-resolution size.
@@ -73,41 +74,75 @@ def trace(
     if low_res_mask.shape != (side, side):
         raise ConfigError(f"a mask of this model is [{side}, {side}], got {list(low_res_mask.shape)}")
     height, width = resized_size(*image_hw, frame.size)
-    row_weights = axis_weights(side, frame.size, height, image_hw[0])
-    column_weights = axis_weights(side, frame.size, width, image_hw[1])
+    row_weights, row_taps = _axis(side, frame.size, height, image_hw[0])
+    column_weights, column_taps = _axis(side, frame.size, width, image_hw[1])
     possible = low_res_mask > threshold - offset
-    rows, near_rows = _reach(np.flatnonzero(possible.any(axis=1)), row_weights)
-    columns, near_columns = _reach(np.flatnonzero(possible.any(axis=0)), column_weights)
-    near = low_res_mask[near_rows, near_columns].astype(np.float32)
-    widened = near @ column_weights[columns, near_columns].T
-    inside = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
+    rows, columns = _reach(possible.any(axis=1), row_taps), _reach(possible.any(axis=0), column_taps)
+    columns_first = np.empty((columns.stop - columns.start, rows.stop - rows.start), np.bool_)
+    inside = columns_first.T  # run lengths go column by column
+    logits = low_res_mask.astype(np.float32)
+    # products of such tiles are too small for BLAS to wake its threads, which costs more than it saves
+    tile = 64 if max(image_hw) < 8 * side else 128
     surely = likely = 0
-    for first, values in _bands(row_weights[rows, near_rows], widened):
-        inside[first : first + len(values)] = values > threshold
-        surely += int(np.count_nonzero(values > threshold + offset))
-        likely += int(np.count_nonzero(values > threshold - offset))
+    for left in range(columns.start, columns.stop, tile):
+        band = slice(left, min(left + tile, columns.stop))
+        near = slice(column_taps[band, 0].min(), column_taps[band, 1].max())
+        seen, weights = logits[:, near], column_weights[band, near]
+        full = _all((seen > threshold + offset).all(axis=1), row_taps[rows])
+        mixed = ~full & ~_all((seen <= threshold - offset).all(axis=1), row_taps[rows])
+        out = columns_first[left - columns.start : band.stop - columns.start]
+        out[:] = full
+        for run in _runs(mixed, tile):
+            taps = row_taps[rows][run]
+            used = slice(taps[:, 0].min(), taps[:, 1].max())
+            values = weights @ seen[used].T @ row_weights[rows][run, used].T
+            out[:, run] = values > threshold
+            if offset:
+                known = np.count_nonzero(full[run]) * len(out)
+                surely += np.count_nonzero(values > threshold + offset) - known
+                likely += np.count_nonzero(values > threshold - offset) - known
+        if offset:
+            surely += np.count_nonzero(full) * len(out)
+            likely += np.count_nonzero(full) * len(out)
+    if not offset:
+        surely = likely = np.count_nonzero(columns_first)
     with np.errstate(invalid="ignore"):
         stability = np.float32(surely) / np.float32(likely)
     return TracedMask(inside, columns.start, rows.start, stability)
 
 
-def _reach(possible: NDArray[np.intp], weights: NDArray[np.float32]) -> tuple[slice, slice]:
-    """Image pixels of one axis that see a possible low-res pixel, and all low-res pixels that those see."""
-    seen = np.flatnonzero(weights[:, possible].any(axis=1))
-    if len(seen) == 0:
-        return slice(0, 0), slice(0, 0)
-    pixels = slice(int(seen[0]), int(seen[-1]) + 1)
-    used = np.flatnonzero(weights[pixels].any(axis=0))
-    return pixels, slice(int(used[0]), int(used[-1]) + 1)
+@lru_cache(maxsize=4)
+def _axis(low_res: int, frame_size: int, resized: int, original: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Weights [original, low_res] of one axis, and [original, 2], where each row's weights start and stop."""
+    weights = axis_weights(low_res, frame_size, resized, original)
+    used = weights != 0
+    return weights, np.stack([used.argmax(axis=1), low_res - used[:, ::-1].argmax(axis=1)], axis=1)
 
 
-def _bands(row_weights: NDArray[np.float32], widened: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """First row and values of ``row_weights @ widened``, band by band; a band reads few low-res rows."""
-    for first in range(0, len(row_weights), _BAND_ROWS):
-        band = row_weights[first : first + _BAND_ROWS]
-        used = np.flatnonzero(band.any(axis=0))
-        near = slice(used[0], used[-1] + 1)
-        yield first, band[:, near] @ widened[near]
+def _count(flags: NDArray[np.bool_], taps: NDArray[np.intp]) -> NDArray[np.intp]:
+    """How many low-res pixels that each image pixel sees are flagged."""
+    counts = np.concatenate([[0], np.cumsum(flags)])
+    return counts[taps[:, 1]] - counts[taps[:, 0]]
+
+
+def _all(flags: NDArray[np.bool_], taps: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether all low-res pixels that each image pixel sees are flagged."""
+    every: NDArray[np.bool_] = _count(flags, taps) == taps[:, 1] - taps[:, 0]
+    return every
+
+
+def _reach(possible: NDArray[np.bool_], taps: NDArray[np.intp]) -> slice:
+    """The image pixels of one axis from the first to the last that sees a possible low-res pixel."""
+    seen = np.flatnonzero(_count(possible, taps))
+    return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 0)
+
+
+def _runs(mixed: NDArray[np.bool_], tile: int) -> Iterator[slice]:
+    """Slices of at most ``tile`` that hold all flagged places."""
+    for start in range(0, len(mixed), tile):
+        places = np.flatnonzero(mixed[start : start + tile])
+        if len(places):
+            yield slice(start + int(places[0]), start + int(places[-1]) + 1)
 
 
 def encode_rle(mask: TracedMask, image_hw: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> Rle:

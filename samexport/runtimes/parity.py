@@ -176,7 +176,10 @@ def compare_boxes(
     found = actual[boxes.name][match]
     replaced = optional & (np.abs(expected[boxes.name] - found).max(1) > reach)
     found[replaced] = expected[boxes.name][replaced]
-    return [replace(compare_output(case, boxes, expected[boxes.name], found, limits), boundary_flips=int(replaced.sum())), *rows]
+    return [
+        replace(compare_output(case, boxes, expected[boxes.name], found, limits), boundary_flips=int(replaced.sum())),
+        *rows,
+    ]
 
 
 def _match(boxes: Array, scores: Array, other_boxes: Array, other_scores: Array, tolerance: float) -> NDArray[np.intp]:
