@@ -22,7 +22,6 @@ Rle = dict[str, Any]
 """COCO's compressed run lengths: ``size`` [H, W] and ``counts``, bytes."""
 
 
-
 @dataclass(frozen=True, eq=False)
 class TracedMask:
     """The pixels of one mask in an image, held for a rectangle that contains them all.
@@ -76,10 +75,10 @@ def trace(
     height, width = resized_size(*image_hw, frame.size)
     row_weights, row_taps = _axis(side, frame.size, height, image_hw[0])
     column_weights, column_taps = _axis(side, frame.size, width, image_hw[1])
-    possible = low_res_mask > threshold - offset
-    rows, columns = _reach(possible.any(axis=1), row_taps), _reach(possible.any(axis=0), column_taps)
+    thresholds = threshold - offset, threshold, threshold + offset
+    possible_rows, possible_columns = np.nonzero(low_res_mask > thresholds[0])
+    rows, columns = _reach(possible_rows, row_taps), _reach(possible_columns, column_taps)
     columns_first = np.empty((columns.stop - columns.start, rows.stop - rows.start), np.bool_)
-    inside = columns_first.T  # run lengths go column by column
     logits = low_res_mask.astype(np.float32)
     # products of such tiles are too small for BLAS to wake its threads, which costs more than it saves
     tile = 64 if max(image_hw) < 8 * side else 128
@@ -87,28 +86,49 @@ def trace(
     for left in range(columns.start, columns.stop, tile):
         band = slice(left, min(left + tile, columns.stop))
         near = slice(column_taps[band, 0].min(), column_taps[band, 1].max())
-        seen, weights = logits[:, near], column_weights[band, near]
-        full = _all((seen > threshold + offset).all(axis=1), row_taps[rows])
-        mixed = ~full & ~_all((seen <= threshold - offset).all(axis=1), row_taps[rows])
+        tiles = _Tiles(logits[:, near], column_weights[band, near], row_weights[rows], row_taps[rows], tile)
         out = columns_first[left - columns.start : band.stop - columns.start]
-        out[:] = full
-        for run in _runs(mixed, tile):
-            taps = row_taps[rows][run]
-            used = slice(taps[:, 0].min(), taps[:, 1].max())
-            values = weights @ seen[used].T @ row_weights[rows][run, used].T
-            out[:, run] = values > threshold
-            if offset:
-                known = np.count_nonzero(full[run]) * len(out)
-                surely += np.count_nonzero(values > threshold + offset) - known
-                likely += np.count_nonzero(values > threshold - offset) - known
-        if offset:
-            surely += np.count_nonzero(full) * len(out)
-            likely += np.count_nonzero(full) * len(out)
-    if not offset:
-        surely = likely = np.count_nonzero(columns_first)
+        above = tiles.threshold_into(out, thresholds)
+        surely, likely = surely + above[1], likely + above[0]
     with np.errstate(invalid="ignore"):
         stability = np.float32(surely) / np.float32(likely)
-    return TracedMask(inside, columns.start, rows.start, stability)
+    # run lengths go column by column, so that is how the pixels lie in memory
+    return TracedMask(columns_first.T, columns.start, rows.start, stability)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tiles:
+    """A band of image columns: the low-res columns that it sees, and the weights of both axes."""
+
+    seen: NDArray[np.float32]
+    column_weights: NDArray[np.float32]
+    row_weights: NDArray[np.float32]
+    row_taps: NDArray[np.intp]
+    tile: int
+
+    def threshold_into(self, out: NDArray[np.bool_], thresholds: tuple[float, float, float]) -> tuple[int, int]:
+        """Set ``out`` [columns, rows] where the band exceeds the middle threshold.
+
+        Returns:
+            pixels above the lowest and above the highest threshold.
+        """
+        low, middle, high = thresholds
+        full = _all(self.seen > high, self.row_taps)
+        mixed = ~full & ~_all(self.seen <= low, self.row_taps)
+        out[:] = full
+        likely = surely = int(np.count_nonzero(full)) * len(out)
+        for run in _runs(mixed, self.tile):
+            taps = self.row_taps[run]
+            used = slice(taps[:, 0].min(), taps[:, 1].max())
+            values = self.column_weights @ self.seen[used].T @ self.row_weights[run, used].T
+            out[:, run] = values > middle
+            if low < high:
+                known = int(np.count_nonzero(full[run])) * len(out)
+                likely += int(np.count_nonzero(values > low)) - known
+                surely += int(np.count_nonzero(values > high)) - known
+        if low == high:
+            likely = surely = int(np.count_nonzero(out))
+        return likely, surely
 
 
 @lru_cache(maxsize=4)
@@ -119,21 +139,18 @@ def _axis(low_res: int, frame_size: int, resized: int, original: int) -> tuple[N
     return weights, np.stack([used.argmax(axis=1), low_res - used[:, ::-1].argmax(axis=1)], axis=1)
 
 
-def _count(flags: NDArray[np.bool_], taps: NDArray[np.intp]) -> NDArray[np.intp]:
-    """How many low-res pixels that each image pixel sees are flagged."""
-    counts = np.concatenate([[0], np.cumsum(flags)])
-    return counts[taps[:, 1]] - counts[taps[:, 0]]
-
-
 def _all(flags: NDArray[np.bool_], taps: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Whether all low-res pixels that each image pixel sees are flagged."""
-    every: NDArray[np.bool_] = _count(flags, taps) == taps[:, 1] - taps[:, 0]
+    """Whether every flag [low_res, ...] that an image pixel of the first axis sees is set."""
+    counts = np.concatenate([[0], np.cumsum(flags.all(axis=1))])
+    every: NDArray[np.bool_] = counts[taps[:, 1]] - counts[taps[:, 0]] == taps[:, 1] - taps[:, 0]
     return every
 
 
-def _reach(possible: NDArray[np.bool_], taps: NDArray[np.intp]) -> slice:
-    """The image pixels of one axis from the first to the last that sees a possible low-res pixel."""
-    seen = np.flatnonzero(_count(possible, taps))
+def _reach(possible: NDArray[np.intp], taps: NDArray[np.intp]) -> slice:
+    """The image pixels of one axis from the first to the last that sees one of these low-res pixels."""
+    if len(possible) == 0:
+        return slice(0, 0)
+    seen = np.flatnonzero((taps[:, 0] <= possible.max()) & (taps[:, 1] > possible.min()))
     return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 0)
 
 

@@ -45,6 +45,9 @@ def test_a_bundle_says_all_that_a_host_must_know(sampler_bundle):
         ("image", (1, 3, 96, 96)), ("boxes", (60, 4)), ("scores", (60,)),
     ]  # fmt: skip
     assert open_bundle(sampler_bundle.folder).manifest == sampler_bundle.manifest
+    card = (sampler_bundle.folder / "README.md").read_text()
+    for word in ("## Sampler", "96x96", "BGR", "0.4", "0.9", "300", "RANDOM, seed 7", "### prompt_sampler"):
+        assert word in card
     assert "AGPL" in find_sampler("object-aware").licence
 
 
