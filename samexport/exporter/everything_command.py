@@ -180,4 +180,10 @@ def _write(image: NDArray[np.uint8], masks: list[ObjectMask], out: Path | None, 
 def draw_everything(image: NDArray[np.uint8], masks: list[ObjectMask]) -> NDArray[np.uint8]:
     """The picture with every mask in a colour of its own, the largest first; one mask at a time is unpacked."""
     largest_first = sorted(range(len(masks)), key=lambda number: -masks[number].area)
-    return draw_masks(image, ((number, decode_rle(masks[number].segmentation)) for number in largest_first))
+    return draw_masks(image, ((number, *_unpacked(masks[number])) for number in largest_first))
+
+
+def _unpacked(mask: ObjectMask) -> tuple[int, int, NDArray[np.bool_]]:
+    """x, y and pixels of the mask's box."""
+    x, y, width, height = mask.bbox
+    return x, y, np.ascontiguousarray(decode_rle(mask.segmentation)[y : y + height, x : x + width])

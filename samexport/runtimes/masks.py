@@ -189,7 +189,7 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
     """The mask bool [H, W] of COCO run lengths."""
     from pycocotools import mask as coco
 
-    mask: NDArray[np.bool_] = coco.decode(rle).astype(np.bool_)
+    mask: NDArray[np.bool_] = coco.decode(rle).view(np.bool_)
     return mask
 
 
