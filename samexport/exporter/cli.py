@@ -73,6 +73,10 @@ def verify(
     from samexport.runtimes.report import write_report
     from samexport.runtimes.verify import verify_bundle
 
+    if (decoder_checkpoint or sampler_checkpoint) and not checkpoint:
+        raise ConfigError("--decoder-checkpoint and --sampler-checkpoint go with --checkpoint")
+    if sampler_checkpoint:
+        export_commands.print_licence_note()
     opened = open_bundle(bundle)
     with Spinner() as spinner:
         found = verify_bundle(opened, runtime=runtime, threads=threads, progress=spinner.update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,11 +75,7 @@ class LoadedSampler:
     image_size: int
     candidates: int | None
     nms: str
-
-    @property
-    def options(self) -> SamplerOptions:
-        """Thresholds of the released code."""
-        return SamplerOptions()
+    options: SamplerOptions = field(default_factory=SamplerOptions)
 
     @property
     def info(self) -> SamplerInfo:

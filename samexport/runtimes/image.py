@@ -286,7 +286,9 @@ def draw_masks(
             y, x = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
             place = slice(top + y.start, top + y.stop), slice(left + x.start, left + x.stop)
             colour = PALETTE[number % len(PALETTE)]
-            _paint_mask(canvas[place], image[place], mask[y, x], _inner(mask[y, x], place, image, line), colour, opacity)
+            _paint_mask(
+                canvas[place], image[place], mask[y, x], _inner(mask[y, x], place, image, line), colour, opacity
+            )
     return canvas
 
 
