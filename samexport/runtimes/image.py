@@ -297,8 +297,8 @@ def outline_boxes(image: NDArray[np.uint8], boxes: Mapping[int, Sequence[float]]
     picture, line = Image.fromarray(image), _line_width(image)
     draw = ImageDraw.Draw(picture)
     for number, (x0, y0, x1, y1) in boxes.items():
-        draw.rectangle((x0 - line, y0 - line, x1 + line, y1 + line), outline=(0, 0, 0), width=3 * line)
-        draw.rectangle((x0, y0, x1, y1), outline=PALETTE[number % len(PALETTE)], width=line)
+        draw.rectangle((x0 - line, y0 - line, x1 + line, y1 + line), outline=(0, 0, 0), width=4 * line)
+        draw.rectangle((x0, y0, x1, y1), outline=PALETTE[number % len(PALETTE)], width=2 * line)
     return np.array(picture)
 
 
