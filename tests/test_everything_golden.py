@@ -13,7 +13,6 @@ import pytest
 
 from samexport.exporter.sampler_export import SamplerExport, load_sampler, write_sampler
 from samexport.exporter.to_onnx import OnnxOptions
-from samexport.exporter.writers import Facts
 from samexport.models.catalog import find_model
 from samexport.runtimes.base import open_runtime
 from samexport.runtimes.everything import GivenBoxes, GridPoints, SegmentEverything
@@ -31,7 +30,7 @@ def test_the_detector_of_mobilesamv2_finds_the_official_boxes_in_onnx(tmp_path):
     best = np.argsort(-golden["scores"], kind="stable")
     expected = {"boxes": boxes[best], "scores": golden["scores"][best]}
     sampler = load_sampler(SamplerExport("object-aware", image_size=192), ranked=True, random_seed=7)
-    artifact = write_sampler(sampler, tmp_path, OnnxOptions(), Facts(find_model("tinyvit"), sampler.weights))
+    artifact = write_sampler(sampler, tmp_path, OnnxOptions(), find_model("tinyvit"))
     with open_runtime(tmp_path / artifact.path, sampler.graph, "onnx") as runtime:
         # the official network was fed the channels of the file in their order
         found = runtime.run({"image": golden["input_uint8"].transpose(2, 0, 1)[None].astype(np.float32)})

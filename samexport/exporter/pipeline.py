@@ -121,8 +121,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
             graph, module = build_graph(sam, spec, name)
             artifacts.append(writer.write(graph, module, folder, options.target, Facts(spec, weights)))
         if sampler is not None:
-            progress(f"exporting {sampler.graph.name}")
-            artifacts.append(write_sampler(sampler, folder, options.target, Facts(spec, sampler.weights)))
+            progress(f"exporting {SAMPLER}")
+            artifacts.append(write_sampler(sampler, folder, options.target, spec))
         bundle = Bundle(folder, _manifest(spec, weights, tuple(artifacts), options, sampler))
         rows = tuple(compare_cases(bundle, golden, threads=options.threads, progress=progress))
         report = ParityReport(rows)

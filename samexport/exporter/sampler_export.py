@@ -16,7 +16,7 @@ from samexport.exporter.to_onnx import OnnxOptions
 from samexport.exporter.writers import WRITERS, Facts, Target
 from samexport.models.catalog import find_sampler
 from samexport.models.contracts import sampler_graph
-from samexport.models.spec import GraphSpec, SamplerSpec
+from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, SamplerInfo, WeightsInfo, file_sha256
 from samexport.runtimes.golden import Case, sampler_case
@@ -88,9 +88,11 @@ class LoadedSampler:
     @property
     def graph(self) -> GraphSpec:
         """The contract of the file."""
-        if self.nms == "in-graph":
-            return sampler_graph(self.image_size, self._kept, ranked=True)
-        return self.build()[0]
+        from samexport.models.graphs.sampler import count_anchors
+
+        every = self.candidates or count_anchors(self.image_size)
+        boxes = self._kept if self.nms == "in-graph" else every
+        return sampler_graph(self.image_size, boxes, ranked=self.candidates is not None)
 
     @property
     def _kept(self) -> int:
@@ -156,9 +158,10 @@ def reload_sampler(info: SamplerInfo, graph: GraphSpec, checkpoint: Path) -> Loa
     return load_sampler(SamplerExport(info.name, checkpoint, info.image_size, info.nms), ranked=ranked)
 
 
-def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, facts: Facts) -> Artifact:
-    """Write the file of the graph ``prompt_sampler``; errors as the format's writer."""
+def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, model: ModelSpec) -> Artifact:
+    """Write the file of the graph ``prompt_sampler`` of a model's bundle; errors as the format's writer."""
     graph, module = sampler.build()
+    facts = Facts(replace(model, licence=sampler.spec.licence), sampler.weights)
     artifact = WRITERS[type(target)].write(graph, module, folder, target, facts)
     if sampler.nms == "host":
         return artifact

@@ -19,7 +19,6 @@ from samexport.exporter.sampler_export import SamplerExport, load_sampler, write
 from samexport.exporter.to_coreml import CoreMLOptions
 from samexport.exporter.to_onnx import OnnxOptions
 from samexport.exporter.to_tflite import TfliteOptions
-from samexport.exporter.writers import Facts
 from samexport.models.catalog import SAMPLERS, find_model, find_sampler
 from samexport.models.checkpoints import load_weights
 from samexport.models.contracts import SAMPLER, sampler_graph
@@ -71,7 +70,7 @@ def test_random_scores_spread_and_the_golden_ones_are_the_best_of_all(sampler_bu
 def test_every_format_finds_the_boxes_that_pytorch_finds(target, tmp_path):
     sampler = load_sampler(SamplerExport("test"), ranked=False, random_seed=7)
     case = sampler.golden(structured_picture(np.random.default_rng(20), 64))
-    artifact = write_sampler(sampler, tmp_path, target, Facts(find_model("test.tinyvit64"), sampler.weights))
+    artifact = write_sampler(sampler, tmp_path, target, find_model("test.tinyvit64"))
     with open_runtime(tmp_path / artifact.path, sampler.graph, artifact.file_format) as runtime:
         found = runtime.run(case.inputs)
     rows = list(compare_case(case, sampler.graph, found, artifact.precision))
