@@ -14,8 +14,10 @@ from filelock import FileLock
 
 from samexport.exporter import to_onnx
 from samexport.exporter.pipeline import ExportOptions, export_bundle
+from samexport.exporter.sampler_export import SamplerExport
 from samexport.exporter.to_onnx import OnnxOptions
 from samexport.models.architectures.sam import Sam
+from samexport.models.contracts import SAMPLER
 from samexport.runtimes.bundle import Bundle, open_bundle
 from tests.models.golden import random_sam
 
@@ -68,6 +70,23 @@ def converted(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         return tiny_bundle.artifact(graph.name).nodes
 
     monkeypatch.setattr(to_onnx, "convert", copy)
+
+
+@pytest.fixture(scope="session")
+def sampler_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """``tiny_bundle`` with a small object-aware sampler of its own."""
+    out = tmp_path_factory.mktemp("bundles") / "sampler"
+    convert = to_onnx.convert
+
+    def copy(graph, module, path, options):
+        if graph.name == SAMPLER:
+            return convert(graph, module, path, options)
+        shutil.copy(tiny_bundle.folder / path.name, path)
+        return tiny_bundle.artifact(graph.name).nodes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_onnx, "convert", copy)
+        return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7, sampler=SamplerExport("test")))[0]
 
 
 @pytest.fixture

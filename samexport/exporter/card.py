@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.bundle import Manifest
+from samexport.runtimes.bundle import Manifest, SamplerInfo
 
 _EXAMPLE = """import numpy as np, onnxruntime as ort
 from PIL import Image
@@ -64,6 +64,7 @@ def write_card(manifest: Manifest) -> str:
         f"Fill shorter prompts of a batch with label -2. Masks: scale the logits to {size}x{size} (bilinear), cut the",
         "padding off, scale to the picture, threshold at 0.",
         "",
+        *(_sampler_section(manifest.sampler) if manifest.sampler else ()),
         "## Graphs",
         "",
     ]
@@ -72,6 +73,24 @@ def write_card(manifest: Manifest) -> str:
     if all(a.file_format == "onnx" for a in manifest.artifacts):
         lines += ["## Example", "", "```python", _example(manifest).rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def _sampler_section(sampler: SamplerInfo) -> list[str]:
+    weights, size, options = sampler.weights, sampler.image_size, sampler.options
+    origin = f"{weights.source}, sha256 `{weights.sha256}`" if weights.sha256 else f"RANDOM, {weights.source}"
+    order = "RGB" if sampler.rgb else "BGR"
+    suppressed = " The graph has applied that NMS already." if sampler.nms == "in-graph" else ""
+    return [
+        "## Sampler",
+        "",
+        f"`prompt_sampler` is {sampler.summary}; weights: {origin}; their licence: {sampler.licence}.",
+        f"Scale the long side to {size} (OpenCV's bilinear filter), fill up with grey 114 to {size}x{size},",
+        f"channels in the order {order}. Keep boxes with a score above {options.confidence:g}, of two that overlap",
+        f"more than {options.nms_iou:g} (IoU) the better one, {options.max_boxes} at most; move sides closer than",
+        f"{options.border:g} pixels to the frame onto it.{suppressed}",
+        "Each box is a prompt: labels 2 and 3, mask 0 is the answer.",
+        "",
+    ]
 
 
 def _graph_section(graph: GraphSpec) -> list[str]:

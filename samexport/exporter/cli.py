@@ -75,6 +75,10 @@ def verify(
     from samexport.runtimes.report import write_report
     from samexport.runtimes.verify import verify_bundle
 
+    if (decoder_checkpoint or sampler_checkpoint) and not checkpoint:
+        raise ConfigError("--decoder-checkpoint and --sampler-checkpoint go with --checkpoint")
+    if sampler_checkpoint:
+        export_commands.print_licence_note()
     opened = open_bundle(bundle)
     with Spinner() as spinner:
         found = verify_bundle(opened, runtime=runtime, threads=threads, progress=spinner.update)
@@ -115,6 +119,9 @@ def segment(
     max_boxes: Annotated[int | None, typer.Option(help="The best that are kept; 300 (the paper: 320).")] = None,
     sampler_rgb: Annotated[bool, typer.Option("--sampler-rgb", help="Feed the detector RGB, not BGR.")] = False,
     points_per_side: Annotated[int | None, typer.Option(help="Of the grid; 32.")] = None,
+    draw_boxes: Annotated[
+        bool, typer.Option("--draw-boxes", help="Of --everything: in --out, also the boxes.")
+    ] = False,
     runtime: RuntimeName = None,
     threads: Threads = None,
     force: Force = False,
@@ -127,11 +134,13 @@ def segment(
 
         if point or box or mask or multimask or masks or logits:
             raise ConfigError("--everything takes no prompts and writes --out and --coco")
-        wanted = EverythingRequest(bundle, image, sampler, confidence, nms_iou, max_boxes, sampler_rgb, points_per_side)
+        wanted = EverythingRequest(
+            bundle, image, sampler, confidence, nms_iou, max_boxes, sampler_rgb, points_per_side, draw_boxes
+        )
         run_everything(wanted, out=out, coco=coco, runtime=runtime, threads=threads, force=force)
         return
-    if (sampler, coco, confidence, nms_iou, max_boxes, points_per_side) != (None,) * 6 or sampler_rgb:
-        raise ConfigError("samplers and --coco need --everything")
+    if (sampler, coco, confidence, nms_iou, max_boxes, points_per_side) != (None,) * 6 or sampler_rgb or draw_boxes:
+        raise ConfigError("samplers, --coco and --draw-boxes need --everything")
     request = SegmentRequest(bundle, image, tuple(point or ()), tuple(box or ()), mask, multimask)
     run_segment(request, out=out, masks=masks, logits=logits, runtime=runtime, threads=threads, force=force)
 

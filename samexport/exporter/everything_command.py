@@ -23,7 +23,7 @@ from samexport.runtimes.everything import (
     to_coco,
 )
 from samexport.runtimes.grid import GridOptions
-from samexport.runtimes.image import draw_masks, read_image
+from samexport.runtimes.image import draw_masks, outline_boxes, read_image
 from samexport.runtimes.masks import decode_rle
 from samexport.runtimes.sampler import SamplerOptions
 
@@ -45,6 +45,7 @@ class EverythingRequest:
     max_boxes: int | None = None
     rgb: bool = False
     points_per_side: int | None = None
+    draw_boxes: bool = False
 
     def sampling(self, bundle: Bundle) -> Sampling:
         """What to sample; ConfigError where options do not go together or the bundle has no such sampler."""
@@ -147,7 +148,7 @@ def run_everything(
     height, width = image.shape[:2]
     print(_summary(sampling, masks, f"{width} x {height} pixels"))
     print(", ".join(f"{name} {milliseconds:.0f} ms" for name, milliseconds in timings.items()), f"on {placement}")
-    _write(image, masks, out, coco)
+    _write(image, masks, out, coco, request.draw_boxes)
 
 
 def _summary(sampling: Sampling, masks: list[ObjectMask], picture: str) -> str:
@@ -160,7 +161,9 @@ def _summary(sampling: Sampling, masks: list[ObjectMask], picture: str) -> str:
     return f"there was no box, so there is no mask in {picture}"
 
 
-def _write(image: NDArray[np.uint8], masks: list[ObjectMask], out: Path | None, coco: Path | None) -> None:
+def _write(
+    image: NDArray[np.uint8], masks: list[ObjectMask], out: Path | None, coco: Path | None, draw_boxes: bool
+) -> None:
     from PIL import Image
 
     try:
@@ -170,14 +173,26 @@ def _write(image: NDArray[np.uint8], masks: list[ObjectMask], out: Path | None, 
         if coco is not None:
             coco.write_text(json.dumps(to_coco(masks), indent=1) + "\n", encoding="utf-8")
         if out is not None:
-            Image.fromarray(draw_everything(image, masks)).save(out)
+            Image.fromarray(draw_everything(image, masks, boxes=draw_boxes)).save(out)
     except (OSError, ValueError) as error:
         # Pillow raises ValueError for an ending it does not know
         names = ", ".join(str(path) for path in (out, coco) if path is not None)
         raise ConfigError(f"{names} cannot be written: {error}") from error
 
 
-def draw_everything(image: NDArray[np.uint8], masks: list[ObjectMask]) -> NDArray[np.uint8]:
-    """The picture with every mask in a colour of its own, the largest first; one mask at a time is unpacked."""
+def draw_everything(image: NDArray[np.uint8], masks: list[ObjectMask], *, boxes: bool = False) -> NDArray[np.uint8]:
+    """The picture with every mask in a colour, the largest first; one mask at a time is unpacked.
+
+    With ``boxes`` also the box that each mask answers.
+    """
     largest_first = sorted(range(len(masks)), key=lambda number: -masks[number].area)
-    return draw_masks(image, ((number, decode_rle(masks[number].segmentation)) for number in largest_first))
+    canvas = draw_masks(image, ((number, *_unpacked(masks[number])) for number in largest_first))
+    if not boxes:
+        return canvas
+    return outline_boxes(canvas, {number: mask.prompt for number, mask in enumerate(masks) if len(mask.prompt) == 4})
+
+
+def _unpacked(mask: ObjectMask) -> tuple[int, int, NDArray[np.bool_]]:
+    """x, y and pixels of the mask's box."""
+    x, y, width, height = mask.bbox
+    return x, y, np.ascontiguousarray(decode_rle(mask.segmentation)[y : y + height, x : x + width])

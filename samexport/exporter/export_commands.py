@@ -131,6 +131,13 @@ def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:
     return plan(counts, rooms)
 
 
+def print_licence_note() -> None:
+    """Say under which licence the weights of a sampler may be."""
+    from samexport.models.detector_checkpoint import LICENCE_NOTE
+
+    print(f"note: {LICENCE_NOTE}", file=sys.stderr)
+
+
 def _sampler_of(
     name: str | None, checkpoint: Path | None, image_size: int | None, nms: str = "host"
 ) -> SamplerExport | None:
@@ -175,9 +182,7 @@ def _export(
         sampler=sampler,
     )
     if sampler is not None and sampler.checkpoint is not None:
-        from samexport.models.detector_checkpoint import LICENCE_NOTE
-
-        print(f"note: {LICENCE_NOTE}", file=sys.stderr)
+        print_licence_note()
     if not options.checkpoints and options.random_seed is None:
         # before the spinner, which would hide the progress of the download
         official_checkpoint(find_model(encoder))

@@ -47,13 +47,13 @@ class _Types:
 def to_half(model: ModelProto) -> ModelProto:
     """A copy in fp16.
 
-    Inputs and outputs of the graph, ``KEEP_FLOAT`` nodes and everything that leads to a sine or cosine (the
-    encoding of coordinates) stay in fp32.
+    Inputs and outputs of the graph, ``KEEP_FLOAT`` nodes, everything that leads to a sine or cosine (the
+    encoding of coordinates) and everything after a TopK (coordinates of boxes) stay in fp32.
     """
     half = ModelProto()
     half.CopyFrom(model)
     floats = _float_tensors(model)
-    coordinates = _ancestors(model, {"Sin", "Cos"})
+    coordinates = _ancestors(model, {"Sin", "Cos"}) | _descendants(model, {"TopK"})
     results = {o.name for o in model.graph.output} & floats
     types = _Types(model.graph, floats)
     for node in model.graph.node:
@@ -61,7 +61,9 @@ def to_half(model: ModelProto) -> ModelProto:
         kind = _FP32 if keep else _FP16
         copy = NodeProto()
         copy.CopyFrom(node)
-        copy.input[:] = [types.read(name, kind) for name in node.input]
+        # all but the first input of a Resize are sizes, which stay fp32
+        kinds = [_FP32 if node.op_type == "Resize" and place else kind for place in range(len(node.input))]
+        copy.input[:] = [types.read(name, wanted) for name, wanted in zip(node.input, kinds, strict=True)]
         # a result of the graph keeps its name for the cast back to fp32
         copy.output[:] = [f"{name}.half" if name in results and not keep else name for name in node.output]
         types.nodes.append(copy)
@@ -94,4 +96,15 @@ def _ancestors(model: ModelProto, kinds: set[str]) -> set[str]:
         if node is not None and node.name not in found:
             found.add(node.name)
             waiting.extend(node.input)
+    return found
+
+
+def _descendants(model: ModelProto, kinds: set[str]) -> set[str]:
+    """Names of the nodes of one of ``kinds``, and of those that one feeds, directly or not."""
+    tensors: set[str] = set()
+    found: set[str] = set()
+    for node in model.graph.node:  # ONNX nodes are in the order of computing
+        if node.op_type in kinds or tensors & set(node.input):
+            found.add(node.name)
+            tensors |= set(node.output)
     return found

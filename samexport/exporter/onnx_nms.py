@@ -24,14 +24,14 @@ def append_nms(model: onnx.ModelProto, graph: GraphSpec, iou: float) -> None:
         iou: of two boxes that overlap more than this, the one with the higher score stays.
     """
     boxes, scores = (spec.name for spec in graph.outputs)
-    most = graph.outputs[1].shape[0]
+    most = int(graph.outputs[1].shape[0])
     for node in model.graph.node:
         node.output[:] = [f"{name}.candidates" if name in (boxes, scores) else name for name in node.output]
         node.input[:] = [f"{name}.candidates" if name in (boxes, scores) else name for name in node.input]
     constants = {
         "nms.batch": np.array([0]), "nms.batch_and_class": np.array([0, 1]), "nms.most": np.array([most]),
-        "nms.iou": np.array([iou], np.float32), "nms.box_column": np.array(2), "nms.no_boxes": np.zeros((most, 4), np.float32),
-        "nms.no_scores": np.zeros(most, np.float32),
+        "nms.iou": np.array([iou], np.float32), "nms.box_column": np.array(2),
+        "nms.no_boxes": np.zeros((most, 4), np.float32), "nms.no_scores": np.zeros(most, np.float32),
     }  # fmt: skip
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     model.graph.node.extend(

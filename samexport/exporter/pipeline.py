@@ -73,9 +73,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if (self.checkpoints or self.decoder_checkpoint) and self.random_seed is not None:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
-        in_graph = self.sampler is not None and self.sampler.nms == "in-graph"
-        if in_graph and not (isinstance(self.target, OnnxOptions) and self.target.precision == "fp32"):
-            raise ConfigError("--nms in-graph needs ONNX in fp32: other runtimes leave NMS to the host")
+        if self.sampler is not None:
+            self.sampler.check(self.target, self.random_seed)
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -122,8 +121,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
             graph, module = build_graph(sam, spec, name)
             artifacts.append(writer.write(graph, module, folder, options.target, Facts(spec, weights)))
         if sampler is not None:
-            progress(f"exporting {sampler.graph.name}")
-            artifacts.append(write_sampler(sampler, folder, options.target, Facts(spec, sampler.weights)))
+            progress(f"exporting {SAMPLER}")
+            artifacts.append(write_sampler(sampler, folder, options.target, spec))
         bundle = Bundle(folder, _manifest(spec, weights, tuple(artifacts), options, sampler))
         rows = tuple(compare_cases(bundle, golden, threads=options.threads, progress=progress))
         report = ParityReport(rows)
@@ -227,7 +226,7 @@ def _manifest(
 
 
 def _load_sampler(export: SamplerExport, options: ExportOptions) -> LoadedSampler:
-    return load_sampler(export, ranked=isinstance(options.target, OnnxOptions), random_seed=options.random_seed)
+    return load_sampler(export, ranked=isinstance(options.target, OnnxOptions), random_seed=options.random_seed or 0)
 
 
 def _finish(bundle: Bundle, report: ParityReport) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import CheckpointError, ConfigError
-from samexport.exporter.onnx_nms import append_nms
+from samexport.exporter.to_onnx import OnnxOptions
 from samexport.exporter.writers import WRITERS, Facts, Target
 from samexport.models.catalog import find_sampler
 from samexport.models.contracts import sampler_graph
-from samexport.models.spec import GraphSpec, SamplerSpec
+from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, SamplerInfo, WeightsInfo, file_sha256
 from samexport.runtimes.golden import Case, sampler_case
@@ -49,6 +49,21 @@ class SamplerExport:
         if self.nms not in ("host", "in-graph"):
             raise ConfigError(f"--nms is host or in-graph, not {self.nms!r}")
 
+    def check(self, target: Target, random_seed: int | None) -> None:
+        """Refuse, before anything is read, a format or a lack of weights that cannot go with it.
+
+        Raises:
+            CheckpointError: there is neither a file nor a seed.
+            ConfigError: NMS is to be in a graph that cannot have it.
+        """
+        if self.nms == "in-graph" and not (isinstance(target, OnnxOptions) and target.precision == "fp32"):
+            raise ConfigError("--nms in-graph needs ONNX in fp32: other runtimes leave NMS to the host")
+        if self.checkpoint is None and random_seed is None:
+            raise CheckpointError(
+                "the detector's weights are not downloaded for you: give ObjectAwareModel.pt of MobileSAMv2 with"
+                " --sampler-checkpoint FILE, or use --weights random"
+            )
+
 
 @dataclass(frozen=True)
 class LoadedSampler:
@@ -60,11 +75,7 @@ class LoadedSampler:
     image_size: int
     candidates: int | None
     nms: str
-
-    @property
-    def options(self) -> SamplerOptions:
-        """Thresholds of the released code."""
-        return SamplerOptions()
+    options: SamplerOptions = field(default_factory=SamplerOptions)
 
     @property
     def info(self) -> SamplerInfo:
@@ -77,9 +88,11 @@ class LoadedSampler:
     @property
     def graph(self) -> GraphSpec:
         """The contract of the file."""
-        if self.nms == "in-graph":
-            return sampler_graph(self.image_size, self._kept, ranked=True)
-        return self.build()[0]
+        from samexport.models.graphs.sampler import count_anchors
+
+        every = self.candidates or count_anchors(self.image_size)
+        boxes = self._kept if self.nms == "in-graph" else every
+        return sampler_graph(self.image_size, boxes, ranked=self.candidates is not None)
 
     @property
     def _kept(self) -> int:
@@ -110,17 +123,17 @@ class LoadedSampler:
         }
 
 
-def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int | None = None) -> LoadedSampler:
+def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int = 0) -> LoadedSampler:
     """Read or draw the weights; prefers the checkpoint.
 
     Args:
         export: what is asked for.
         ranked: the file chooses the best candidates itself, else it returns all. Only ONNX files choose: GPU
             delegates and the Neural Engine have no top-K, and sorting costs the host 2 ms.
-        random_seed: of random weights.
+        random_seed: of random weights, drawn where there is no checkpoint.
 
     Raises:
-        CheckpointError: the file cannot be used, or there is neither a file nor a seed.
+        CheckpointError: the file cannot be used.
         ConfigError: the image size cannot be.
     """
     from samexport.models.detector_checkpoint import cached_detector, load_detector, random_detector
@@ -133,14 +146,9 @@ def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int | None
         sha256 = _sha256(export.checkpoint)
         detector = load_detector(cached_detector(export.checkpoint, sha256))
         weights = WeightsInfo("checkpoint", export.checkpoint.name, sha256, None)
-    elif random_seed is not None:
+    else:
         detector = random_detector(spec, random_seed)
         weights = WeightsInfo("random", f"seed {random_seed}", None, random_seed)
-    else:
-        raise CheckpointError(
-            "the detector's weights are not downloaded for you: give ObjectAwareModel.pt of MobileSAMv2 with"
-            " --sampler-checkpoint FILE, or use --weights random"
-        )
     return LoadedSampler(spec, detector, weights, image_size, candidates, export.nms)
 
 
@@ -150,13 +158,16 @@ def reload_sampler(info: SamplerInfo, graph: GraphSpec, checkpoint: Path) -> Loa
     return load_sampler(SamplerExport(info.name, checkpoint, info.image_size, info.nms), ranked=ranked)
 
 
-def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, facts: Facts) -> Artifact:
-    """Write the file of the graph ``prompt_sampler``; errors as the format's writer."""
+def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, model: ModelSpec) -> Artifact:
+    """Write the file of the graph ``prompt_sampler`` of a model's bundle; errors as the format's writer."""
     graph, module = sampler.build()
+    facts = Facts(replace(model, licence=sampler.spec.licence), sampler.weights)
     artifact = WRITERS[type(target)].write(graph, module, folder, target, facts)
     if sampler.nms == "host":
         return artifact
     import onnx
+
+    from samexport.exporter.onnx_nms import append_nms
 
     path = folder / artifact.path
     model = onnx.load(path)

@@ -79,7 +79,7 @@ def sampler_graph(image_size: int, boxes: int, *, ranked: bool) -> GraphSpec:
     image = TensorSpec(
         "image",
         (1, 3, image_size, image_size),
-        "letterboxed picture: long side scaled to the input's, grey bars 114; channels BGR unless the manifest says RGB",
+        "picture scaled to the input's long side, grey bars (114) around it; BGR unless the manifest says RGB",
         0,
         255,
     )

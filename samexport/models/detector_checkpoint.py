@@ -246,5 +246,5 @@ def random_detector(spec: SamplerSpec, seed: int) -> ObjectDetector:
     detector.load_state_dict(state, assign=True)
     detector.eval().requires_grad_(False)
     for branch in detector.head.cv3:
-        branch[2].weight *= spec.score_gain  # type: ignore[index, operator]
+        branch[2].weight *= spec.score_gain  # type: ignore[index]
     return detector

@@ -7,7 +7,7 @@ The reference that the Kotlin, Swift and JavaScript ports are checked against. F
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,8 @@ def overlay(
         raise ImageError(f"masks of an image {list(image.shape[:2])} are [M, H, W], got {list(masks.shape)}")
     unit = _line_width(image)
     largest_first = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
-    picture = Image.fromarray(draw_masks(image, ((int(i), masks[i].astype(np.bool_)) for i in largest_first), opacity))
+    filled = draw_masks(image, ((int(i), 0, 0, masks[i].astype(np.bool_)) for i in largest_first), opacity)
+    picture = Image.fromarray(filled)
     draw = ImageDraw.Draw(picture)
     for x0, y0, x1, y1 in np.asarray(boxes, np.float64).reshape(-1, 4):
         draw.rectangle((x0 - unit, y0 - unit, x1 + unit, y1 + unit), outline=(0, 0, 0), width=3 * unit)
@@ -267,48 +268,87 @@ def overlay(
 
 
 def draw_masks(
-    image: NDArray[np.uint8], masks: Iterable[tuple[int, NDArray[np.bool_]]], opacity: float = 0.45
+    image: NDArray[np.uint8], masks: Iterable[tuple[int, int, int, NDArray[np.bool_]]], opacity: float = 0.45
 ) -> NDArray[np.uint8]:
     """Paint masks, one after the other, over uint8 RGB [H, W, 3]; returns a new uint8 [H, W, 3].
 
     Args:
         image: the picture.
-        masks: number and pixels [H, W] of each, in the order of painting; the number chooses its colour.
+        masks: in the order of painting; of each a number, which chooses its colour, x and y of a rectangle that
+            contains the mask, and the pixels [h, w] of that rectangle.
         opacity: of the filling, 0..1.
     """
-    canvas = image.copy()
-    for number, mask in masks:
-        if mask.any():
-            _paint_mask(canvas, image, mask, PALETTE[number % len(PALETTE)], opacity, _line_width(image) + 1)
+    canvas, line = image.copy(), _line_width(image) + 1
+    for number, left, top, mask in masks:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows):
+            # the mask's own pixels, and as much around as its outline needs
+            y, x = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            place = slice(top + y.start, top + y.stop), slice(left + x.start, left + x.stop)
+            colour = PALETTE[number % len(PALETTE)]
+            _paint_mask(
+                canvas[place], image[place], mask[y, x], _inner(mask[y, x], place, image, line), colour, opacity
+            )
     return canvas
 
 
+def outline_boxes(image: NDArray[np.uint8], boxes: Mapping[int, Sequence[float]]) -> NDArray[np.uint8]:
+    """Draw boxes x0, y0, x1, y1, by number, in the colours of :func:`draw_masks`; returns a new uint8 [H, W, 3]."""
+    picture, line = Image.fromarray(image), _line_width(image)
+    draw = ImageDraw.Draw(picture)
+    for number, (x0, y0, x1, y1) in boxes.items():
+        draw.rectangle((x0 - line, y0 - line, x1 + line, y1 + line), outline=(0, 0, 0), width=4 * line)
+        draw.rectangle((x0, y0, x1, y1), outline=PALETTE[number % len(PALETTE)], width=2 * line)
+    return np.array(picture)
+
+
 def _line_width(image: NDArray[np.uint8]) -> int:
-    return max(1, round(max(image.shape[:2]) / 500))
+    side: int = max(image.shape)
+    return max(1, round(side / 500))
+
+
+def _inner(
+    mask: NDArray[np.bool_], place: tuple[slice, slice], image: NDArray[np.uint8], line: int
+) -> NDArray[np.bool_]:
+    """The mask without its outline, which is ``line`` pixels wide; none along the picture's own edges."""
+    touches = [(part.start == 0, part.stop == side) for part, side in zip(place, image.shape, strict=False)]
+    padded = np.pad(mask, line, mode="edge")
+    for axis, ends in enumerate(touches):
+        edges = np.moveaxis(padded, axis, 0)
+        for touching, edge in zip(ends, (edges[:line], edges[len(edges) - line :]), strict=True):
+            if not touching:
+                edge[:] = False
+    for axis in (0, 1):
+        padded = np.moveaxis(_erode(np.moveaxis(padded, axis, 0), 2 * line + 1), 0, axis)
+    return padded
+
+
+def _erode(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """Of the first axis: whether ``width`` pixels from here on are set; shorter by ``width - 1``."""
+    covered, every = 1, mask
+    while covered < width:
+        step = min(covered, width - covered)
+        every = every[: len(every) - step] & every[step:]
+        covered += step
+    return every
 
 
 def _paint_mask(
     canvas: NDArray[np.uint8],
     image: NDArray[np.uint8],
     mask: NDArray[np.bool_],
+    inner: NDArray[np.bool_],
     colour: tuple[int, int, int],
     opacity: float,
-    line: int,
 ) -> None:
-    """Fill and outline one mask that is not empty, in place; only the mask's surroundings are touched.
+    """Fill and outline one mask, in place.
 
     The colour is mixed with ``image``, not with the masks painted before, so that overlaps stay clear.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    around = tuple(slice(max(0, used[0] - line), used[-1] + 1 + line) for used in (rows, columns))
-    region, inside = canvas[around], mask[around]
-    core = inside
-    for _ in range(line):
-        padded = np.pad(core, 1, mode="edge")  # no outline along the picture's own edges
-        vertical = padded[:-2, 1:-1] & padded[2:, 1:-1]
-        core = core & vertical & padded[1:-1, :-2] & padded[1:-1, 2:]
-    region[inside] = np.round(image[around][inside] * (1 - opacity) + np.array(colour) * opacity)
-    region[inside & ~core] = colour
+    for channel, value in enumerate(colour):
+        mixed = np.round(np.arange(256) * (1 - opacity) + value * opacity).astype(np.uint8)
+        canvas[..., channel][mask] = mixed[image[..., channel][mask]]
+    canvas[mask & ~inner] = colour
 
 
 def _marker(radius: int, *, positive: bool) -> Image.Image:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,6 @@ from samexport.runtimes.image import axis_weights, resized_size
 Box = tuple[int, int, int, int]
 Rle = dict[str, Any]
 """COCO's compressed run lengths: ``size`` [H, W] and ``counts``, bytes."""
-
-_BAND_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class TracedMask:
     @property
     def area(self) -> int:
         """Pixels of the mask."""
-        return int(np.count_nonzero(self.inside))
+        return int(np.count_nonzero(self.inside.T))
 
     @property
     def box(self) -> Box:
@@ -64,7 +63,8 @@ def trace(
 ) -> TracedMask:
     """Upscale logits [L, L] to the image and threshold them, like ``image.upscale_mask``, where it matters.
 
-    A pixel is a weighted mean of low-resolution logits, so it exceeds a number only where one of them does.
+    A pixel is a weighted mean of low-resolution logits, so it exceeds a number only where one of them does, and
+    it surely does where all do: only tiles that a border crosses are computed.
 
     Raises:
         ConfigError: the logits do not have the frame's low-resolution size.
@@ -73,41 +73,93 @@ def trace(
     if low_res_mask.shape != (side, side):
         raise ConfigError(f"a mask of this model is [{side}, {side}], got {list(low_res_mask.shape)}")
     height, width = resized_size(*image_hw, frame.size)
-    row_weights = axis_weights(side, frame.size, height, image_hw[0])
-    column_weights = axis_weights(side, frame.size, width, image_hw[1])
-    possible = low_res_mask > threshold - offset
-    rows, near_rows = _reach(np.flatnonzero(possible.any(axis=1)), row_weights)
-    columns, near_columns = _reach(np.flatnonzero(possible.any(axis=0)), column_weights)
-    near = low_res_mask[near_rows, near_columns].astype(np.float32)
-    widened = near @ column_weights[columns, near_columns].T
-    inside = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
+    row_weights, row_taps = _axis(side, frame.size, height, image_hw[0])
+    column_weights, column_taps = _axis(side, frame.size, width, image_hw[1])
+    thresholds = threshold - offset, threshold, threshold + offset
+    possible_rows, possible_columns = np.nonzero(low_res_mask > thresholds[0])
+    rows, columns = _reach(possible_rows, row_taps), _reach(possible_columns, column_taps)
+    columns_first = np.empty((columns.stop - columns.start, rows.stop - rows.start), np.bool_)
+    logits = low_res_mask.astype(np.float32)
+    # products of such tiles are too small for BLAS to wake its threads, which costs more than it saves
+    tile = 64 if max(image_hw) < 8 * side else 128
     surely = likely = 0
-    for first, values in _bands(row_weights[rows, near_rows], widened):
-        inside[first : first + len(values)] = values > threshold
-        surely += int(np.count_nonzero(values > threshold + offset))
-        likely += int(np.count_nonzero(values > threshold - offset))
+    for left in range(columns.start, columns.stop, tile):
+        band = slice(left, min(left + tile, columns.stop))
+        near = slice(column_taps[band, 0].min(), column_taps[band, 1].max())
+        tiles = _Tiles(logits[:, near], column_weights[band, near], row_weights[rows], row_taps[rows], tile)
+        out = columns_first[left - columns.start : band.stop - columns.start]
+        above = tiles.threshold_into(out, thresholds)
+        surely, likely = surely + above[1], likely + above[0]
     with np.errstate(invalid="ignore"):
         stability = np.float32(surely) / np.float32(likely)
-    return TracedMask(inside, columns.start, rows.start, stability)
+    # run lengths go column by column, so that is how the pixels lie in memory
+    return TracedMask(columns_first.T, columns.start, rows.start, stability)
 
 
-def _reach(possible: NDArray[np.intp], weights: NDArray[np.float32]) -> tuple[slice, slice]:
-    """Image pixels of one axis that see a possible low-res pixel, and all low-res pixels that those see."""
-    seen = np.flatnonzero(weights[:, possible].any(axis=1))
-    if len(seen) == 0:
-        return slice(0, 0), slice(0, 0)
-    pixels = slice(int(seen[0]), int(seen[-1]) + 1)
-    used = np.flatnonzero(weights[pixels].any(axis=0))
-    return pixels, slice(int(used[0]), int(used[-1]) + 1)
+@dataclass(frozen=True, eq=False)
+class _Tiles:
+    """A band of image columns: the low-res columns that it sees, and the weights of both axes."""
+
+    seen: NDArray[np.float32]
+    column_weights: NDArray[np.float32]
+    row_weights: NDArray[np.float32]
+    row_taps: NDArray[np.intp]
+    tile: int
+
+    def threshold_into(self, out: NDArray[np.bool_], thresholds: tuple[float, float, float]) -> tuple[int, int]:
+        """Set ``out`` [columns, rows] where the band exceeds the middle threshold.
+
+        Returns:
+            pixels above the lowest and above the highest threshold.
+        """
+        low, middle, high = thresholds
+        full = _all(self.seen > high, self.row_taps)
+        mixed = ~full & ~_all(self.seen <= low, self.row_taps)
+        out[:] = full
+        likely = surely = int(np.count_nonzero(full)) * len(out)
+        for run in _runs(mixed, self.tile):
+            taps = self.row_taps[run]
+            used = slice(taps[:, 0].min(), taps[:, 1].max())
+            values = self.column_weights @ self.seen[used].T @ self.row_weights[run, used].T
+            out[:, run] = values > middle
+            if low < high:
+                known = int(np.count_nonzero(full[run])) * len(out)
+                likely += int(np.count_nonzero(values > low)) - known
+                surely += int(np.count_nonzero(values > high)) - known
+        if low == high:
+            likely = surely = int(np.count_nonzero(out))
+        return likely, surely
 
 
-def _bands(row_weights: NDArray[np.float32], widened: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """First row and values of ``row_weights @ widened``, band by band; a band reads few low-res rows."""
-    for first in range(0, len(row_weights), _BAND_ROWS):
-        band = row_weights[first : first + _BAND_ROWS]
-        used = np.flatnonzero(band.any(axis=0))
-        near = slice(used[0], used[-1] + 1)
-        yield first, band[:, near] @ widened[near]
+@lru_cache(maxsize=4)
+def _axis(low_res: int, frame_size: int, resized: int, original: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Weights [original, low_res] of one axis, and [original, 2], where each row's weights start and stop."""
+    weights = axis_weights(low_res, frame_size, resized, original)
+    used = weights != 0
+    return weights, np.stack([used.argmax(axis=1), low_res - used[:, ::-1].argmax(axis=1)], axis=1)
+
+
+def _all(flags: NDArray[np.bool_], taps: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether every flag [low_res, ...] that an image pixel of the first axis sees is set."""
+    counts = np.concatenate([[0], np.cumsum(flags.all(axis=1))])
+    every: NDArray[np.bool_] = counts[taps[:, 1]] - counts[taps[:, 0]] == taps[:, 1] - taps[:, 0]
+    return every
+
+
+def _reach(possible: NDArray[np.intp], taps: NDArray[np.intp]) -> slice:
+    """The image pixels of one axis from the first to the last that sees one of these low-res pixels."""
+    if len(possible) == 0:
+        return slice(0, 0)
+    seen = np.flatnonzero((taps[:, 0] <= possible.max()) & (taps[:, 1] > possible.min()))
+    return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 0)
+
+
+def _runs(mixed: NDArray[np.bool_], tile: int) -> Iterator[slice]:
+    """Slices of at most ``tile`` that hold all flagged places."""
+    for start in range(0, len(mixed), tile):
+        places = np.flatnonzero(mixed[start : start + tile])
+        if len(places):
+            yield slice(start + int(places[0]), start + int(places[-1]) + 1)
 
 
 def encode_rle(mask: TracedMask, image_hw: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> Rle:
@@ -137,7 +189,7 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
     """The mask bool [H, W] of COCO run lengths."""
     from pycocotools import mask as coco
 
-    mask: NDArray[np.bool_] = coco.decode(rle).astype(np.bool_)
+    mask: NDArray[np.bool_] = coco.decode(rle).view(np.bool_)
     return mask
 
 

@@ -322,6 +322,7 @@ OPERATIONS: dict[str, Function] = {
     "rsqrt": _rsqrt,
     "log": _log,
     "gelu": _gelu,
+    "silu": _unary(lambda x: x * x.sigmoid()),
     "cast": _cast,
     "select": _select,
     "matmul": _matmul,

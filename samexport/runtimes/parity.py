@@ -168,7 +168,7 @@ def compare_boxes(
     if rows[0].verdict is not Verdict.PASS:
         return [_fail(case, boxes, "not compared, because the scores differ"), *rows]
     span = float(np.ptp(expected[scores.name])) or 1.0
-    tolerance = 2 * limits.max_error * span
+    tolerance = 4 * limits.band * span
     match = _match(expected[boxes.name], expected[scores.name], actual[boxes.name], actual[scores.name], tolerance)
     last = expected[scores.name][-1]
     optional = expected[scores.name] - last <= tolerance

@@ -108,7 +108,7 @@ def compare_cases(
                 yield Row(_label(case), "run", Verdict.FAIL, str(error))
                 continue
             precision = bundle.artifact(case.graphs[-1]).precision
-            yield from _compare_case(case, bundle.graph(case.graphs[-1]), actual, precision)
+            yield from compare_case(case, bundle.graph(case.graphs[-1]), actual, precision)
     progress("end to end")
     yield _end_to_end(bundle, golden, runtime, threads)
     for name in sorted(unchecked):
@@ -119,7 +119,8 @@ def _label(case: Case) -> str:
     return f"{'+'.join(case.graphs)} {case.name}"
 
 
-def _compare_case(case: Case, graph: GraphSpec, actual: Tensors, precision: str) -> Iterator[Row]:
+def compare_case(case: Case, graph: GraphSpec, actual: Tensors, precision: str) -> Iterator[Row]:
+    """Judge the outputs that the last graph of a case computed, in the tier of ``precision``."""
     yield from check_names(_label(case), case.expected, actual)
     if "ranked_boxes" in {spec.role for spec in graph.outputs}:
         yield from compare_boxes(_label(case), graph, case.expected, actual, tier(precision))

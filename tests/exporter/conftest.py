@@ -1,8 +1,10 @@
-"""The command line in this process."""
+"""The command line in this process, and a picture for it."""
 
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from samexport.exporter import cli
 
@@ -29,3 +31,11 @@ def one_line_error(err: str) -> str:
     assert "Traceback" not in err
     assert lines[-1].startswith("error: ")
     return lines[-1]
+
+
+@pytest.fixture
+def photo(tmp_path):
+    y, x = np.mgrid[0:40, 0:60]
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.stack([4 * x, 6 * y, x * y % 256], -1).astype(np.uint8)).save(path)
+    return path

@@ -13,14 +13,6 @@ from samexport import __version__
 from tests.exporter.conftest import one_line_error
 
 
-@pytest.fixture
-def photo(tmp_path):
-    y, x = np.mgrid[0:40, 0:60]
-    path = tmp_path / "photo.png"
-    Image.fromarray(np.stack([4 * x, 6 * y, x * y % 256], -1).astype(np.uint8)).save(path)
-    return path
-
-
 def test_export_ends_with_a_table_and_says_random(run, tmp_path, converted):
     code, out, err = run("onnx", "--encoder", "test.tinyvit64", "--weights", "random", "--out", tmp_path / "b")
     assert code == 0

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from samexport.errors import ConfigError
+from samexport.models.contracts import sampler_graph
 from samexport.models.spec import TensorSpec
 from samexport.runtimes.parity import (
     TIERS,
@@ -9,6 +10,7 @@ from samexport.runtimes.parity import (
     Row,
     Verdict,
     check_names,
+    compare_boxes,
     compare_masks,
     compare_output,
     intersection_over_union,
@@ -131,3 +133,88 @@ def test_a_report_is_as_bad_as_its_worst_row_and_skipped_is_not_passed():
 def test_an_unknown_precision_has_no_tier():
     with pytest.raises(ConfigError, match="fp32, fp16"):
         tier("int3")
+
+
+RANKED = sampler_graph(96, 40, ranked=True)
+
+
+def ranked() -> dict[str, np.ndarray]:
+    """40 boxes in 0..96 by falling score; ranks 10 to 12 are ties, and so are the last three."""
+    rng = np.random.default_rng(5)
+    scores = np.sort(rng.uniform(0.1, 0.9, 40))[::-1]
+    scores[11:13], scores[38:] = scores[10], scores[37]
+    return {"boxes": rng.uniform(0, 96, (40, 4)).astype(np.float32), "scores": scores.astype(np.float32)}
+
+
+def judge_boxes(actual, name="fp32"):
+    return compare_boxes("case", RANKED, ranked(), actual, TIERS[name])
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16"])
+def test_equal_boxes_pass_and_ties_may_change_places(name):
+    for order in ([10, 11, 12], [12, 10, 11], [11, 10, 12]):
+        actual = ranked()
+        actual["boxes"][[10, 11, 12]] = actual["boxes"][order]
+        boxes, scores = judge_boxes(actual, name)
+        assert (boxes.verdict, scores.verdict, boxes.max_error) == (Verdict.PASS, Verdict.PASS, 0)
+
+
+def test_a_tie_at_the_last_rank_may_bring_another_box_and_is_counted():
+    actual = ranked()
+    actual["boxes"][38] = (1, 2, 3, 4)
+    boxes, _ = judge_boxes(actual)
+    assert (boxes.verdict, boxes.boundary_flips) == (Verdict.PASS, 1)
+
+
+def exchange_far_ranks(found):
+    found["boxes"][[0, 30]] = found["boxes"][[30, 0]]
+
+
+def exchange_coordinates(found):
+    found["boxes"] = found["boxes"][:, [1, 0, 3, 2]]
+
+
+def move_one_box(found):
+    found["boxes"][20, 2] += 0.05
+
+
+def repeat_a_box(found):
+    found["boxes"][11] = found["boxes"][10]
+
+
+def move_a_score(found):
+    found["scores"][20] += 2e-4
+
+
+def exchange_ranks_of_both(found):
+    for values in found.values():
+        values[[5, 6]] = values[[6, 5]]
+
+
+def put_nan_into_a_box(found):
+    found["boxes"][3, 1] = np.nan
+
+
+def put_nan_into_a_score(found):
+    found["scores"][3] = np.nan
+
+
+def lose_a_rank(found):
+    found["boxes"], found["scores"] = found["boxes"][1:], found["scores"][1:]
+
+
+WRONG = [
+    exchange_far_ranks, exchange_coordinates, move_one_box, repeat_a_box, move_a_score, exchange_ranks_of_both,
+    put_nan_into_a_box, put_nan_into_a_score, lose_a_rank,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", WRONG, ids=[change.__name__ for change in WRONG])
+def test_wrong_boxes_fail(change):
+    actual = ranked()
+    change(actual)
+    assert Verdict.FAIL in {row.verdict for row in judge_boxes(actual)}
+
+
+def test_boxes_without_scores_are_left_to_the_check_of_names():
+    assert compare_boxes("case", RANKED, ranked(), {"boxes": ranked()["boxes"]}, TIERS["fp32"]) == []

@@ -109,6 +109,19 @@ def test_boxes_are_those_of_the_official_code(case, offset):
     np.testing.assert_array_equal(snap(stages, frame_hw), golden[f"post{case}.snapped_xyxy"])
 
 
+def test_candidates_may_come_in_any_order():
+    golden = np.load(GOLDEN / "detector.npz")
+    centre, side = golden["boxes_cxcywh"].T[:, :2], golden["boxes_cxcywh"].T[:, 2:]
+    boxes, scores = np.concatenate([centre - side / 2, centre + side / 2], axis=1), golden["scores"]
+    placed = Letterbox(tuple(golden["orig_hw"].tolist()), golden["input_uint8"].shape[:2])
+    order = np.random.default_rng(0).permutation(len(scores))
+    assert len(np.unique(scores)) == len(scores)
+    for found, shuffled in zip(
+        postprocess(boxes, scores, placed), postprocess(boxes[order], scores[order], placed), strict=True
+    ):
+        np.testing.assert_array_equal(found, shuffled)
+
+
 def scores_above(golden, confidence):
     return golden["scores"][golden["scores"] > np.float32(confidence)]
 

@@ -79,7 +79,8 @@ class PromptSampler(nn.Module):
         logits = torch.cat([branch(x).flatten(2) for branch, x in zip(head.cv3, levels, strict=True)], dim=2)
         boxes = torch.cat([branch(x).flatten(2) for branch, x in zip(head.cv2, levels, strict=True)], dim=2)
         best, bins = logits.amax(1).flatten(), boxes[0]
-        points, strides = self.points, self.strides
+        points: Tensor = self.points
+        strides: Tensor = self.strides
         if self.candidates is not None:
             best, index = best.topk(self.candidates)
             bins, points, strides = (x.index_select(1, index) for x in (bins, points, strides))
