@@ -11,7 +11,16 @@ import typer
 
 from samexport.errors import ConfigError, ParityFailed, SamExportError
 from samexport.exporter import export_commands
-from samexport.exporter.options import Checkpoints, Force, Json, RuntimeName, Threads, Weights
+from samexport.exporter.options import (
+    Checkpoints,
+    DecoderCheckpoint,
+    Force,
+    Json,
+    RuntimeName,
+    SamplerCheckpoint,
+    Threads,
+    Weights,
+)
 from samexport.exporter.terminal import Spinner, print_table
 
 if TYPE_CHECKING:
@@ -272,11 +281,14 @@ def evaluate(
     images: Annotated[Path, typer.Option(help="Folder of the annotated pictures.")],
     prompts: Annotated[str, typer.Option(help="What to measure: click,box,everything.")] = "click,box,everything",
     click: Annotated[str, typer.Option(help="interior: farthest from the outside. random: seeded.")] = "interior",
+    sampler: Annotated[str, typer.Option(help="What proposes: grid, or detector, the bundle's own.")] = "grid",
     points_per_side: Annotated[int, typer.Option(min=1, help="Grid of proposals; the papers use 64.")] = 32,
     max_images: Annotated[int | None, typer.Option(min=1, help="Take so many; without --seed the first.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of images, random clicks, random weights.")] = None,
     pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch too, with the bundle's weights.")] = False,
     checkpoint: Checkpoints = None,
+    decoder_checkpoint: DecoderCheckpoint = None,
+    sampler_checkpoint: SamplerCheckpoint = None,
     encoder: Annotated[str, typer.Option(help="The model of PyTorch alone; `samexport list` shows all.")] = "",
     weights: Weights = "official",
     max_drop: Annotated[
@@ -302,6 +314,9 @@ def evaluate(
         random_weights=weights == "random",
         prompts=tuple(dict.fromkeys(name for name in prompts.split(",") if name)),
         click=click,
+        sampler=sampler,
+        decoder_checkpoint=decoder_checkpoint,
+        sampler_checkpoint=sampler_checkpoint,
         points_per_side=points_per_side,
         max_images=max_images,
         seed=seed,

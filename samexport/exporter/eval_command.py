@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from samexport.errors import ConfigError, ParityFailed
+from samexport.exporter.sampler_export import SamplerExport, load_sampler
 from samexport.exporter.terminal import print_table, track
 from samexport.models.catalog import find_model
-from samexport.models.spec import ModelSpec
-from samexport.runtimes.annotations import AnnotatedImage, read_annotations
-from samexport.runtimes.bundle import Bundle, Manifest, WeightsInfo, open_bundle
+from samexport.models.contracts import SAMPLER
+from samexport.models.spec import GraphSpec, ModelSpec
+from samexport.runtimes.annotations import read_annotations
+from samexport.runtimes.bundle import Bundle, Manifest, SamplerInfo, WeightsInfo, open_bundle
 from samexport.runtimes.evaluate import (
     MakePrompt,
+    Propose,
     Scores,
     Values,
     box_prompt,
@@ -26,11 +30,14 @@ from samexport.runtimes.evaluate import (
     objects_by_size,
     random_click,
 )  # fmt: skip
+from samexport.runtimes.everything import DetectorBoxes, SegmentEverything
 from samexport.runtimes.grid import GridOptions
+from samexport.runtimes.pytorch import TorchBundle
 from samexport.runtimes.segment import Segmenter
 
 PYTORCH = "PyTorch"
 PROMPTS = ("click", "box", "everything")
+DETECTOR, GRID = "detector", "grid"
 DEFAULT_SEED = 7
 
 
@@ -40,7 +47,8 @@ class EvalRequest:
 
     ``bundle`` None evaluates PyTorch alone, then ``encoder`` names the model. Without ``seed`` the first
     ``max_images`` pictures are taken, and what is random has the seed :data:`DEFAULT_SEED`.
-    ``max_drop`` is how far the bundle may fall below PyTorch.
+    ``sampler`` makes the proposals: "detector", the bundle's own, or "grid". The checkpoints are those that the
+    bundle was exported with. ``max_drop`` is how far the bundle may fall below PyTorch.
 
     Raises:
         ConfigError: options that do not go together.
@@ -55,7 +63,10 @@ class EvalRequest:
     random_weights: bool = False
     prompts: tuple[str, ...] = PROMPTS
     click: str = "interior"
+    sampler: str = GRID
     points_per_side: int = 32
+    decoder_checkpoint: Path | None = None
+    sampler_checkpoint: Path | None = None
     max_images: int | None = None
     seed: int | None = None
     max_drop: float | None = None
@@ -65,6 +76,8 @@ class EvalRequest:
             raise ConfigError(f"--prompts is one or more of {','.join(PROMPTS)}, not {','.join(self.prompts)!r}")
         if self.click not in ("interior", "random"):
             raise ConfigError(f"--click is interior or random, not {self.click!r}")
+        if self.sampler not in (DETECTOR, GRID) or (self.sampler == DETECTOR and self.bundle is None):
+            raise ConfigError("--sampler is grid, or detector with a bundle that has one")
         if self.bundle is None and not (self.pytorch and self.encoder):
             raise ConfigError("nothing to evaluate; give a bundle, or --pytorch and --encoder")
         if self.bundle is not None and (self.encoder or self.random_weights):
@@ -98,13 +111,14 @@ def run_eval(request: EvalRequest, *, out: Path | None, runtime: str | None, thr
         "annotations": request.annotations.name,
         "images": len(images),
         "objects": objects_by_size(images),
-        **{key: getattr(request, key) for key in ("prompts", "click", "points_per_side", "seed")},
+        **{key: getattr(request, key) for key in ("prompts", "click", "sampler", "points_per_side", "seed")},
         "models": {},
     }
     scores = {}
     for name, bundle in _models(request).items():
-        with Segmenter(bundle, runtime=None if name == PYTORCH else runtime, threads=threads) as segmenter:
-            scores[name] = _measure(request, images, segmenter, name)
+        options: dict[str, Any] = {"runtime": None if name == PYTORCH else runtime, "threads": threads}
+        with Segmenter(bundle, **options) as segmenter, _proposer(request, segmenter, options) as propose:
+            scores[name] = measure(track(images, name), segmenter, request.prompt_makers(), propose)
             facts = {"model": bundle.manifest.model, "weights": asdict(bundle.manifest.weights)}
             report["models"][name] = facts | {"placement": segmenter.placement, **asdict(scores[name])}
         if bundle.manifest.weights.kind == "random":
@@ -118,13 +132,18 @@ def run_eval(request: EvalRequest, *, out: Path | None, runtime: str | None, thr
     _judge(difference, request.max_drop)
 
 
-def _measure(request: EvalRequest, images: Sequence[AnnotatedImage], segmenter: Segmenter, name: str) -> Scores:
-    propose = None
-    if "everything" in request.prompts:
+@contextlib.contextmanager
+def _proposer(request: EvalRequest, segmenter: Segmenter, options: Mapping[str, Any]) -> Iterator[Propose | None]:
+    """What makes the proposals; None where they are not asked for."""
+    if "everything" not in request.prompts:
+        yield None
+    elif request.sampler == DETECTOR:
+        with SegmentEverything(segmenter.bundle, DetectorBoxes(), **options) as everything:
+            yield everything.masks
+    else:
         # SAM's paper for proposals: no filters, and near duplicates stay
-        options = GridOptions(request.points_per_side, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.9)
-        propose = grid_proposals(segmenter, options)
-    return measure(track(images, name), segmenter, request.prompt_makers(), propose)
+        grid = GridOptions(request.points_per_side, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.9)
+        yield grid_proposals(segmenter, grid)
 
 
 def _models(request: EvalRequest) -> dict[str, Bundle]:
@@ -133,25 +152,50 @@ def _models(request: EvalRequest) -> dict[str, Bundle]:
     if request.bundle is not None:
         bundle = open_bundle(request.bundle)
         models[bundle.folder.resolve().name] = bundle
-        spec, wanted = find_model(bundle.manifest.model), bundle.manifest.weights
         if request.pytorch:
-            models[PYTORCH] = pytorch = torch_bundle(spec, request.checkpoints, wanted.seed)
-            found = pytorch.manifest.weights
-            if found.sha256 != wanted.sha256:
-                raise ConfigError(f"the bundle was made from {wanted.source}, not {found.source}; give --checkpoint")
+            models[PYTORCH] = _reference(bundle, request)
     else:
         seed = request.random_seed if request.random_weights else None
         models[PYTORCH] = torch_bundle(find_model(request.encoder), request.checkpoints, seed)
     return models
 
 
-def torch_bundle(spec: ModelSpec, checkpoints: Sequence[Path] = (), random_seed: int | None = None) -> Bundle:
+def _reference(bundle: Bundle, request: EvalRequest) -> TorchBundle:
+    """PyTorch with the bundle's weights; ConfigError if the checkpoints are others."""
+    wanted, info = bundle.manifest.weights, bundle.manifest.sampler
+    spec = replace(find_model(bundle.manifest.model), mask_outputs=bundle.manifest.mask_outputs)
+    model = torch_bundle(spec, request.checkpoints, wanted.seed, request.decoder_checkpoint)
+    found = model.manifest.weights
+    if found.sha256 != wanted.sha256:
+        raise ConfigError(f"the bundle was made from {wanted.source}, not {found.source}; give --checkpoint")
+    if request.sampler == DETECTOR and info is not None:
+        return _with_detector(model, info, bundle.graph(SAMPLER), request.sampler_checkpoint)
+    return model
+
+
+def _with_detector(model: TorchBundle, info: SamplerInfo, graph: GraphSpec, checkpoint: Path | None) -> TorchBundle:
+    ranked = any(tensor.role == "ranked_boxes" for tensor in graph.outputs)
+    export = SamplerExport(info.name, checkpoint, info.image_size)  # the host's NMS gives what one in the graph gives
+    detector = load_sampler(export, ranked=ranked, random_seed=info.weights.seed or 0)
+    if detector.weights.sha256 != info.weights.sha256:
+        raise ConfigError(f"the bundle's detector is {info.weights.source}; give it with --sampler-checkpoint")
+    plain, module = detector.build(plain=True)
+    graphs = (*model.manifest.graphs, plain)
+    manifest = replace(model.manifest, graphs=graphs, sampler=detector.info)
+    return replace(model, manifest=manifest, modules={**model.modules, SAMPLER: module})
+
+
+def torch_bundle(
+    spec: ModelSpec,
+    checkpoints: Sequence[Path] = (),
+    random_seed: int | None = None,
+    decoder: Path | None = None,
+) -> TorchBundle:
     """The architecture without any rewrite in PyTorch, to be used like a bundle; errors as ``load_model``."""
     from samexport.exporter.pipeline import load_model
     from samexport.models.build import build_graph
-    from samexport.runtimes.pytorch import TorchBundle
 
-    sam, weights = load_model(spec, checkpoints, random_seed)
+    sam, weights = load_model(spec, checkpoints, random_seed, decoder)
     built = {name: build_graph(sam, spec, name, plain=True) for name in ("encoder", "decoder", "decoder_with_mask")}
     manifest = _manifest(spec, weights)
     return TorchBundle(Path(PYTORCH), manifest, {name: module for name, (_, module) in built.items()})
