@@ -73,6 +73,7 @@ def test_the_core_computes_what_python_computed(compiled):
     count = sum(source.read_text().count("@Test") for source in TESTS.rglob("*.kt"))
     assert count > 20
     assert f"OK ({count} tests)" in said
+    assert f"{count} JUnit tests" in (DEMO / "README.md").read_text()
 
 
 def test_the_glue_fits_the_apis_and_the_resources(compiled):

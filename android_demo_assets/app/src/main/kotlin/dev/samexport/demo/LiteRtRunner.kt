@@ -21,14 +21,17 @@ class LiteRtRunner(
 ) : GraphRunner, AutoCloseable {
     private val opened = HashMap<String, OpenedGraph>()
 
-    override fun run(graph: Graph, entry: EntryPoint, inputs: Map<String, FloatArray>): Map<String, FloatArray> =
-        opened.getOrPut(graph.name) { open(graph) }.run(entry, inputs)
-
-    private fun open(graph: Graph): OpenedGraph {
-        val accelerator = if (graph.name == "encoder") encoder else Accelerator.CPU
-        val model = CompiledModel.create(assets, "$folder/${graph.file}", CompiledModel.Options(accelerator))
-        return OpenedGraph(graph, model)
+    /** Load and compile the files; a graph must be opened before it runs. */
+    fun open(graphs: List<Graph>) {
+        for (graph in graphs) {
+            val accelerator = if (graph.name == "encoder") encoder else Accelerator.CPU
+            val model = CompiledModel.create(assets, "$folder/${graph.file}", CompiledModel.Options(accelerator))
+            opened[graph.name] = OpenedGraph(graph, model)
+        }
     }
+
+    override fun run(graph: Graph, entry: EntryPoint, inputs: Map<String, FloatArray>): Map<String, FloatArray> =
+        opened.getValue(graph.name).run(entry, inputs)
 
     override fun close() {
         opened.values.forEach { it.close() }

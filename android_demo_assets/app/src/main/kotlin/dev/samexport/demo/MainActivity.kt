@@ -81,6 +81,7 @@ class MainActivity : Activity() {
             val manifest = Manifest.parse(bytes("$folder/${Manifest.FILE}").decodeToString())
             val opened = LiteRtRunner(assets, folder, accelerator)
             runner = opened
+            opened.open(manifest.graphs)
             segmenter = Segmenter(manifest, opened)
             encode(photo ?: bitmap("$folder/${manifest.check.picture}"))
         }
