@@ -9,12 +9,27 @@ import tomllib
 import zipfile
 
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
-from tests.android.toolchain import APP, DEMO, JUNIT, STUBS, compile_kotlin, gradle, require, run_aapt, run_junit
+from samexport.exporter.android import fill_demo
+from tests.android.small_bundle import small_bundle
+from tests.android.toolchain import (
+    APP,
+    DEMO,
+    JUNIT,
+    STUBS,
+    compile_kotlin,
+    gradle,
+    require,
+    run_aapt,
+    run_bridge,
+    run_junit,
+)
 from tests.android.vectors import FILE, make
 
 CORE, TESTS = DEMO / "core/src/main/kotlin", DEMO / "core/src/test/kotlin"
 GLUE = APP / "kotlin"
+BRIDGE = STUBS.parent / "Bridge.kt"
 
 
 def close(found, expected):
@@ -56,6 +71,7 @@ def compiled(tmp_path_factory, resources):
     jobs = {
         "core": ([CORE], []),
         "tests": ([TESTS], ["core", *JUNIT]),
+        "bridge": ([BRIDGE], ["core"]),
         "glue": ([GLUE, STUBS, resources], ["core"]),
         "wrong": ([wrong, STUBS, resources], ["core"]),
     }
@@ -74,6 +90,19 @@ def test_the_core_computes_what_python_computed(compiled):
     assert count > 20
     assert f"OK ({count} tests)" in said
     assert f"{count} JUnit tests" in (DEMO / "README.md").read_text()
+
+
+def test_the_core_finds_pytorchs_masks_with_the_real_models(compiled, tmp_path):
+    filled = fill_demo(small_bundle(), tmp_path / "demo").folder
+    assert compiled["bridge"].said == ""
+    interpreters = [Interpreter(str(path)) for path in sorted(filled.glob("*.tflite"))]
+    files = [path.name for path in sorted(filled.glob("*.tflite"))]
+    runners = {
+        file: {name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()}
+        for file, interpreter in zip(files, interpreters, strict=True)
+    }
+    said = run_bridge(filled, runners, compiled["bridge"].classes, compiled["core"].classes)
+    assert said == "passed true, resized alike true, IoU [1.0, 1.0]"
 
 
 def test_the_glue_fits_the_apis_and_the_resources(compiled):

@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.android.vectors import ROOT
@@ -77,6 +79,34 @@ def run_junit(*classpath):
     command = [*JAVA, "-cp", os.pathsep.join(map(str, path)), "org.junit.runner.JUnitCore", *names]
     run = subprocess.run(command, capture_output=True, text=True)
     return run.returncode, run.stdout + run.stderr
+
+
+def run_bridge(folder, runners, *classpath):
+    """Bridge.kt on a model folder: the line it ends with. ``runners`` is {file: {entry point: LiteRT's runner}}."""
+    path = os.pathsep.join(map(str, (*classpath, kotlin_home() / "lib/kotlin-stdlib.jar")))
+    command = [*JAVA, "-Djava.awt.headless=true", "-cp", path, "BridgeKt", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+
+        def text():
+            return process.stdout.read(struct.unpack(">H", process.stdout.read(2))[0]).decode()
+
+        while file := text():
+            runner = runners[file][text()]
+            inputs = {}
+            for _ in range(struct.unpack(">i", process.stdout.read(4))[0]):
+                name = text()
+                size = struct.unpack(">i", process.stdout.read(4))[0]
+                values = np.frombuffer(process.stdout.read(4 * size), ">f4").astype(np.float32)
+                inputs[name] = values.reshape(runner.get_input_details()[name]["shape"])
+            for value in order(runner(**inputs)):
+                process.stdin.write(struct.pack(">i", value.size) + value.astype(">f4").tobytes())
+            process.stdin.flush()
+        return text()
+
+
+def order(outputs):
+    """As the graphs' outputs stand in the contract."""
+    return [outputs[name] for name in ("image_embeddings", "low_res_masks", "iou_predictions") if name in outputs]
 
 
 def gradle(pattern):

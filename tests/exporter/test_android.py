@@ -13,37 +13,21 @@ from PIL import Image
 
 import samexport
 from samexport.errors import BundleError, ConfigError, MissingDependency
-from samexport.exporter import android, cli, to_tflite
+from samexport.exporter import android, cli
 from samexport.exporter.android import DEMO, MANIFEST, MODELS, demo_source, entry_points, fill_demo
-from samexport.exporter.pipeline import ExportOptions, export_bundle
-from samexport.exporter.to_tflite import TfliteOptions
-from samexport.runtimes import golden, tflite_file
+from samexport.runtimes import tflite_file
 from samexport.runtimes.bundle import Bundle, file_sha256, open_bundle
 from samexport.runtimes.golden import load_golden
 from samexport.runtimes.prompts import Prompt
 from samexport.runtimes.segment import Segmenter
-from tests.tflite_models import OPTIONS, built
+from tests.android.small_bundle import small_bundle
 
-TINY = "test.tinyvit64"
 NAME = "test-tinyvit64-random"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    """The 64-pixel TinyViT as TFLite, of the files that other tests have converted."""
-
-    def copy(graph, module, path, options, metadata):
-        model = built(TINY, graph.name)
-        shutil.copy(model.path, path)
-        return model.found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(to_tflite, "convert", copy)
-        # the file of decoder_with_mask that tests share has room for two points
-        patch.setattr(golden, "MASK_PROMPT_COUNTS", ((1, 2), (4, 2)))
-        target = TfliteOptions(OPTIONS.prompt_buckets, OPTIONS.points)
-        out = tmp_path_factory.mktemp("android") / "bundle"
-        return export_bundle(ExportOptions(TINY, out, random_seed=7, target=target))[0]
+def bundle() -> Bundle:
+    return small_bundle()
 
 
 def tree(folder: Path) -> dict[str, str]:
