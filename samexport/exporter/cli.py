@@ -63,7 +63,7 @@ def _options(
     pass
 
 
-for _command in (export_commands.onnx, export_commands.tflite, export_commands.coreml):
+for _command in (export_commands.onnx, export_commands.tflite, export_commands.coreml, export_commands.android):
     app.command()(_command)
 
 

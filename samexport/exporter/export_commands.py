@@ -120,6 +120,30 @@ def coreml(
     _export(encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint)
 
 
+def android(
+    bundle: Annotated[Path, typer.Argument(help="TFLite bundle, as `samexport tflite` writes it.")],
+    out: Annotated[Path, typer.Option(help="The demo's folder; it is written first if there is none.")] = Path(
+        "android_demo_assets"
+    ),
+    force: Force = False,
+) -> None:
+    """Put a TFLite bundle into the Android demo: models, manifest, and PyTorch's masks to check a phone with."""
+    from samexport.exporter.android import fill_demo
+    from samexport.runtimes.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    filled = fill_demo(opened, out, force=force)
+    rows = []
+    for name, entries in filled.entries.items():
+        path = filled.folder / opened.artifact(name).path
+        size, places = f"{path.stat().st_size / 1e6:.1f} MB", ", ".join(e.name for e in entries)
+        rows.append((path.name, size, places, ", ".join(str(e.points) for e in entries if e.name != name)))
+    print_table(("file", "size", "entry points", "points a prompt"), rows)
+    note = " with RANDOM weights: its masks mean nothing" if opened.manifest.weights.kind == "random" else ""
+    print(f"{filled.folder} is complete{note}")
+    print(f"{'wrote the demo; ' if filled.new_demo else ''}{out / 'README.md'} says how to build it")
+
+
 def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:
     """The entry points that ``--prompts`` and ``--points`` ask for; ConfigError if they are no numbers."""
     from samexport.runtimes.buckets import plan

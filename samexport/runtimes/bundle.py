@@ -204,15 +204,16 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, *, force: bool = False, marker: str = MANIFEST) -> Iterator[Path]:
     """Yield a private folder that becomes ``target`` by one rename when the block ends without an error.
 
-    Whatever goes wrong, ``target`` is untouched. With ``force`` an existing bundle, and only that, is replaced.
+    Whatever goes wrong, ``target`` is untouched. With ``force`` an existing bundle, and only that, is replaced;
+    what counts as one is a folder that holds ``marker``.
 
     Raises:
         BundleError: ``target`` exists and may not be replaced, or cannot be written (permissions, full disk).
     """
-    _check_target(target, force)
+    _check_target(target, force, marker)
     private: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +224,7 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         for file in private.rglob("*"):
             if file.is_file():
                 _flush(file)
-        _check_target(target, force)
+        _check_target(target, force, marker)
         _swap(private, target)
     except OSError as error:
         raise BundleError(f"{target} cannot be written: {error.strerror or error}; choose another --out") from error
@@ -232,12 +233,12 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             shutil.rmtree(private, ignore_errors=True)
 
 
-def _check_target(target: Path, force: bool) -> None:
+def _check_target(target: Path, force: bool, marker: str) -> None:
     if not (target.exists() or target.is_symlink()):
         return
     if not force:
         raise BundleError(f"{target} exists; choose another --out, or --force to replace the bundle there")
-    if target.is_symlink() or not (target / MANIFEST).is_file():
+    if target.is_symlink() or not (target / marker).is_file():
         raise BundleError(f"{target} exists and is not a bundle; nothing was changed, choose another --out")
 
 

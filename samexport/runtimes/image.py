@@ -134,7 +134,9 @@ def resize_longest(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     height, width = resized_size(image.shape[0], image.shape[1], size)
     if (height, width) == image.shape[:2]:
         return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    # In one call Pillow 13 does the rows first where a picture is more than twice as tall as wide; 12 and SAM do not.
+    columns = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
+    return np.array(columns.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def to_frame(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:

@@ -1,0 +1,238 @@
+"""Fill the Android demo with a TFLite bundle: its model files, a manifest for the app, PyTorch's masks as a check.
+
+The demo itself is the folder ``android_demo_assets`` of the repository; ``setup.py`` copies it into the package when
+a wheel is built, so an installed samexport has it too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import samexport
+from samexport.errors import BundleError, ConfigError, MissingDependency
+from samexport.models.contracts import LABELS
+from samexport.models.spec import GraphSpec, axis_sizes
+from samexport.runtimes.buckets import POINT_AXIS, PROMPT_AXIS, Bucket
+from samexport.runtimes.bundle import Bundle, Manifest, file_sha256, new_folder
+from samexport.runtimes.golden import Golden, load_golden, picture_prompts
+
+DEMO = "android_demo_assets"
+MODELS = Path("app/src/main/assets/models")
+MANIFEST = "samexport.json"
+SCHEMA_VERSION = 1
+GENERATED = ("assets", "build", ".gradle", ".idea", ".kotlin", "local.properties")
+"""What lies in the demo's folder but is not the demo: models, and what Gradle and Android Studio make."""
+_MARK = Path("app/src/main/kotlin/dev/samexport/demo/MainActivity.kt")
+_USED = ("encoder", "decoder", "decoder_prologue", "decoder_step")
+_CHECK = "check"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What :func:`fill_demo` did: the model's folder, its graphs' entry points, whether the demo was written too."""
+
+    folder: Path
+    entries: dict[str, tuple[Bucket, ...]]
+    new_demo: bool
+
+
+def fill_demo(bundle: Bundle, out: Path, *, force: bool = False) -> Filled:
+    """Put a bundle's models into the demo at ``out``; writes the demo first if there is nothing yet.
+
+    All or nothing: the model's folder, or the whole demo, appears by one rename.
+
+    Args:
+        bundle: TFLite, as exported, all of its checks passed.
+        out: a demo, or a path where nothing is.
+        force: replace the same model of an earlier call, and only that.
+
+    Raises:
+        BundleError: the bundle is of another format, damaged or not verified; ``out`` is something else than a
+            demo; the model is there and may not be replaced.
+        MissingDependency: ai-edge-litert is not installed.
+    """
+    _check_bundle(bundle)
+    golden = load_golden(bundle.folder, bundle.manifest.frame)
+    model = MODELS / _model_name(bundle.manifest)
+    if (out / _MARK).is_file():
+        _check_ours(out / model, force)
+        with new_folder(out / model, force=force, marker=MANIFEST) as folder:
+            entries = _write_model(bundle, golden, folder)
+        return Filled(out / model, entries, new_demo=False)
+    if out.exists() or out.is_symlink():
+        raise BundleError(f"{out} exists and is not the Android demo; nothing was changed, choose another --out")
+    with new_folder(out) as folder:
+        shutil.copytree(demo_source(), folder, ignore=shutil.ignore_patterns(*GENERATED), dirs_exist_ok=True)
+        (folder / model).mkdir(parents=True)
+        entries = _write_model(bundle, golden, folder / model)
+    return Filled(out / model, entries, new_demo=True)
+
+
+def demo_source() -> Path:
+    """The demo's folder: in the installed package, or beside it in a checkout; ConfigError if there is none."""
+    package = Path(samexport.__file__).parent
+    for folder in (package / DEMO, package.parent / DEMO):
+        if (folder / _MARK).is_file():
+            return folder
+    raise ConfigError(f"this installation lacks {DEMO}; install samexport again, or give a checkout's as --out")
+
+
+def _check_bundle(bundle: Bundle) -> None:
+    formats = {a.file_format for a in bundle.manifest.artifacts}
+    if formats != {"tflite"}:
+        found = ", ".join(sorted(formats))
+        raise BundleError(f"{bundle.folder} is {found}; the Android demo takes TFLite, `samexport tflite` makes it")
+    damaged = bundle.damaged_files()
+    if damaged:
+        raise BundleError(f"{bundle.folder}: {damaged[0]}; export the bundle again")
+    if {row["verdict"] for row in bundle.manifest.parity} != {"PASS"}:
+        raise BundleError(f"{bundle.folder} did not pass all of its checks; export it again")
+
+
+def _check_ours(target: Path, force: bool) -> None:
+    if not (target.exists() or target.is_symlink()):
+        return
+    if not force:
+        raise BundleError(f"{target} exists; --force replaces it")
+    try:
+        known = set(json.loads((target / MANIFEST).read_text(encoding="utf-8"))["files"]) | {MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{target} exists and was not written by samexport; nothing was changed") from error
+    found = {p.relative_to(target).as_posix() for p in target.rglob("*") if not p.is_dir()}
+    if found - known:
+        raise BundleError(f"{target} holds {min(found - known)}, which samexport did not write; move it first")
+
+
+def _model_name(manifest: Manifest) -> str:
+    precisions = {a.precision for a in manifest.artifacts} - {"fp32"}
+    random = ["random"] if manifest.weights.kind == "random" else []
+    return "-".join([manifest.model.replace(".", "-"), *sorted(precisions), *random])
+
+
+def _write_model(bundle: Bundle, golden: Golden, folder: Path) -> dict[str, tuple[Bucket, ...]]:
+    entries = {}
+    for name in _USED:
+        if name not in bundle.graph_names:
+            continue
+        path = bundle.folder / bundle.artifact(name).path
+        shutil.copyfile(path, folder / path.name)
+        entries[name] = entry_points(folder / path.name, bundle.graph(name))
+    check = folder / _CHECK
+    check.mkdir()
+    Image.fromarray(golden.picture).save(check / "picture.png", optimize=True)
+    for number, mask in enumerate(golden.masks):
+        Image.fromarray(mask).save(check / f"mask{number}.png", optimize=True)
+    files = {p.relative_to(folder).as_posix(): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    content = app_manifest(bundle.manifest, entries, golden, files)
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return entries
+
+
+def entry_points(path: Path, graph: GraphSpec) -> tuple[Bucket, ...]:
+    """The entry points of a TFLite file, smallest first.
+
+    Raises:
+        BundleError: this is no TFLite file, or its tensors are not those of the graph.
+        MissingDependency: ai-edge-litert is not installed.
+    """
+    from samexport.runtimes.tflite_file import read_model, shape_of
+
+    try:
+        model = read_model(path)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"reading TFLite needs {error.name}: pip install 'samexport[tflite]'") from error
+    found = []
+    for signature in model.signatureDefs or ():
+        tensors = model.subgraphs[signature.subgraphIndex].tensors
+        shapes = {
+            entry.name.decode(): shape_of(tensors[entry.tensorIndex])
+            for entry in (*signature.inputs, *signature.outputs)
+        }
+        name = signature.signatureKey.decode()
+        try:
+            sizes = axis_sizes((*graph.inputs, *graph.outputs), shapes)
+        except (KeyError, ValueError) as error:
+            raise BundleError(f"{path.name}, entry point {name}, is not {graph.name}: {error}") from error
+        found.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
+    if not found:
+        raise BundleError(f"{path.name} has no entry points; export it again")
+    return tuple(sorted(found, key=lambda bucket: (bucket.prompts, bucket.points)))
+
+
+def app_manifest(
+    manifest: Manifest, entries: Mapping[str, Sequence[Bucket]], golden: Golden, files: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the app reads beside the models, plain data; sizes N and K of the shapes are 0.
+
+    Args:
+        manifest: of the bundle.
+        entries: entry points of the graphs that the app gets.
+        golden: the bundle's picture and PyTorch's masks of it.
+        files: name in the folder to sha256.
+    """
+    specs = {graph.name: graph for graph in manifest.graphs}
+    artifacts = {a.graph: a for a in reversed(manifest.artifacts)}
+    prompts = picture_prompts(golden.picture)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": manifest.model,
+        "summary": manifest.summary,
+        "licence": manifest.licence,
+        "weights": asdict(manifest.weights),
+        "frame": asdict(manifest.frame),
+        "resize": "long side to the frame's size, Pillow's bilinear filter on 8 bits; padded right and below with mean",
+        "labels": LABELS,
+        "mask_outputs": list(manifest.mask_outputs),
+        "graphs": [
+            {
+                "name": name,
+                "file": artifacts[name].path,
+                "sha256": files[artifacts[name].path],
+                "precision": artifacts[name].precision,
+                "inputs": _shapes(specs[name], "inputs"),
+                "outputs": _shapes(specs[name], "outputs"),
+                "entry_points": [{"name": b.name, "prompts": b.prompts, "points": b.points} for b in buckets],
+            }
+            for name, buckets in entries.items()
+        ],
+        "check": {
+            "picture": f"{_CHECK}/picture.png",
+            "resized_sha256": golden.resized_sha256,
+            "prompts": [
+                {
+                    "points": p.points.ravel().tolist(),
+                    "labels": p.labels.tolist(),
+                    "box": [] if p.box is None else p.box.tolist(),
+                }
+                for p in prompts
+            ],
+            "masks": [f"{_CHECK}/mask{number}.png" for number in range(len(prompts))],
+        },
+        "parity": _worst(manifest.parity),
+        "files": dict(files),
+        "tools": manifest.tools,
+    }
+
+
+def _shapes(graph: GraphSpec, side: str) -> list[dict[str, Any]]:
+    return [{"name": t.name, "shape": [d if isinstance(d, int) else 0 for d in t.shape]} for t in getattr(graph, side)]
+
+
+def _worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The bundle's parity with PyTorch on the machine that exported it; a number is absent where no row has it."""
+    errors = [r["max_error"] / r["value_range"] for r in rows if r["max_error"] is not None and r["value_range"]]
+    worst = {
+        "max_error_of_range": max(errors, default=None),
+        "min_snr_db": min((r["snr_db"] for r in rows if r["snr_db"] is not None), default=None),
+        "min_mask_iou": min((r["mask_iou"] for r in rows if r["mask_iou"] is not None), default=None),
+    }
+    finite = {name: v for name, v in worst.items() if v is not None and math.isfinite(v)}
+    return {"checks": len(rows), **{name: float(f"{v:.4g}") for name, v in finite.items()}}

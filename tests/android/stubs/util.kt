@@ -1,0 +1,7 @@
+package android.util
+
+interface AttributeSet
+
+class DisplayMetrics {
+    var density = 1f
+}
