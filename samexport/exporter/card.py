@@ -52,6 +52,7 @@ def write_card(manifest: Manifest) -> str:
             for a in manifest.artifacts
         ),
         "",
+        *_options(manifest),
         "`bundle.json` describes all of it for programs; `golden/` holds inputs and PyTorch's outputs.",
         "`samexport verify .` compares the files with them; it needs no PyTorch.",
         "",
@@ -72,6 +73,16 @@ def write_card(manifest: Manifest) -> str:
     if all(a.file_format == "onnx" for a in manifest.artifacts):
         lines += ["## Example", "", "```python", _example(manifest).rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def _options(manifest: Manifest) -> list[str]:
+    """What the files were made with, and what the linter found: operations that leave a delegate by name."""
+    options = sorted({f"{key} {value}" for a in manifest.artifacts for key, value in a.options.items()})
+    found = [row for row in manifest.parity if row["case"].endswith(" lint")]
+    lines = [f"- {r['case']}: {r['output']}{' (' + r['reason'] + ')' if r['reason'] else ''}" for r in found]
+    if not options:
+        return []
+    return [f"Made with {', '.join(options)}. Operations that would leave a delegate:", "", *lines, ""]
 
 
 def _graph_section(graph: GraphSpec) -> list[str]:

@@ -62,16 +62,27 @@ def verify(
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="Also compare with PyTorch on these weights (needs torch).")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Also compare with another bundle of the same model, any format.")
+    ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Also run a TFLite bundle strictly on LiteRT's GPU accelerator.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Write the report: .json, .xml (JUnit) or .md.")] = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
 ) -> None:
     """Run the parity checks of a bundle again, from its golden tensors alone."""
     from samexport.runtimes.bundle import open_bundle
+    from samexport.runtimes.parity import ParityReport, Verdict
     from samexport.runtimes.report import write_report
     from samexport.runtimes.verify import verify_bundle
+    from samexport.runtimes.verify_against import verify_against
+    from samexport.runtimes.verify_gpu import require_gpu, verify_on_gpu
 
-    opened = open_bundle(bundle)
+    opened, other = open_bundle(bundle), None if against is None else open_bundle(against)
+    if gpu:
+        require_gpu(opened)
     with Spinner() as spinner:
         found = verify_bundle(opened, runtime=runtime, threads=threads, progress=spinner.update)
         if checkpoint:
@@ -80,13 +91,22 @@ def verify(
             found = verify_against_pytorch(
                 opened, found, tuple(checkpoint), runtime=runtime, threads=threads, progress=spinner.update
             )
+        if other is not None:
+            compared = verify_against(opened, other, threads=threads, progress=spinner.update)
+            found = ParityReport((*found.rows, *compared))
+        if gpu:
+            found = ParityReport((*found.rows, *verify_on_gpu(opened, progress=spinner.update)))
     if report is not None:
         write_report(found, report, f"samexport verify {opened.folder.resolve().name}")
     _print_rows(found)
     if found.failures:
         lines = tuple(str(row) for row in found.failures)
         raise ParityFailed(f"{len(lines)} of {len(found.rows)} checks failed", lines)
-    print(f"{opened.folder}: {len(found.rows)} checks {found.verdict.value}")
+    checked = [row for row in found.rows if row.verdict is not Verdict.SKIPPED]
+    print(f"{opened.folder}: {len(checked)} checks {found.verdict.value}")
+    for row in found.rows:
+        if row.verdict is Verdict.SKIPPED:
+            print(f"SKIPPED  {row}")
 
 
 @app.command()

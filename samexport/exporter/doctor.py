@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 
 from samexport.runtimes.base import availability
+from samexport.runtimes.litert_gpu import find_driver, why_unavailable
 
 _EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors", "pooch", "pycocotools")
 
@@ -31,6 +32,8 @@ def examine() -> list[Finding]:
     for runtime in availability():
         name = f"runtime: {runtime.name} ({runtime.file_format})"
         findings.append(Finding(name, runtime.available, runtime.version, runtime.remedy))
+    missing = why_unavailable()
+    findings.append(Finding("verify --gpu (tflite)", not missing, "" if missing else str(find_driver()), missing))
     return findings
 
 
