@@ -8,6 +8,7 @@ import pytest
 from samexport.exporter import to_onnx
 from samexport.exporter.pipeline import ExportOptions, export_bundle
 from samexport.exporter.to_onnx import OnnxOptions
+from samexport.exporter.to_tflite import TfliteOptions
 from samexport.models.architectures.sam import Sam
 from samexport.runtimes.bundle import Bundle, open_bundle
 from tests.models.golden import random_sam
@@ -34,6 +35,14 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """MobileSAM at 1024 pixels, random weights."""
     out = tmp_path_factory.mktemp("bundles") / "full"
     return export_bundle(ExportOptions("tinyvit", out, random_seed=7))[0]
+
+
+@pytest.fixture(scope="session")
+def tflite_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The 64-pixel TinyViT, TFLite, decoders for one prompt of eight points and four of two."""
+    out = tmp_path_factory.mktemp("bundles") / "tflite"
+    target = TfliteOptions(prompt_buckets=(1, 4), points=(8, 2))
+    return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7, target=target))[0]
 
 
 @pytest.fixture
