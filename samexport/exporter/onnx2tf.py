@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 VERSION = "2.6.9"
 PYTHON_VARIABLE = "SAMEXPORT_ONNX2TF_PYTHON"
 _VERSIONS = ("3.12", "3.13")
-_REMEDY = f"install Python {' or '.join(_VERSIONS)}, or name one with --python or {PYTHON_VARIABLE}"
+_REMEDY = f"install one (`uv python install {_VERSIONS[0]}`), or name it with --python or {PYTHON_VARIABLE}"
 _PROBE_SECONDS, _INSTALL_SECONDS, _CONVERT_SECONDS = 30, 1800, 1800
 
 
 def find_python(asked: Path | None = None) -> Path:
-    """An interpreter that onnx2tf runs on: ``asked``, the environment variable's, or one on PATH.
+    """An interpreter that onnx2tf runs on: ``asked``, the environment variable's, one on PATH, or one that uv knows.
 
     Raises:
         ConfigError: the one that was asked for is of another version or does not run.
-        MissingDependency: there is none on PATH.
+        MissingDependency: there is none.
     """
     named = asked or (Path(os.environ[PYTHON_VARIABLE]) if os.environ.get(PYTHON_VARIABLE) else None)
     if named is not None:
@@ -50,16 +50,20 @@ def find_python(asked: Path | None = None) -> Path:
             raise ConfigError(f"{named} {what}; onnx2tf needs Python {' or '.join(_VERSIONS)}")
         return named
     for version in _VERSIONS:
-        path = shutil.which(f"python{version}")
-        # pyenv puts commands on PATH that only say that they are not installed
-        if path is not None and _version(path) == version:
-            return Path(path)
-    raise MissingDependency(f"onnx2tf needs Python {' or '.join(_VERSIONS)} and there is none on PATH; {_REMEDY}")
+        for path in (shutil.which(f"python{version}"), _said(["uv", "python", "find", version])):
+            # pyenv puts commands on PATH that only say that they are not installed
+            if path and _version(path) == version:
+                return Path(path)
+    raise MissingDependency(f"onnx2tf needs Python {' or '.join(_VERSIONS)} and none was found; {_REMEDY}")
 
 
 def _version(python: str) -> str:
     """``"3.12"``, or empty if it does not run."""
-    command = [python, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    return _said([python, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
+
+
+def _said(command: Sequence[str]) -> str:
+    """What a command prints; empty if it is not there or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS)
     except (OSError, subprocess.TimeoutExpired):

@@ -54,8 +54,9 @@ class Finding:
     wrong_result: bool = False
 
     def __str__(self) -> str:
-        """One line for the report."""
-        return f"{self.signature} operator {self.operator} {self.kind} ({self.tensor}): {self.reason}"
+        """One line for the report; of a tensor's path through the modules only the end."""
+        name = self.tensor.rsplit("/", 1)[-1]
+        return f"{self.signature} operator {self.operator} {self.kind} ({name}): {self.reason}"
 
 
 @dataclass(frozen=True)

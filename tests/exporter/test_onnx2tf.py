@@ -67,16 +67,23 @@ def test_the_interpreter_is_the_one_asked_for_then_the_variable_s_then_one_on_pa
     assert find_python() == stand_in
 
 
+def test_an_interpreter_that_only_uv_knows_is_found(stand_in, monkeypatch, tmp_path):
+    (tmp_path / "uv").write_text(f"#!/bin/sh\ntest \"$*\" = 'python find 3.12' && echo {stand_in}\n")
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert find_python() == stand_in
+
+
 def test_commands_on_path_that_do_not_run_are_no_interpreters(tmp_path, monkeypatch):
     for name in ("python3.12", "python3.13"):
         (tmp_path / name).write_text("#!/bin/sh\necho not installed >&2\nexit 127\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.delenv(onnx2tf.PYTHON_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(MissingDependency, match=r"needs Python 3\.12 or 3\.13 and there is none on PATH; .*--python"):
+    with pytest.raises(MissingDependency, match=r"needs Python 3\.12 or 3\.13 and none was found; .*--python"):
         find_python()
     # before weights are read
-    with pytest.raises(MissingDependency, match="none on PATH"):
+    with pytest.raises(MissingDependency, match="none was found"):
         TfliteOptions(converter="onnx2tf")
 
 
