@@ -16,6 +16,7 @@ from samexport.exporter import to_onnx
 from samexport.exporter.pipeline import ExportOptions, export_bundle
 from samexport.exporter.sampler_export import SamplerExport
 from samexport.exporter.to_onnx import OnnxOptions
+from samexport.exporter.to_tflite import TfliteOptions
 from samexport.models.architectures.sam import Sam
 from samexport.models.contracts import SAMPLER
 from samexport.runtimes.bundle import Bundle, open_bundle
@@ -59,6 +60,14 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """MobileSAM at 1024 pixels, random weights."""
     return once(tmp_path_factory, "full", lambda out: export_bundle(ExportOptions("tinyvit", out, random_seed=7)))
+
+
+@pytest.fixture(scope="session")
+def tflite_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The 64-pixel TinyViT, TFLite, decoders for one prompt of eight points and four of two."""
+    out = tmp_path_factory.mktemp("bundles") / "tflite"
+    target = TfliteOptions(prompt_buckets=(1, 4), points=(8, 2))
+    return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7, target=target))[0]
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def write_card(manifest: Manifest) -> str:
             for a in manifest.artifacts
         ),
         "",
+        *_options(manifest),
         "`bundle.json` describes all of it for programs; `golden/` holds inputs and PyTorch's outputs.",
         "`samexport verify .` compares the files with them; it needs no PyTorch.",
         "",
@@ -91,6 +92,16 @@ def _sampler_section(sampler: SamplerInfo) -> list[str]:
         "Each box is a prompt: labels 2 and 3, mask 0 is the answer.",
         "",
     ]
+
+
+def _options(manifest: Manifest) -> list[str]:
+    """What the files were made with, and what the linter found: operations that leave a delegate by name."""
+    options = sorted({f"{key} {value}" for a in manifest.artifacts for key, value in a.options.items()})
+    found = [row for row in manifest.parity if row["case"].endswith(" lint")]
+    lines = [f"- {r['case']}: {r['output']}{' (' + r['reason'] + ')' if r['reason'] else ''}" for r in found]
+    if not options:
+        return []
+    return [f"Made with {', '.join(options)}. Operations that would leave a delegate:", "", *lines, ""]
 
 
 def _graph_section(graph: GraphSpec) -> list[str]:

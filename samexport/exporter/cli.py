@@ -75,20 +75,31 @@ def verify(
     ] = None,
     decoder_checkpoint: Annotated[Path | None, typer.Option(help="With --checkpoint: the other decoder.")] = None,
     sampler_checkpoint: Annotated[Path | None, typer.Option(help="With --checkpoint: the detector's file.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Also compare with another bundle of the same model, any format.")
+    ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Also run a TFLite bundle strictly on LiteRT's GPU accelerator.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Write the report: .json, .xml (JUnit) or .md.")] = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
 ) -> None:
     """Run the parity checks of a bundle again, from its golden tensors alone."""
     from samexport.runtimes.bundle import open_bundle
+    from samexport.runtimes.parity import ParityReport, Verdict
     from samexport.runtimes.report import write_report
     from samexport.runtimes.verify import verify_bundle
+    from samexport.runtimes.verify_against import verify_against
+    from samexport.runtimes.verify_gpu import require_gpu, verify_on_gpu
 
     if (decoder_checkpoint or sampler_checkpoint) and not checkpoint:
         raise ConfigError("--decoder-checkpoint and --sampler-checkpoint go with --checkpoint")
     if sampler_checkpoint:
         export_commands.print_licence_note()
-    opened = open_bundle(bundle)
+    opened, other = open_bundle(bundle), None if against is None else open_bundle(against)
+    if gpu:
+        require_gpu(opened)
     with Spinner() as spinner:
         found = verify_bundle(opened, runtime=runtime, threads=threads, progress=spinner.update)
         if checkpoint:
@@ -98,13 +109,22 @@ def verify(
                 opened, found, tuple(checkpoint), decoder=decoder_checkpoint, sampler=sampler_checkpoint,
                 runtime=runtime, threads=threads, progress=spinner.update,
             )  # fmt: skip
+        if other is not None:
+            compared = verify_against(opened, other, threads=threads, progress=spinner.update)
+            found = ParityReport((*found.rows, *compared))
+        if gpu:
+            found = ParityReport((*found.rows, *verify_on_gpu(opened, progress=spinner.update)))
     if report is not None:
         write_report(found, report, f"samexport verify {opened.folder.resolve().name}")
     _print_rows(found)
     if found.failures:
         lines = tuple(str(row) for row in found.failures)
         raise ParityFailed(f"{len(lines)} of {len(found.rows)} checks failed", lines)
-    print(f"{opened.folder}: {len(found.rows)} checks {found.verdict.value}")
+    checked = [row for row in found.rows if row.verdict is not Verdict.SKIPPED]
+    print(f"{opened.folder}: {len(checked)} checks {found.verdict.value}")
+    for row in found.rows:
+        if row.verdict is Verdict.SKIPPED:
+            print(f"SKIPPED  {row}")
 
 
 @app.command()

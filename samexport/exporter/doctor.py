@@ -6,7 +6,10 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 
+from samexport.errors import ConfigError
+from samexport.exporter import onnx2tf
 from samexport.runtimes.base import availability
+from samexport.runtimes.litert_gpu import find_driver, why_unavailable
 
 _EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors", "pooch", "pycocotools")
 
@@ -31,7 +34,19 @@ def examine() -> list[Finding]:
     for runtime in availability():
         name = f"runtime: {runtime.name} ({runtime.file_format})"
         findings.append(Finding(name, runtime.available, runtime.version, runtime.remedy))
+    findings.append(_second_converter())
+    missing = why_unavailable()
+    findings.append(Finding("verify --gpu (tflite)", not missing, "" if missing else str(find_driver()), missing))
     return findings
+
+
+def _second_converter() -> Finding:
+    """Whether there is a Python that onnx2tf runs on; its environment is made on first use."""
+    name = "export: onnx2tf (tflite)"
+    try:
+        return Finding(name, True, f"{onnx2tf.VERSION} on {onnx2tf.find_python()}", "")
+    except ConfigError as error:
+        return Finding(name, False, "", str(error))
 
 
 def _version(package: str) -> str:

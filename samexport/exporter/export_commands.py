@@ -67,6 +67,12 @@ def tflite(
     target: Annotated[str, typer.Option(help="cpu, or gpu: refuse what would leave the GPU.")] = "cpu",
     prompts: Annotated[str, typer.Option(help="N of each decoder entry point.")] = "1,4,16",
     points: Annotated[str, typer.Option(help="K of each; the default leaves room for 8 where N is smallest.")] = "",
+    converter: Annotated[
+        str, typer.Option(help="litert-torch, or onnx2tf in an environment of its own.")
+    ] = "litert-torch",
+    python: Annotated[
+        Path | None, typer.Option(help="Python 3.12 or 3.13 that makes the environment of onnx2tf.")
+    ] = None,
     split_decoder: Split = False,
     sampler: Sampler = None,
     sampler_checkpoint: SamplerCheckpoint = None,
@@ -79,7 +85,13 @@ def tflite(
     from samexport.exporter.to_tflite import TfliteOptions
 
     buckets = plan_of(prompts, points)
-    options = TfliteOptions(tuple(b.prompts for b in buckets), tuple(b.points for b in buckets), target)  # type: ignore[arg-type]
+    options = TfliteOptions(
+        prompt_buckets=tuple(b.prompts for b in buckets),
+        points=tuple(b.points for b in buckets),
+        target=target,  # type: ignore[arg-type]
+        converter=converter,  # type: ignore[arg-type]
+        python=python,
+    )
     chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size)
     _export(encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint)
 
@@ -217,15 +229,19 @@ def _export(
 
 def _print_bundle(bundle: Bundle, report: ParityReport) -> None:
     rows = []
+    linted = any(r.case.endswith(" lint") for r in report.rows)
     for artifact in bundle.manifest.artifacts:
-        checks = [r for r in report.rows if artifact.graph in r.case.split(" ")[0].split("+")]
+        about = [r for r in report.rows if artifact.graph in r.case.split(" ")[0].split("+")]
+        lint = [r.output for r in about if r.case.endswith(" lint")]
+        checks = [r for r in about if not r.case.endswith(" lint")]
         errors = [r.max_error / r.value_range for r in checks if r.max_error is not None and r.value_range]
         snr = [r.snr_db for r in checks if r.snr_db is not None]
         iou = [r.mask_iou for r in checks if r.mask_iou is not None]
         size, worst = f"{artifact.size / 1e6:.1f} MB", f"{max(errors):.1e}"
         worst_iou = f"{min(iou):.5f}" if iou else ""
         counts = *(str(n or "") for n in (artifact.opset, artifact.nodes)), str(len(checks))
-        rows.append((artifact.path, size, *counts, worst, f"{min(snr):.0f}", worst_iou, report.verdict.value))
+        last = (*(["; ".join(lint)] if linted else []), report.verdict.value)
+        rows.append((artifact.path, size, *counts, worst, f"{min(snr):.0f}", worst_iou, *last))
     columns = (
         "graph",
         "size",
@@ -235,6 +251,7 @@ def _print_bundle(bundle: Bundle, report: ParityReport) -> None:
         "max error / range",
         "min SNR dB",
         "min mask IoU",
+        *(["linter"] if linted else []),
         "verdict",
     )
     print_table(columns, rows)

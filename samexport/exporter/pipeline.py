@@ -233,7 +233,7 @@ def _finish(bundle: Bundle, report: ParityReport) -> None:
     """Write the card and, last, the manifest with the hash of every other file."""
     from samexport.exporter.card import write_card
 
-    (bundle.folder / "README.md").write_text(write_card(bundle.manifest), encoding="utf-8")
-    files = relative_files(bundle.folder, {a.path: a for a in bundle.manifest.artifacts})
-    manifest = replace(bundle.manifest, files=files, parity=tuple(r.to_json() for r in report.rows))
-    (bundle.folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    manifest = replace(bundle.manifest, parity=tuple(r.to_json() for r in report.rows))
+    (bundle.folder / "README.md").write_text(write_card(manifest), encoding="utf-8")
+    files = relative_files(bundle.folder, {a.path: a for a in manifest.artifacts})
+    (bundle.folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")

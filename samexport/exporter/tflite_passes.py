@@ -7,6 +7,7 @@
   PAD takes the wrong axes, both without an error (rules and how they were found: ``tflite_lint``).
 - MEAN keeps the axis that it reduces, which the converter drops and restores with a RESHAPE.
 - A product with more batches than LiteRT's WebGPU accelerator can start is split (it returns zeros otherwise).
+- GATHER of one constant place, which GPUs do not know, becomes SLICE and RESHAPE.
 - RESHAPE after RESHAPE and SLICE after SLICE are one; what nobody reads is removed.
 """
 
@@ -40,6 +41,7 @@ def improve(model: Any, *, gpu: bool = False) -> None:
     for subgraph in model.subgraphs:
         graph = Graph(model, subgraph)
         subgraph.operators = [new for old in subgraph.operators for new in _computed_product(graph, old)]
+        subgraph.operators = [new for old in subgraph.operators for new in _one_place(graph, old)]
         subgraph.operators = [new for old in subgraph.operators for new in _four_dimensional(graph, old)]
         _keep_reduced_axis(graph)
         if gpu:
@@ -69,6 +71,18 @@ def _computed_product(graph: Graph, operator: Any) -> Iterator[Any]:
     kind = schema.BuiltinOptions.BatchMatMulOptions
     yield graph.operator("BATCH_MATMUL", kind, options, [left, right], [product])
     yield graph.reshape(product, out)
+
+
+def _one_place(graph: Graph, operator: Any) -> Iterator[Any]:
+    """GATHER with a single constant index as a slice."""
+    places = graph.integers(int(operator.inputs[1])) if graph.kind(operator) == "GATHER" else []
+    if len(places) != 1 or operator.builtinOptions.batchDims:
+        yield operator
+        return
+    source, axis = int(operator.inputs[0]), operator.builtinOptions.axis % len(graph.shape(int(operator.inputs[0])))
+    cut, part = graph.part(source, axis, places[0] % graph.shape(source)[axis], 1)
+    yield cut
+    yield graph.reshape(part, int(operator.outputs[0]))
 
 
 def _four_dimensional(graph: Graph, operator: Any) -> Iterator[Any]:

@@ -1,17 +1,19 @@
-"""One graph module to one .tflite: converted by litert-torch, rewritten for the delegates, with metadata."""
+"""One graph module to one .tflite: converted by litert-torch or onnx2tf, rewritten for the delegates, with metadata."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from samexport.errors import ConfigError, ExportFailed, MissingDependency
+from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
+from samexport.exporter import onnx2tf
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.buckets import POINT_AXIS, PROMPT_AXIS, Bucket, plan
 from samexport.runtimes.quiet import quiet_descriptors
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Target = Literal["cpu", "gpu"]
+Converter = Literal["litert-torch", "onnx2tf"]
 INSTALL = "pip install 'samexport[tflite]'"
 # offsets in a flatbuffer are 32 bits with a sign
 _LARGEST = 2**31 - 2**20
@@ -34,18 +37,25 @@ class TfliteOptions:
     Decoders get an entry point ``decode_<N>`` for each N of ``prompt_buckets``, with room for as many points as
     ``points`` says at the same place. Both targets run on CPU and GPU; ``gpu`` adds what phones' GPUs need,
     which compute in half precision (LayerNorm that cannot overflow), and refuses a file with an operation that
-    would leave the GPU.
+    would leave the GPU. ``python`` is the interpreter that makes the environment of onnx2tf, if not the one on PATH.
     """
 
     prompt_buckets: tuple[int, ...] = (1, 4, 16)
     points: tuple[int, ...] = (8, 2, 2)
     target: Target = "cpu"
     precision: Literal["fp32"] = "fp32"
+    converter: Converter = "litert-torch"
+    python: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.converter not in get_args(Converter):
+            raise ConfigError(f"--converter is {' or '.join(get_args(Converter))}, not {self.converter!r}")
         if self.target not in get_args(Target):
             raise ConfigError(f"--target is cpu or gpu, not {self.target!r}")
         plan(self.prompt_buckets, self.points)
+        if self.converter == "onnx2tf":
+            # before the weights are read, which takes long
+            onnx2tf.find_python(self.python)
 
 
 def signatures(graph: GraphSpec, options: TfliteOptions) -> tuple[Bucket, ...]:
@@ -53,6 +63,12 @@ def signatures(graph: GraphSpec, options: TfliteOptions) -> tuple[Bucket, ...]:
     if PROMPT_AXIS in graph.axes:
         return plan(options.prompt_buckets, options.points)
     return (Bucket(graph.name, 1, 1),)
+
+
+def made_with(options: TfliteOptions) -> dict[str, str]:
+    """What the manifest says of a file besides its precision."""
+    version = onnx2tf.VERSION if options.converter == "onnx2tf" else importlib.metadata.version(options.converter)
+    return {"target": options.target, "converter": f"{options.converter} {version}"}
 
 
 def convert(
@@ -76,7 +92,7 @@ def convert(
 
     Raises:
         ConfigError: the weights do not fit into a TFLite file.
-        MissingDependency: litert-torch is not installed.
+        MissingDependency: the converter is not installed, or its environment cannot be made.
         ExportFailed: the converter refuses the graph, or ``target`` is gpu and an operation would leave it.
     """
     size = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
@@ -85,6 +101,8 @@ def convert(
     try:
         with _quiet():
             _write(graph, module, path, options)
+    except SamExportError:
+        raise
     except ModuleNotFoundError as error:
         raise MissingDependency(f"TFLite export needs {error.name}: {INSTALL}") from error
     except Exception as error:
@@ -101,28 +119,35 @@ def convert(
 
 
 def _write(graph: GraphSpec, module: nn.Module, path: Path, options: TfliteOptions) -> None:
-    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
-    import litert_torch
     import torch
 
     from samexport.exporter.tflite_forms import TfliteForms
     from samexport.exporter.tflite_passes import improve
 
-    named = _named(graph, module)
-    converter: Any = None
-    for entry in signatures(graph, options):
-        add = litert_torch.signature if converter is None else converter.signature
-        converter = add(entry.name, named, sample_kwargs=_example(graph, entry))
-    with TfliteForms(half_safe=options.target == "gpu"), torch.no_grad():
-        converted = converter.convert()
     raw = path.with_suffix(".raw")
     try:
-        converted.export(str(raw))
-        model = read_model(raw)
+        with TfliteForms(half_safe=options.target == "gpu"), torch.no_grad():
+            if options.converter == "onnx2tf":
+                model = onnx2tf.write(graph, module, signatures(graph, options), options.python)
+            else:
+                _litert_torch(graph, module, signatures(graph, options), raw)
+                model = read_model(raw)
         improve(model, gpu=options.target == "gpu")
         write_model(model, path)
     finally:
         raw.unlink(missing_ok=True)
+
+
+def _litert_torch(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket], path: Path) -> None:
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    import litert_torch
+
+    named = _named(graph, module)
+    converter: Any = None
+    for entry in entries:
+        add = litert_torch.signature if converter is None else converter.signature
+        converter = add(entry.name, named, sample_kwargs=_example(graph, entry))
+    converter.convert().export(str(path))
 
 
 def _example(graph: GraphSpec, entry: Bucket) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +67,8 @@ def _write_tflite(graph: GraphSpec, module: nn.Module, folder: Path, options: Tf
 
     path = folder / _file_name(graph, options.precision, "tflite")
     found = to_tflite.convert(graph, module, path, options, facts.essentials(graph))
-    return _artifact(
-        graph, path, "tflite", options.precision, None, sum(sum(kinds.values()) for kinds in found.operations.values())
-    )
+    artifact = _artifact(graph, path, "tflite", options.precision, None, found.total)
+    return replace(artifact, options=to_tflite.made_with(options))
 
 
 def _write_coreml(graph: GraphSpec, module: nn.Module, folder: Path, options: CoreMLOptions, facts: Facts) -> Artifact:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +21,21 @@ from numpy.typing import NDArray
 from samexport.errors import ConfigError, MissingDependency, ParityFailed
 from samexport.models.spec import GraphSpec, axis_sizes
 
+if TYPE_CHECKING:
+    from samexport.runtimes.buckets import Bucket
+
 Tensors = dict[str, NDArray[Any]]
 
 
 class Runtime(ABC):
     """An opened graph: ``run`` checks inputs and outputs against the spec, subclasses compute.
 
-    Use as a context manager, or call :meth:`close`.
+    Use as a context manager, or call :meth:`close`. ``entry_points`` are those of fixed size, which smaller numbers
+    of prompts are filled up to; empty where every number runs as it is.
     """
 
     name: str
+    entry_points: tuple[Bucket, ...] = ()
 
     def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph

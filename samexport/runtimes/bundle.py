@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ MANIFEST = "bundle.json"
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file that implements one graph; ``path`` is its name inside the bundle."""
+    """One file that implements one graph; ``path`` is its name inside the bundle.
+
+    ``options`` are what it was made with and does not show by itself, such as the target of a TFLite file.
+    """
 
     graph: str
     path: str
@@ -38,6 +41,7 @@ class Artifact:
     size: int
     opset: int | None = None
     nodes: int | None = None
+    options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

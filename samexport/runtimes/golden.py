@@ -23,6 +23,7 @@ from samexport.errors import BundleError, SamExportError
 from samexport.models.contracts import SAMPLER
 from samexport.models.spec import Frame
 from samexport.runtimes.base import Tensors
+from samexport.runtimes.buckets import LABELS, Bucket, choose
 from samexport.runtimes.image import read_image, resize_longest, to_frame, upscale_mask
 from samexport.runtimes.prompts import Prompt, count_tokens, pack, select_mask
 from samexport.runtimes.sampler import letterbox
@@ -33,8 +34,9 @@ _STRIDE = 7
 _WHOLE = 1 << 16
 # (prompts N, points K) around what the exporter traces, N = 3, K = 2
 PROMPT_COUNTS = ((1, 1), (1, 2), (3, 2), (7, 5), (64, 1))
+_PROMPT_INPUTS = ("point_coords", LABELS, "mask_input", "has_mask_input")
 _RESULTS = ("low_res_masks", "iou_predictions")
-MASK_PROMPT_COUNTS = ((1, 2), (4, 3))
+MASK_PROMPT_COUNTS = ((1, 2), (4, 3), (3, 2))
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class Case:
         """The part of a computed output that the expected one can be compared with."""
         stride = self.strides.get(output, 1)
         return value[..., ::stride, ::stride] if stride > 1 else value
+
+    def repeated(self, count: int) -> Case:
+        """The case with ``count`` prompts, its own again and again: prompts do not see each other."""
+        inputs = {n: v if n not in _PROMPT_INPUTS else _rows(v, count) for n, v in self.inputs.items()}
+        expected = {n: _rows(v, count) for n, v in self.expected.items()}
+        name = f"{count}x{inputs[LABELS].shape[1]} (repeats {self.name})"
+        return Case(name, self.graphs, inputs, expected, self.strides)
+
+
+def _rows(value: NDArray[Any], count: int) -> NDArray[Any]:
+    return np.resize(value, (count, *value.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,31 @@ def make_golden(frame: Frame, graphs: Sequence[str], mask_outputs: Sequence[int]
     ]
     masks = upscale_mask(np.stack(chosen), picture.shape[:2], frame)
     return Golden(picture, _resized_sha256(picture, frame), masks, tuple(cases))
+
+
+def case_of_size(cases: Sequence[Case], buckets: Sequence[Bucket], count: int) -> Case | None:
+    """A decoder's case with ``count`` prompts in the entry point that takes so many, made of the largest that fits.
+
+    None if all of ``cases`` have more points than that entry point takes.
+    """
+    room = choose(buckets, count, 1).points
+    fitting = [case for case in cases if case.inputs[LABELS].shape[1] <= room]
+    for case in fitting:
+        if len(case.inputs[LABELS]) == count:
+            return case
+    return max(fitting, key=lambda case: len(case.inputs[LABELS])).repeated(count) if fitting else None
+
+
+def entry_point_cases(cases: Sequence[Case], buckets: Sequence[Bucket]) -> list[Case]:
+    """Cases of a decoder that fill each fixed entry point, and one prompt more, where ``cases`` do neither.
+
+    One more than an entry point holds goes to the next larger one, which it does not fill, or beyond the largest.
+    """
+    if LABELS not in cases[0].inputs:
+        return []
+    sizes = sorted({bucket.prompts + more for bucket in buckets for more in (0, 1)})
+    made = [case_of_size(cases, buckets, size) for size in sizes]
+    return [case for case in made if case is not None and not any(case is known for known in cases)]
 
 
 def picture_prompts(picture: NDArray[np.uint8]) -> list[Prompt]:

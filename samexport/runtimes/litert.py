@@ -28,7 +28,6 @@ class EntryPoints(Runtime):
     def __init__(self, path: Path, graph: GraphSpec) -> None:
         super().__init__(graph)
         self._path, self._lock = path, threading.Lock()
-        self._buckets: tuple[Bucket, ...] = ()
 
     def _read_entry_points(self, shapes: Mapping[str, tuple[Shapes, Shapes]]) -> None:
         """Check the file's entry points, given as {name: (shapes of inputs, of outputs)}, against the spec.
@@ -48,13 +47,13 @@ class EntryPoints(Runtime):
             buckets.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
         if not buckets:
             raise BundleError(f"{self._path.name} has no entry points; export it again")
-        self._buckets = tuple(buckets)
+        self.entry_points = tuple(buckets)
 
     def _run(self, inputs: Tensors) -> Tensors:
         with self._lock:
             if PROMPT_AXIS in self.graph.axes:
-                return run_in_buckets(self.graph, inputs, self._buckets, self._call)
-            return self._call(self._buckets[0], inputs)
+                return run_in_buckets(self.graph, inputs, self.entry_points, self._call)
+            return self._call(self.entry_points[0], inputs)
 
     @abstractmethod
     def _call(self, bucket: Bucket, inputs: Tensors) -> Tensors:

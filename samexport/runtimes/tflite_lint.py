@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from samexport.errors import BundleError, MissingDependency
+from samexport.runtimes.parity import Row, Verdict
 from samexport.runtimes.tflite_file import constant_bytes, operator_names, read_model, shape_of
 
 Shape = tuple[int, ...]
@@ -28,6 +30,7 @@ _GPU_OPERATIONS = ELEMENTWISE | {
     "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "RSQRT", "SIN", "SLICE", "SOFTMAX", "SQRT", "SQUARE",
     "STRIDED_SLICE", "SUM", "TANH", "TRANSPOSE",
 }  # fmt: skip
+_TITLES: dict[Delegate, str] = {"gpu": "GPU", "xnnpack": "XNNPACK"}
 _FLOAT32, _INT32 = 0, 2
 _GPU_RANK = 4
 _XNNPACK_JOINS = 5
@@ -51,8 +54,9 @@ class Finding:
     wrong_result: bool = False
 
     def __str__(self) -> str:
-        """One line for the report."""
-        return f"{self.signature} operator {self.operator} {self.kind} ({self.tensor}): {self.reason}"
+        """One line for the report; of a tensor's path through the modules only the end."""
+        name = self.tensor.rsplit("/", 1)[-1]
+        return f"{self.signature} operator {self.operator} {self.kind} ({name}): {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,18 @@ class Lint:
     max_rank: int
     findings: tuple[Finding, ...]
 
+    @property
+    def total(self) -> int:
+        """Operations of all entry points."""
+        return sum(sum(kinds.values()) for kinds in self.operations.values())
+
     def of(self, delegate: Delegate) -> tuple[Finding, ...]:
         """Findings for one delegate."""
         return tuple(f for f in self.findings if f.delegate == delegate)
+
+    def leaving(self, delegate: Delegate) -> int:
+        """Operations that have a finding for the delegate."""
+        return len({(f.signature, f.operator) for f in self.of(delegate)})
 
 
 def lint(path: Path) -> Lint:
@@ -88,6 +101,27 @@ def lint(path: Path) -> Lint:
             for delegate, wrong, reason in look.reasons():
                 findings.append(Finding(delegate, name, place, kind, tensor, reason, wrong))
     return Lint(operations, max(ranks), tuple(findings))
+
+
+def lint_rows(graph: str, path: Path, target: str) -> tuple[Row, ...]:
+    """The linter's result as rows of a report: one a delegate, each operation that would leave it named.
+
+    Operations that leave the GPU fail a file made for it (``target`` "gpu"). Otherwise they are a row that is
+    SKIPPED, since a file for the CPU promises nothing there, and XNNPACK only gets slower.
+    """
+    try:
+        found = lint(path)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"the linter needs {error.name}: pip install 'samexport[tflite]'") from error
+    except BundleError as error:
+        return (Row(f"{graph} lint", "operations", Verdict.FAIL, str(error)),)
+    rows = []
+    for delegate, title in _TITLES.items():
+        leaving = found.leaving(delegate)
+        verdict = Verdict.PASS if not leaving else Verdict.FAIL if target == delegate else Verdict.SKIPPED
+        text = f"{leaving} of {found.total} leave {title}, rank {found.max_rank}"
+        rows.append(Row(f"{graph} lint", text, verdict, "; ".join(map(str, found.of(delegate)))))
+    return tuple(rows)
 
 
 def operator_kind(model: Any, operator: Any) -> str:

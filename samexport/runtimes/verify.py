@@ -13,7 +13,7 @@ from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.golden import Case, Golden, check_resize, load_golden, picture_prompts
+from samexport.runtimes.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
 from samexport.runtimes.parity import (
     ParityReport,
     Row,
@@ -25,6 +25,7 @@ from samexport.runtimes.parity import (
     tier,
 )
 from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.tflite_lint import lint_rows
 
 Progress = Callable[[str], None]
 
@@ -65,18 +66,23 @@ def verify_bundle(
     return ParityReport(tuple(rows))
 
 
+def picture_masks(bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None) -> NDArray[np.bool_]:
+    """The masks of the golden picture, with the code that ``samexport segment`` runs."""
+    with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
+        segmenter.set_image(golden.picture)
+        results = segmenter.predict(picture_prompts(golden.picture), multimask=False)
+    return np.concatenate([r.masks for r in results])
+
+
 def _end_to_end(bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None) -> Row:
     """From picture to masks with the code that ``samexport segment`` runs."""
     names = "end to end", "masks"
     try:
-        with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
-            segmenter.set_image(golden.picture)
-            results = segmenter.predict(picture_prompts(golden.picture), multimask=False)
+        masks = picture_masks(bundle, golden, runtime, threads)
     except MissingDependency:
         raise
     except SamExportError as error:
         return Row(*names, Verdict.FAIL, str(error))
-    masks = np.concatenate([r.masks for r in results])
     return compare_masks(*names, golden.masks, masks, tier(bundle.artifact("encoder").precision))
 
 
@@ -89,30 +95,66 @@ def compare_cases(
     progress: Progress = lambda _: None,
 ) -> Iterator[Row]:
     """Rows of every case of ``golden`` whose graphs the bundle has, and a failed row for a graph without any."""
-    unchecked = set(bundle.graph_names)
+    chains = cases_by_chain(bundle, golden)
+    yield from _static_rows(bundle)
+    yield from compare_chains(bundle, chains, runtime=runtime, threads=threads, progress=progress)
+    progress("end to end")
+    yield _end_to_end(bundle, golden, runtime, threads)
+    for name in sorted(set(bundle.graph_names) - {name for chain in chains for name in chain}):
+        yield Row(name, "golden", Verdict.FAIL, f"no golden case checks {name}")
+
+
+def compare_chains(
+    bundle: Bundle,
+    chains: Mapping[tuple[str, ...], Sequence[Case]],
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    progress: Progress = lambda _: None,
+) -> Iterator[Row]:
+    """Rows of every case, and of sizes around each entry point of a file that has several of fixed size."""
     with ExitStack() as stack:
         runtimes: dict[str, Runtime] = {}
-        for case in golden.cases:
-            if not set(case.graphs) <= set(bundle.graph_names):
-                continue
-            unchecked -= set(case.graphs)
-            progress(f"{case.graphs[-1]} {case.name}")
+        for chain, cases in chains.items():
             try:
-                for name in set(case.graphs) - set(runtimes):
+                for name in sorted(set(chain) - set(runtimes)):
                     opened = bundle.open(name, runtime=runtime, threads=threads)
                     runtimes[name] = stack.enter_context(opened)
-                actual = run_chain(runtimes, case.graphs, case.inputs)
             except MissingDependency:
                 raise
             except SamExportError as error:
-                yield Row(_label(case), "run", Verdict.FAIL, str(error))
+                yield from (Row(_label(case), "run", Verdict.FAIL, str(error)) for case in cases)
                 continue
-            precision = bundle.artifact(case.graphs[-1]).precision
-            yield from compare_case(case, bundle.graph(case.graphs[-1]), actual, precision)
-    progress("end to end")
-    yield _end_to_end(bundle, golden, runtime, threads)
-    for name in sorted(unchecked):
-        yield Row(name, "golden", Verdict.FAIL, f"no golden case checks {name}")
+            for case in (*cases, *entry_point_cases(cases, runtimes[chain[-1]].entry_points)):
+                progress(f"{chain[-1]} {case.name}")
+                yield from _check(case, runtimes, bundle)
+
+
+def cases_by_chain(bundle: Bundle, golden: Golden) -> dict[tuple[str, ...], list[Case]]:
+    """The cases whose graphs the bundle has, by those graphs."""
+    chains: dict[tuple[str, ...], list[Case]] = {}
+    for case in golden.cases:
+        if set(case.graphs) <= set(bundle.graph_names):
+            chains.setdefault(case.graphs, []).append(case)
+    return chains
+
+
+def _static_rows(bundle: Bundle) -> Iterator[Row]:
+    """What can be said of the files without running them."""
+    for artifact in bundle.manifest.artifacts:
+        if artifact.file_format == "tflite":
+            target = artifact.options.get("target", "")
+            yield from lint_rows(artifact.graph, bundle.folder / artifact.path, target)
+
+
+def _check(case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle) -> Iterator[Row]:
+    last = case.graphs[-1]
+    try:
+        actual = run_chain(runtimes, case.graphs, case.inputs)
+    except SamExportError as error:
+        yield Row(_label(case), "run", Verdict.FAIL, str(error))
+        return
+    yield from compare_case(case, bundle.graph(last), actual, bundle.artifact(last).precision)
 
 
 def _label(case: Case) -> str:

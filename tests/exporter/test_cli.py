@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,10 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samexport import __version__
+from samexport.exporter import export_commands
+from samexport.runtimes import litert_gpu, verify_gpu
+from samexport.runtimes.parity import Row, Verdict
+from samexport.runtimes.verify import verify_bundle
 from tests.exporter.conftest import one_line_error
 
 
@@ -36,6 +41,53 @@ def test_verify_writes_reports_by_ending(run, tiny_bundle, tmp_path):
     assert (tmp_path / "report.md").read_text().count("| PASS |") == len(data["rows"])
     code, _, err = run("verify", tiny_bundle.folder, "--report", tmp_path / "report.txt")
     assert (code, ".json, .xml, .md" in one_line_error(err)) == (2, True)
+
+
+def test_verify_on_a_gpu_is_for_tflite_and_needs_one(run, tiny_bundle, tflite_bundle, monkeypatch):
+    code, _, err = run("verify", tiny_bundle.folder, "--gpu")
+    assert (code, "--gpu checks TFLite bundles, tiny is onnx" in one_line_error(err)) == (2, True)
+    monkeypatch.setattr(litert_gpu.ctypes.util, "find_library", lambda name: None)
+    code, out, err = run("verify", tflite_bundle.folder, "--gpu")
+    assert (code, out) == (2, "")
+    assert "apt-get install libvulkan1 chromium" in one_line_error(err)
+    findings = {f["name"]: f for f in json.loads(run("doctor", "--json")[1])}
+    assert findings["verify --gpu (tflite)"]["ok"] is False
+    assert "apt-get install libvulkan1 chromium" in findings["verify --gpu (tflite)"]["remedy"]
+
+
+def test_what_was_not_checked_on_the_gpu_is_printed_and_not_counted(run, tflite_bundle, monkeypatch):
+    monkeypatch.setattr(verify_gpu, "why_unavailable", lambda: "")
+    monkeypatch.setattr(verify_gpu, "compare_with_cpu", lambda path, graph, cases: (Row("on GPU", "y", Verdict.PASS),))
+    plain = int(re.search(r"(\d+) checks PASS", run("verify", tflite_bundle.folder)[1])[1])
+    code, out, _ = run("verify", tflite_bundle.folder, "--gpu")
+    assert code == 0
+    assert f"{plain + 3} checks PASS" in out
+    assert "SKIPPED  on GPU, fp16, OpenCL and Metal, phones: the check computes in float32" in out
+
+
+def test_verify_against_another_bundle_adds_rows(run, tflite_bundle, tiny_bundle, half_bundle):
+    code, out, _ = run("verify", tflite_bundle.folder, "--against", tiny_bundle.folder)
+    assert (code, "encoder picture (against tiny)" in out) == (0, True)
+    code, _, err = run("verify", tflite_bundle.folder, "--against", half_bundle.folder)
+    assert (code, "different models" in one_line_error(err)) == (2, True)
+
+
+def test_the_table_of_a_tflite_export_shows_the_linter(tflite_bundle, tiny_bundle, capsys):
+    for bundle, shown in ((tflite_bundle, True), (tiny_bundle, False)):
+        export_commands._print_bundle(bundle, verify_bundle(bundle))
+        out = capsys.readouterr().out
+        assert ("linter" in out, "leave GPU, rank 4; 0 of" in out) == (shown, shown)
+
+
+def test_a_second_converter_without_its_python_ends_with_exit_code_2(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("SAMEXPORT_ONNX2TF_PYTHON", raising=False)
+    arguments = ("--encoder", "test.tinyvit64", "--weights", "random", "--out", tmp_path / "b")
+    code, _, err = run("tflite", *arguments, "--converter", "onnx2tf")
+    assert (code, "--python" in one_line_error(err)) == (2, True)
+    code, _, err = run("tflite", *arguments, "--converter", "onnx2tf", "--python", sys.executable + ".absent")
+    assert (code, "does not run" in one_line_error(err)) == (2, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_verify_fails_with_exit_code_1_and_says_where(run, own_bundle, tmp_path):

@@ -134,3 +134,22 @@ def test_a_lifted_constant_shares_its_data_and_equal_data_is_stored_once(tmp_pat
     assert not lint(better).findings
     assert path.stat().st_size > 2 * weights.nbytes
     assert better.stat().st_size < 1.2 * weights.nbytes
+
+
+@pytest.mark.parametrize(("axis", "place", "out"), [(1, 0, (2, 4)), (-1, 2, (2, 3)), (1, -1, (2, 4))])
+def test_a_gather_of_one_place_becomes_a_slice(axis, place, out, tmp_path):
+    options = schema.GatherOptionsT()
+    options.axis = axis
+    index = np.array(place % 3, np.int32)
+    tensors = [("x", (2, 3, 4)), ("place", index), ("y", out)]
+    path = write_graph(tmp_path / "x.tflite", tensors, [("GATHER", ["x", "place"], "y", options)], ["y"])
+    better = same_results(path, {"x": floats(2, 3, 4)})
+    assert lint(better).operations["main"] == {"RESHAPE": 1, "SLICE": 1}
+
+
+def test_a_gather_of_several_places_is_left_alone(tmp_path):
+    options = schema.GatherOptionsT()
+    options.axis = 1
+    tensors = [("x", (2, 3)), ("places", ints(2, 0)), ("y", (2, 2))]
+    path = write_graph(tmp_path / "x.tflite", tensors, [("GATHER", ["x", "places"], "y", options)], ["y"])
+    assert lint(same_results(path, {"x": floats(2, 3)})).operations["main"] == {"GATHER": 1}

@@ -1,0 +1,52 @@
+"""``samexport verify --against``: two bundles of one model compared directly, of any format or converter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
+from samexport.errors import ConfigError
+from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.golden import Case, load_golden
+from samexport.runtimes.parity import Row, compare_masks, tier
+from samexport.runtimes.verify import cases_by_chain, compare_chains, picture_masks, run_chain
+
+Progress = Callable[[str], None]
+
+
+def verify_against(
+    bundle: Bundle, other: Bundle, *, threads: int | None = None, progress: Progress = lambda _: None
+) -> tuple[Row, ...]:
+    """Run both on the golden inputs of ``bundle`` and compare every value, and the masks of the golden picture.
+
+    Args:
+        bundle: is judged, in its tier.
+        other: the reference.
+        threads: of both.
+        progress: is told what is going on.
+
+    Raises:
+        ConfigError: they are of different models or weights, or share no graph.
+        BundleError: golden files or the reference cannot be read.
+    """
+    first, second = bundle.manifest, other.manifest
+    if (first.model, first.weights) != (second.model, second.weights):
+        raise ConfigError(f"{bundle.folder.name} and {other.folder.name} are of different models or weights")
+    golden = load_golden(bundle.folder, first.frame)
+    chains = {k: v for k, v in cases_by_chain(bundle, golden).items() if set(k) <= set(other.graph_names)}
+    if not chains:
+        raise ConfigError(f"{bundle.folder.name} and {other.folder.name} have no graph in common")
+    expected: dict[tuple[str, ...], list[Case]] = {chain: [] for chain in chains}
+    with ExitStack() as stack:
+        names = sorted({name for chain in chains for name in chain})
+        runtimes = {name: stack.enter_context(other.open(name, threads=threads)) for name in names}
+        for case in (case for cases in chains.values() for case in cases):
+            progress(f"{case.graphs[-1]} {case.name} in {other.folder.name}")
+            outputs = run_chain(runtimes, case.graphs, case.inputs)
+            expected[case.graphs].append(replace(case, expected=outputs, strides={}))
+    rows = [*compare_chains(bundle, expected, threads=threads, progress=progress)]
+    progress("end to end")
+    wanted, found = (picture_masks(each, golden, None, threads) for each in (other, bundle))
+    rows.append(compare_masks("end to end", "masks", wanted, found, tier(bundle.artifact("encoder").precision)))
+    return tuple(replace(row, case=f"{row.case} (against {other.folder.name})") for row in rows)

@@ -1,0 +1,83 @@
+"""``samexport verify --gpu``: each graph of a TFLite bundle strictly on the GPU, compared with the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from samexport.errors import ConfigError, MissingDependency, SamExportError
+from samexport.runtimes.base import Tensors
+from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.golden import Case, case_of_size, load_golden
+from samexport.runtimes.litert import LiteRtRuntime
+from samexport.runtimes.litert_gpu import compare_with_cpu, why_unavailable
+from samexport.runtimes.parity import Row, Verdict
+from samexport.runtimes.verify import cases_by_chain, run_chain
+
+Progress = Callable[[str], None]
+
+NOT_SHOWN = Row(
+    "on GPU",
+    "fp16, OpenCL and Metal, phones",
+    Verdict.SKIPPED,
+    "the check computes in float32 through WebGPU and Vulkan; phones use half precision, other interfaces and drivers",
+)
+
+
+def require_gpu(bundle: Bundle) -> None:
+    """Nothing if the check can run here.
+
+    Raises:
+        ConfigError: the bundle is of another format.
+        MissingDependency: no accelerator, Vulkan loader or driver; the message names the command that installs it.
+    """
+    formats = sorted({artifact.file_format for artifact in bundle.manifest.artifacts})
+    if formats != ["tflite"]:
+        raise ConfigError(f"--gpu checks TFLite bundles, {bundle.folder.name} is {', '.join(formats)}")
+    reason = why_unavailable()
+    if reason:
+        raise MissingDependency(f"the GPU check cannot run: {reason}")
+
+
+def verify_on_gpu(bundle: Bundle, *, progress: Progress = lambda _: None) -> tuple[Row, ...]:
+    """Compile each graph for the GPU alone and compare it with the CPU: one case, of decoders one an entry point.
+
+    A file with an operation that the GPU refuses is a failed row which names it. The last row, SKIPPED, says what
+    the check cannot show.
+
+    Raises:
+        ConfigError, MissingDependency: as :func:`require_gpu`.
+    """
+    require_gpu(bundle)
+    golden = load_golden(bundle.folder, bundle.manifest.frame)
+    rows: list[Row] = []
+    for chain, cases in cases_by_chain(bundle, golden).items():
+        name = chain[-1]
+        progress(f"{name} on GPU")
+        try:
+            inputs = _inputs(bundle, chain, cases)
+            rows += compare_with_cpu(bundle.folder / bundle.artifact(name).path, bundle.graph(name), inputs)
+        except MissingDependency:
+            raise
+        except SamExportError as error:
+            rows.append(Row(f"{name} on GPU", "run", Verdict.FAIL, str(error)))
+    return (*rows, NOT_SHOWN)
+
+
+def _inputs(bundle: Bundle, chain: Sequence[str], cases: Sequence[Case]) -> dict[str, Tensors]:
+    """Inputs of the last graph of the chain by the case's name; what comes before it runs on the CPU."""
+    *before, name = chain
+    graph = bundle.graph(name)
+    with LiteRtRuntime(bundle.folder / bundle.artifact(name).path, graph) as runtime:
+        entries = runtime.entry_points
+    sizes = [entry.prompts for entry in entries] if graph.axes else []
+    found = [case_of_size(cases, entries, size) for size in sizes] or [cases[0]]
+    chosen = [case for case in found if case is not None]
+    shared: Tensors = {}
+    for graph_name in before:
+        with LiteRtRuntime(bundle.folder / bundle.artifact(graph_name).path, bundle.graph(graph_name)) as runtime:
+            shared |= run_chain({graph_name: runtime}, [graph_name], {**chosen[0].inputs, **shared})
+    known = [{**case.inputs, **shared} for case in chosen]
+    return {
+        case.name: {tensor: values[tensor] for tensor in graph.input_names}
+        for case, values in zip(chosen, known, strict=True)
+    }
