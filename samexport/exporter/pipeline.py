@@ -176,9 +176,12 @@ def _manifest(
 
 
 def _finish(bundle: Bundle, report: ParityReport) -> None:
-    """Write the card and, last, the manifest with the hash of every other file."""
+    """Write the card, the code that goes with the files and, last, the manifest with the hash of every other file."""
     from samexport.exporter.card import write_card
+    from samexport.exporter.swift import FILE_NAME, swift_source
 
+    if all(a.file_format == "coreml" for a in bundle.manifest.artifacts):
+        (bundle.folder / FILE_NAME).write_text(swift_source(bundle), encoding="utf-8")
     (bundle.folder / "README.md").write_text(write_card(bundle.manifest), encoding="utf-8")
     files = relative_files(bundle.folder, {a.path: a for a in bundle.manifest.artifacts})
     manifest = replace(bundle.manifest, files=files, parity=tuple(r.to_json() for r in report.rows))
