@@ -7,6 +7,7 @@ import pytest
 
 from samexport.exporter import to_onnx
 from samexport.exporter.pipeline import ExportOptions, export_bundle
+from samexport.exporter.to_coreml import CoreMLOptions
 from samexport.exporter.to_onnx import OnnxOptions
 from samexport.models.architectures.sam import Sam
 from samexport.runtimes.bundle import Bundle, open_bundle
@@ -27,6 +28,15 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_bundle(
         ExportOptions("test.vit64", out, random_seed=7, target=OnnxOptions("fp16"), split_decoder=True)
     )[0]
+
+
+@pytest.fixture(scope="session")
+def coreml_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The 64-pixel TinyViT, fp32 CoreML, flexible prompt counts."""
+    pytest.importorskip("coremltools")
+    out = tmp_path_factory.mktemp("bundles") / "coreml"
+    options = ExportOptions("test.tinyvit64", out, random_seed=7, target=CoreMLOptions("fp32"), threads=1)
+    return export_bundle(options)[0]
 
 
 @pytest.fixture(scope="session")

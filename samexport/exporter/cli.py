@@ -68,7 +68,7 @@ def verify(
 ) -> None:
     """Run the parity checks of a bundle again, from its golden tensors alone."""
     from samexport.runtimes.bundle import open_bundle
-    from samexport.runtimes.report import write_report
+    from samexport.runtimes.report import where_it_ran, write_report
     from samexport.runtimes.verify import verify_bundle
 
     opened = open_bundle(bundle)
@@ -83,6 +83,8 @@ def verify(
     if report is not None:
         write_report(found, report, f"samexport verify {opened.folder.resolve().name}")
     _print_rows(found)
+    for line in where_it_ran(found):
+        print(line)
     if found.failures:
         lines = tuple(str(row) for row in found.failures)
         raise ParityFailed(f"{len(lines)} of {len(found.rows)} checks failed", lines)

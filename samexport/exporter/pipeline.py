@@ -184,5 +184,7 @@ def _finish(bundle: Bundle, report: ParityReport) -> None:
         (bundle.folder / FILE_NAME).write_text(swift_source(bundle), encoding="utf-8")
     (bundle.folder / "README.md").write_text(write_card(bundle.manifest), encoding="utf-8")
     files = relative_files(bundle.folder, {a.path: a for a in bundle.manifest.artifacts})
-    manifest = replace(bundle.manifest, files=files, parity=tuple(r.to_json() for r in report.rows))
+    # the name of the runtime alone: its placement may tell of this machine
+    parity = tuple(r.to_json() | {"runtime": r.runtime.partition(":")[0]} for r in report.rows)
+    manifest = replace(bundle.manifest, files=files, parity=parity)
     (bundle.folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -116,7 +116,7 @@ def _graph(role: str, kind: str, graph: GraphSpec, bundle: Bundle, package: Pack
 
 
 def _entry_points(graph: GraphSpec, folder: Path, package: Package) -> list[str]:
-    """One line each; a function is named only where its package has several."""
+    """One each; a function is named only where its package has several."""
     sizes = {b.name: (b.prompts, b.points, b.flexible) for b in (buckets_of(package) if graph.axes else ())}
     lines = []
     for name in sizes or package.functions:
@@ -126,8 +126,8 @@ def _entry_points(graph: GraphSpec, folder: Path, package: Package) -> list[str]
         count, points, flexible = sizes.get(name, (1, 1, False))
         place = file.relative_to(folder).with_suffix("").as_posix()
         lines.append(
-            f'EntryPoint(file: "{place}", function: {function}, prompts: {count}, points: {points},'
-            f" flexible: {str(flexible).lower()})"
+            f'EntryPoint(\n                file: "{place}", function: {function},\n'
+            f"                prompts: {count}, points: {points}, flexible: {str(flexible).lower()})"
         )
     return lines
 

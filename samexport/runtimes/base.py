@@ -31,6 +31,8 @@ class Runtime(ABC):
     """
 
     name: str
+    notice: str = ""
+    """What a user should know before waiting for it; empty for nothing."""
 
     def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph
@@ -86,6 +88,11 @@ class Runtime(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def describe(runtime: Runtime) -> str:
+    """Name and placement in one text."""
+    return f"{runtime.name}: {runtime.placement()}"
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,13 @@ def availability() -> list[Availability]:
         Availability(info.name, info.file_format, not info.missing, _version(info.package), info.missing)
         for info in RUNTIMES.values()
     ]
+
+
+def checkers(file_format: str) -> tuple[str, ...]:
+    """The runtimes that a parity check uses here: all that run on this platform alone, and one that runs anywhere."""
+    readers = [info for info in RUNTIMES.values() if info.file_format == file_format]
+    own = [info.name for info in readers if info.platform == sys.platform]
+    return (*own, *[info.name for info in readers if not info.platform][:1])
 
 
 def _version(package: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, checkers, describe
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.golden import Case, Golden, check_resize, load_golden, picture_prompts
 from samexport.runtimes.parity import (
@@ -71,12 +72,14 @@ def _end_to_end(bundle: Bundle, golden: Golden, runtime: str | None, threads: in
         with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
             segmenter.set_image(golden.picture)
             results = segmenter.predict(picture_prompts(golden.picture), multimask=False)
+            where = segmenter.runtime
     except MissingDependency:
         raise
     except SamExportError as error:
         return Row(*names, Verdict.FAIL, str(error))
     masks = np.concatenate([r.masks for r in results])
-    return compare_masks(*names, golden.masks, masks, tier(bundle.artifact("encoder").precision))
+    row = compare_masks(*names, golden.masks, masks, tier(bundle.artifact("encoder").precision))
+    return replace(row, runtime=where)
 
 
 def compare_cases(
@@ -87,7 +90,18 @@ def compare_cases(
     threads: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Iterator[Row]:
-    """Rows of every case of ``golden`` whose graphs the bundle has, and a failed row for a graph without any."""
+    """Rows of every case of ``golden`` whose graphs the bundle has, and a failed row for a graph without any.
+
+    Without ``runtime`` on each of :func:`samexport.runtimes.base.checkers`: on macOS CoreML bundles run twice.
+    """
+    formats = dict.fromkeys(artifact.file_format for artifact in bundle.manifest.artifacts)
+    names = (runtime,) if runtime else tuple(name for file_format in formats for name in checkers(file_format))
+    for name in names:
+        for row in _compare_on(bundle, golden, name, threads, progress):
+            yield replace(row, case=f"{row.case} ({name})") if len(names) > 1 else row
+
+
+def _compare_on(bundle: Bundle, golden: Golden, runtime: str, threads: int | None, progress: Progress) -> Iterator[Row]:
     unchecked = set(bundle.graph_names)
     with ExitStack() as stack:
         runtimes: dict[str, Runtime] = {}
@@ -107,7 +121,9 @@ def compare_cases(
                 yield Row(_label(case), "run", Verdict.FAIL, str(error))
                 continue
             precision = bundle.artifact(case.graphs[-1]).precision
-            yield from _compare_case(case, bundle.graph(case.graphs[-1]), actual, precision)
+            where = describe(runtimes[case.graphs[-1]])
+            for row in _compare_case(case, bundle.graph(case.graphs[-1]), actual, precision):
+                yield replace(row, runtime=where)
     progress("end to end")
     yield _end_to_end(bundle, golden, runtime, threads)
     for name in sorted(unchecked):

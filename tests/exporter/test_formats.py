@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from samexport.exporter.pipeline import ExportOptions, export_bundle
-from samexport.exporter.to_coreml import CoreMLOptions
 from samexport.exporter.to_tflite import TfliteOptions
 from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle, relative_files
 from samexport.runtimes.parity import Verdict, intersection_over_union
@@ -16,16 +15,15 @@ from samexport.runtimes.prompts import Prompt
 from samexport.runtimes.segment import Segmenter
 from samexport.runtimes.verify import verify_bundle
 
-TARGETS = {
-    "tflite": TfliteOptions(prompt_buckets=(1, 4), points=(8, 2)),
-    "coreml": CoreMLOptions(precision="fp32"),
-}
+TFLITE = TfliteOptions(prompt_buckets=(1, 4), points=(8, 2))
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=["tflite", "coreml"])
 def bundle(request, tmp_path_factory) -> Bundle:
+    if request.param == "coreml":
+        return request.getfixturevalue("coreml_bundle")
     out = tmp_path_factory.mktemp("formats") / request.param
-    return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7, target=TARGETS[request.param]))[0]
+    return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7, target=TFLITE))[0]
 
 
 def segment(bundle: Bundle) -> list[np.ndarray]:
