@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samexport.exporter.pipeline import load_model
 from samexport.exporter.segment_command import SegmentRequest, run_segment
+from samexport.exporter.swift import FILE_NAME, swift_source
+from samexport.exporter.to_coreml import CoreMLOptions
+from samexport.exporter.writers import WRITERS, Facts
+from samexport.models.build import build_graph
+from samexport.models.catalog import find_model
 from samexport.runtimes import base
 from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle, relative_files
 from samexport.runtimes.mil import MilRuntime
@@ -22,6 +28,17 @@ from samexport.runtimes.verify import verify_bundle
 pytest.importorskip("coremltools")
 
 LIMIT = "shows what was written, not Apple's kernels"
+
+
+def sign(bundle: Bundle) -> Bundle:
+    """Write hashes that agree with the files, so that only the numbers can tell."""
+    files = relative_files(bundle.folder, {a.path: a for a in bundle.manifest.artifacts})
+    (bundle.folder / MANIFEST).write_text(replace(bundle.manifest, files=files).to_json())
+    return open_bundle(bundle.folder)
+
+
+def failures(bundle: Bundle) -> list[str]:
+    return [str(row) for row in verify_bundle(bundle, threads=1).failures]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +113,49 @@ def test_segment_says_that_interpreting_is_slow(coreml_bundle, tiny_bundle, tmp_
     assert "interpreted" not in onnx.removeprefix(f"; {LIMIT}")
 
 
+def test_the_card_says_what_was_not_shown_and_that_swift_was_not_run(coreml_bundle):
+    card = (coreml_bundle.folder / "README.md").read_text()
+    assert "not compiled or run" in card
+    assert "does not show Apple's compiler and kernels" in card
+
+
+@pytest.fixture(scope="module")
+def older_bundle(coreml_bundle, tmp_path_factory) -> Bundle:
+    """As ``coreml --prompts 1,4 --input image`` writes it for iOS 16; the decoder with masks is the flexible one."""
+    folder = shutil.copytree(coreml_bundle.folder, tmp_path_factory.mktemp("older") / "bundle")
+    spec = find_model("test.tinyvit64")
+    sam, _ = load_model(spec, random_seed=7)
+    options = CoreMLOptions("fp32", "iOS16", image_input=True, prompt_buckets=(1, 4))
+    artifacts = {a.graph: a for a in coreml_bundle.manifest.artifacts}
+    for name in ("encoder", "decoder"):
+        shutil.rmtree(folder / artifacts[name].path)
+        graph, module = build_graph(sam, spec, name)
+        facts = Facts(spec, coreml_bundle.manifest.weights)
+        artifacts[name] = WRITERS[CoreMLOptions].write(graph, module, folder, options, facts)
+    bundle = Bundle(folder, replace(coreml_bundle.manifest, artifacts=tuple(artifacts.values())))
+    (folder / FILE_NAME).write_text(swift_source(bundle))
+    return sign(bundle)
+
+
+def test_packages_of_fixed_size_and_a_picture_make_a_bundle_that_passes_as_fp32(older_bundle, coreml_bundle):
+    """The golden picture is padded: a padding of whole numbers that stays as it is leaves 34 dB."""
+    assert [a.path for a in older_bundle.manifest.artifacts][1] == "decoder.mlpackages"
+    assert read_package(older_bundle.folder / "encoder.mlpackage").image_inputs == {"image"}
+    assert failures(older_bundle) == []
+    sizes = [a.size for bundle in (older_bundle, coreml_bundle) for a in bundle.manifest.artifacts[1:2]]
+    assert sizes[0] > 1.8 * sizes[1]
+    text = (older_bundle.folder / FILE_NAME).read_text()
+    assert 'file: "decoder.mlpackages/decoder.decode_4", function: nil' in text
+    assert "encoderTakesPicture = true" in text
+
+
+def test_a_change_in_one_of_several_packages_is_seen(older_bundle, tmp_path):
+    copy = open_bundle(shutil.copytree(older_bundle.folder, tmp_path / "copy"))
+    file = copy.folder / "decoder.mlpackages/decoder.decode_4.mlpackage/Manifest.json"
+    file.write_text(file.read_text() + " ")
+    assert copy.damaged_files() == ["decoder.mlpackages has another sha256 than when it was exported"]
+
+
 # Faults
 
 
@@ -109,13 +169,7 @@ def change_program(bundle: Bundle, folder: Path, graph: str, change) -> Bundle:
     function = model.mlProgram.functions["main"]
     change(function.block_specializations[function.opset])
     file.write_bytes(model.SerializeToString(deterministic=True))
-    files = relative_files(copy.folder, {a.path: a for a in copy.manifest.artifacts})
-    (copy.folder / MANIFEST).write_text(replace(copy.manifest, files=files).to_json())
-    return open_bundle(copy.folder)
-
-
-def failures(bundle: Bundle) -> list[str]:
-    return [str(row) for row in verify_bundle(bundle, threads=1).failures]
+    return sign(copy)
 
 
 def maker(block, name):
