@@ -15,6 +15,7 @@ from filelock import FileLock
 from samexport.exporter import to_onnx
 from samexport.exporter.pipeline import ExportOptions, export_bundle
 from samexport.exporter.sampler_export import SamplerExport
+from samexport.exporter.to_coreml import CoreMLOptions
 from samexport.exporter.to_onnx import OnnxOptions
 from samexport.exporter.to_tflite import TfliteOptions
 from samexport.models.architectures.sam import Sam
@@ -57,6 +58,14 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def coreml_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The 64-pixel TinyViT, fp32 CoreML, flexible prompt counts."""
+    pytest.importorskip("coremltools")
+    options = {"random_seed": 7, "target": CoreMLOptions("fp32"), "threads": 1}
+    return once(tmp_path_factory, "coreml", lambda out: export_bundle(ExportOptions("test.tinyvit64", out, **options)))
+
+
+@pytest.fixture(scope="session")
 def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """MobileSAM at 1024 pixels, random weights."""
     return once(tmp_path_factory, "full", lambda out: export_bundle(ExportOptions("tinyvit", out, random_seed=7)))
@@ -65,9 +74,8 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def tflite_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The 64-pixel TinyViT, TFLite, decoders for one prompt of eight points and four of two."""
-    out = tmp_path_factory.mktemp("bundles") / "tflite"
-    target = TfliteOptions(prompt_buckets=(1, 4), points=(8, 2))
-    return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7, target=target))[0]
+    options = {"random_seed": 7, "target": TfliteOptions(prompt_buckets=(1, 4), points=(8, 2))}
+    return once(tmp_path_factory, "tflite", lambda out: export_bundle(ExportOptions("test.tinyvit64", out, **options)))
 
 
 @pytest.fixture
@@ -84,8 +92,8 @@ def converted(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def sampler_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """``tiny_bundle`` with a small object-aware sampler of its own."""
-    out = tmp_path_factory.mktemp("bundles") / "sampler"
     convert = to_onnx.convert
+    options = {"random_seed": 7, "sampler": SamplerExport("test")}
 
     def copy(graph, module, path, options):
         if graph.name == SAMPLER:
@@ -95,7 +103,9 @@ def sampler_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(to_onnx, "convert", copy)
-        return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7, sampler=SamplerExport("test")))[0]
+        return once(
+            tmp_path_factory, "sampler", lambda out: export_bundle(ExportOptions("test.tinyvit64", out, **options))
+        )
 
 
 @pytest.fixture

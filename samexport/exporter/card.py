@@ -26,6 +26,21 @@ _SPLIT = """shared = dict(zip(({names}), prologue.run(None, {{"image_embeddings"
 masks, scores = step.run(None, {{**shared, **prompt}})"""
 
 
+_COREML = """## On Apple's systems
+
+`Segmenter.swift` loads the packages, frames a picture, fills in prompts, calls, and scales the masks back; its names,
+shapes and codes were read from these packages. It was not compiled or run on Apple's systems, only parsed. A folder
+`.mlpackages` holds one package for each number of prompts, for systems before iOS 18 and macOS 15. An encoder that
+takes a picture gets whole numbers: pad with the rounded mean, which it replaces by the mean itself.
+
+## How the packages were checked
+
+Where they were made, the saved packages were interpreted on a CPU, operation by operation. That shows that names,
+shapes, graph and weights are right and what rounding to fp16 does. It does not show Apple's compiler and kernels, on
+which compute unit a package runs, its speed or its memory. On a Mac, `samexport verify .` runs CoreML itself as well.
+"""
+
+
 def write_card(manifest: Manifest) -> str:
     """Markdown text of the card."""
     weights = manifest.weights
@@ -73,6 +88,8 @@ def write_card(manifest: Manifest) -> str:
         lines += _graph_section(next(g for g in manifest.graphs if g.name == name))
     if all(a.file_format == "onnx" for a in manifest.artifacts):
         lines += ["## Example", "", "```python", _example(manifest).rstrip(), "```", ""]
+    if all(a.file_format == "coreml" for a in manifest.artifacts):
+        lines.append(_COREML)
     return "\n".join(lines)
 
 

@@ -88,7 +88,7 @@ def verify(
     """Run the parity checks of a bundle again, from its golden tensors alone."""
     from samexport.runtimes.bundle import open_bundle
     from samexport.runtimes.parity import ParityReport, Verdict
-    from samexport.runtimes.report import write_report
+    from samexport.runtimes.report import where_it_ran, write_report
     from samexport.runtimes.verify import verify_bundle
     from samexport.runtimes.verify_against import verify_against
     from samexport.runtimes.verify_gpu import require_gpu, verify_on_gpu
@@ -117,6 +117,8 @@ def verify(
     if report is not None:
         write_report(found, report, f"samexport verify {opened.folder.resolve().name}")
     _print_rows(found)
+    for line in where_it_ran(found):
+        print(line)
     if found.failures:
         lines = tuple(str(row) for row in found.failures)
         raise ParityFailed(f"{len(lines)} of {len(found.rows)} checks failed", lines)

@@ -105,7 +105,7 @@ def coreml(
     precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
     deployment_target: Annotated[str, typer.Option(help="iOS16, iOS17 or iOS18.")] = "iOS16",
     input_type: Annotated[str, typer.Option("--input", help="The encoder takes a tensor or an image.")] = "tensor",
-    prompts: Annotated[str, typer.Option(help="Fixed N, such as 1,4,16 (iOS18); empty: flexible.")] = "",
+    prompts: Annotated[str, typer.Option(help="Fixed N, such as 1,4,16; empty: flexible.")] = "",
     points: Annotated[str, typer.Option(help="K of each fixed N.")] = "",
     split_decoder: Split = False,
     sampler: Sampler = None,

@@ -230,10 +230,15 @@ def _load_sampler(export: SamplerExport, options: ExportOptions) -> LoadedSample
 
 
 def _finish(bundle: Bundle, report: ParityReport) -> None:
-    """Write the card and, last, the manifest with the hash of every other file."""
+    """Write the card, the code that goes with the files and, last, the manifest with the hash of every other file."""
     from samexport.exporter.card import write_card
+    from samexport.exporter.swift import FILE_NAME, swift_source
 
-    manifest = replace(bundle.manifest, parity=tuple(r.to_json() for r in report.rows))
+    # the name of the runtime alone: its placement may tell of this machine
+    parity = tuple(r.to_json() | {"runtime": r.runtime.partition(":")[0]} for r in report.rows)
+    manifest = replace(bundle.manifest, parity=parity)
+    if all(a.file_format == "coreml" for a in manifest.artifacts):
+        (bundle.folder / FILE_NAME).write_text(swift_source(bundle), encoding="utf-8")
     (bundle.folder / "README.md").write_text(write_card(manifest), encoding="utf-8")
     files = relative_files(bundle.folder, {a.path: a for a in manifest.artifacts})
     (bundle.folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")

@@ -58,6 +58,8 @@ def run_segment(
     with Segmenter(open_bundle(request.bundle), runtime=runtime, threads=threads) as segmenter:
         if segmenter.bundle.manifest.weights.kind == "random":
             print("this bundle has RANDOM weights: its masks mean nothing")
+        if segmenter.notice:
+            print(segmenter.notice)
         segmenter.set_image(image)
         results = segmenter.predict(prompts, multimask=request.multimask)
         timings, placement = dict(segmenter.timings), segmenter.placement

@@ -23,7 +23,7 @@ from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.to_onnx import TRACED_SIZES, quiet
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.buckets import Bucket, plan
-from samexport.runtimes.mil_program import read_package
+from samexport.runtimes.mil_program import SEVERAL, read_package
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -88,16 +88,14 @@ class PackageTexts:
     manifest: Mapping[str, str] = field(default_factory=dict)
 
 
-def convert(
-    graph: GraphSpec, module: nn.Module, out: Path, options: CoreMLOptions, texts: PackageTexts
-) -> tuple[Path, ...]:
+def convert(graph: GraphSpec, module: nn.Module, out: Path, options: CoreMLOptions, texts: PackageTexts) -> Path:
     """Write ``out``, an ``.mlpackage`` that does not exist yet.
 
     Fixed entry points share one multifunction package from iOS 18 on. Older systems know no functions: then
-    each gets a package of its own, ``<stem>.<entry point>.mlpackage`` beside ``out``.
+    ``<stem>.mlpackages`` is written instead, a folder with a package for each that has its own weights.
 
     Returns:
-        the packages that were written.
+        what was written: ``out`` or that folder.
 
     Raises:
         ConfigError: ``out`` exists or has another ending, or the versions installed do not work together.
@@ -106,23 +104,22 @@ def convert(
     """
     buckets = plan(options.prompt_buckets, options.points) if graph.axes and options.prompt_buckets else ()
     joined = len(buckets) == 0 or options.deployment_target == "iOS18"
-    targets = (out,) if joined else tuple(out.with_name(f"{out.stem}.{b.name}.mlpackage") for b in buckets)
-    for target in targets:
-        if target.suffix != ".mlpackage" or os.path.lexists(target):
-            raise ConfigError(f"{target.name} must be a new path that ends in .mlpackage")
+    target = out if joined else out.with_suffix(SEVERAL)
+    if out.suffix != ".mlpackage" or os.path.lexists(target):
+        raise ConfigError(f"{target.name} must be a new path that ends in {'.mlpackage' if joined else SEVERAL}")
     coremltools = _coremltools()
     with tempfile.TemporaryDirectory(prefix=".samexport-", dir=out.parent) as private, _silent():
         folder = Path(private)
         sources = [_convert_one(coremltools, graph, module, folder, options, b) for b in buckets or (None,)]
         if buckets and joined:
             sources = [_join(coremltools, sources, buckets, folder / "joined.mlpackage")]
-        finished = [folder / "finished" / target.name for target in targets]
-        for source, package in zip(sources, finished, strict=True):
+        finished = folder / "finished" / target.name
+        packages = [finished] if joined else [finished / f"{out.stem}.{b.name}.mlpackage" for b in buckets]
+        for source, package in zip(sources, packages, strict=True):
             _write_package(coremltools, source, package, graph, texts)
             _check(package, graph)
-        for package, target in zip(finished, targets, strict=True):
-            os.rename(package, target)
-    return targets
+        os.rename(finished, target)
+    return target
 
 
 def _coremltools() -> ModuleType:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import samexport
-from samexport.errors import ConfigError
 from samexport.exporter.to_coreml import CoreMLOptions, PackageTexts
 from samexport.exporter.to_onnx import OnnxOptions
 from samexport.exporter.to_tflite import TfliteOptions
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.bundle import Artifact, WeightsInfo, file_sha256
+from samexport.runtimes.mil_program import read_package
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,13 +74,16 @@ def _write_tflite(graph: GraphSpec, module: nn.Module, folder: Path, options: Tf
 def _write_coreml(graph: GraphSpec, module: nn.Module, folder: Path, options: CoreMLOptions, facts: Facts) -> Artifact:
     from samexport.exporter import to_coreml
 
-    if options.prompt_buckets and options.deployment_target != "iOS18":
-        raise ConfigError("fixed prompt counts in one package need --deployment-target iOS18")
+    if options.image_input and graph.name == "encoder":
+        from samexport.models.graphs.layers import FromPicture
+
+        module = FromPicture(module, facts.model.frame)
     path = folder / _file_name(graph, options.precision, "mlpackage")
     essentials = json.dumps(facts.essentials(graph), sort_keys=True)
     texts = PackageTexts("samexport", facts.model.licence, samexport.__version__, {"dev.samexport": essentials})
-    to_coreml.convert(graph, module, path, options, texts)
-    return _artifact(graph, path, "coreml", options.precision, None, None)
+    written = to_coreml.convert(graph, module, path, options, texts)
+    operations = sum(len(function.operations) for function in read_package(written).functions.values())
+    return _artifact(graph, written, "coreml", options.precision, None, operations)
 
 
 def _file_name(graph: GraphSpec, precision: str, ending: str) -> str:

@@ -36,6 +36,8 @@ class Runtime(ABC):
 
     name: str
     entry_points: tuple[Bucket, ...] = ()
+    notice: str = ""
+    """What a user should know before waiting for it; empty for nothing."""
 
     def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph
@@ -91,6 +93,11 @@ class Runtime(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def describe(runtime: Runtime) -> str:
+    """Name and placement in one text."""
+    return f"{runtime.name}: {runtime.placement()}"
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,13 @@ def availability() -> list[Availability]:
         Availability(info.name, info.file_format, not info.missing, _version(info.package), info.missing)
         for info in RUNTIMES.values()
     ]
+
+
+def checkers(file_format: str) -> tuple[str, ...]:
+    """The runtimes that a parity check uses here: all that run on this platform alone, and one that runs anywhere."""
+    readers = [info for info in RUNTIMES.values() if info.file_format == file_format]
+    own = [info.name for info in readers if info.platform == sys.platform]
+    return (*own, *[info.name for info in readers if not info.platform][:1])
 
 
 def _version(package: str) -> str:

@@ -35,7 +35,7 @@ class CoreMLRuntime(Runtime):
             raise ConfigError("CoreML runs on macOS only; the runtime mil interprets the package anywhere")
         self._package = read_package(path)
         check_names(self._package, graph, path.name)
-        self._path, self._compute_units = path, compute_units
+        self._compute_units = compute_units
         self._buckets = buckets_of(self._package) if graph.axes else ()
         self._models: dict[str, Any] = {}
 
@@ -46,14 +46,15 @@ class CoreMLRuntime(Runtime):
                 import coremltools
             except ModuleNotFoundError as error:
                 raise MissingDependency("CoreML needs coremltools: pip install 'samexport[coreml]'") from error
-            function = {"function_name": name} if len(self._package.functions) > 1 else {}
+            file = self._package.files[name]
+            function = {"function_name": name} if [*self._package.files.values()].count(file) > 1 else {}
             units = coremltools.ComputeUnit[self._compute_units]
             try:
-                self._models[name] = coremltools.models.MLModel(str(self._path), compute_units=units, **function)
+                self._models[name] = coremltools.models.MLModel(str(file), compute_units=units, **function)
             except Exception as error:
                 # the system's reasons come as exceptions of many types
                 reason = str(error).splitlines()[0][:200]
-                raise BundleError(f"CoreML cannot load {self._path.name}: {reason}") from error
+                raise BundleError(f"CoreML cannot load {file.name}: {reason}") from error
         return self._models[name]
 
     def _run(self, inputs: Tensors) -> Tensors:

@@ -80,6 +80,7 @@ class MilRuntime(Runtime):
     """
 
     name = "mil"
+    notice = "CoreML is not run here: the packages are interpreted, which is slow"
 
     def __init__(
         self, path: Path, graph: GraphSpec, *, threads: int | None = None, precision: Precision = "fp16"
@@ -121,8 +122,11 @@ class MilRuntime(Runtime):
         return dict(Counter(kinds).most_common())
 
     def placement(self) -> str:
-        """Interpreted on the CPU."""
-        return f"interpreted, cpu, {self._precision}"
+        """The precision that the program has, and what this run cannot show."""
+        operations = (o for function in self._package.functions.values() for o in function.operations)
+        halves = any(value.dtype == "float16" for o in operations for value in o.outputs)
+        precision = self._precision if halves else "fp32"
+        return f"interpreted, cpu, {precision}; shows what was written, not Apple's kernels"
 
     def close(self) -> None:
         """Free the weights."""

@@ -1,5 +1,8 @@
 """Reads an ``.mlpackage`` with an ML Program from disk into plain data: functions, operations, constants.
 
+Systems before iOS 18 know one function a package. A decoder with several entry points is then a folder
+``NAME.mlpackages`` with one ``NAME.<entry point>.mlpackage`` each, which is read as if it were one package.
+
 The layout is that of Apple's coremltools (BSD-3): ``Manifest.json`` names the root model, a ``Model``
 protobuf; constants stand in it or in ``weights/weight.bin``, a blob file (MILBlob in the coremltools sources)
 whose records start with 64 bytes of metadata. Only coremltools' generated protobuf classes are used.
@@ -13,7 +16,7 @@ import math
 import struct
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +27,9 @@ from numpy.typing import NDArray
 from samexport.errors import BundleError, MissingDependency
 
 Constant = NDArray[Any] | str
+
+SEVERAL = ".mlpackages"
+"""Ending of a folder with one package for each entry point."""
 
 _INSTALL = "pip install 'samexport[coreml]'"
 _PROTOS = "samexport_coreml_protos"
@@ -68,21 +74,43 @@ class Function:
 
 @dataclass(frozen=True, eq=False)
 class Package:
-    """An opened package: its entry points, the default one, and the inputs that are pictures."""
+    """An opened package: its entry points, the default one, and the inputs that are pictures.
+
+    ``files`` says which ``.mlpackage`` holds each entry point.
+    """
 
     functions: Mapping[str, Function]
     default: str
     image_inputs: frozenset[str]
+    files: Mapping[str, Path]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_package(path: Path) -> Package:
-    """Parse a package.
+    """Parse a package, or a folder of packages with one entry point each.
 
     Raises:
         BundleError: it is not an ``.mlpackage``, it is damaged, or it holds no ML Program.
         MissingDependency: coremltools is not installed.
     """
+    if path.suffix != SEVERAL:
+        return _read_one(path)
+    files = {file.stem.rpartition(".")[2]: file for file in sorted(path.glob("*.mlpackage"))}
+    if not files:
+        raise BundleError(f"{path.name} holds no .mlpackage; export it again")
+    parts = {name: _read_one(file) for name, file in files.items()}
+    if any(len(part.functions) != 1 for part in parts.values()):
+        raise BundleError(f"{path.name} holds a package with several functions; export it again")
+    return Package(
+        {name: replace(next(iter(part.functions.values())), name=name) for name, part in parts.items()},
+        next(iter(parts)),
+        frozenset().union(*(part.image_inputs for part in parts.values())),
+        files,
+        next(iter(parts.values())).metadata,
+    )
+
+
+def _read_one(path: Path) -> Package:
     protos = _protos()
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -109,6 +137,7 @@ def read_package(path: Path) -> Package:
         functions,
         model.description.defaultFunctionName or "main",
         frozenset(pictures),
+        dict.fromkeys(functions, path),
         dict(model.description.metadata.userDefined),
     )
 

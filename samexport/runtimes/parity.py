@@ -49,7 +49,10 @@ TIERS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One output of one case. Errors are absolute; ``value_range`` is max - min of the reference."""
+    """One output of one case. Errors are absolute; ``value_range`` is max - min of the reference.
+
+    ``runtime`` says what computed it: the name of the runtime, a colon, its placement.
+    """
 
     case: str
     output: str
@@ -61,6 +64,7 @@ class Row:
     snr_db: float | None = None
     mask_iou: float | None = None
     boundary_flips: int | None = None
+    runtime: str = ""
 
     def __str__(self) -> str:
         """Case, output and what is wrong, in one line."""

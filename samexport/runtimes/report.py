@@ -25,6 +25,17 @@ def cells(row: Row) -> tuple[str, ...]:
     return row.case, row.output, *text, row.verdict.value
 
 
+def where_it_ran(report: ParityReport) -> list[str]:
+    """One line a runtime: what ran on it, and where."""
+    ran: dict[str, dict[str, None]] = {}
+    for row in report.rows:
+        if row.runtime:
+            # "decoder 3x2 with mask" ran the decoder, "end to end" is a case of its own
+            name = row.case if row.case.startswith("end to end") else row.case.split(" ")[0].replace("+", ", ")
+            ran.setdefault(row.runtime, {})[name.removesuffix(f" ({row.runtime.partition(':')[0]})")] = None
+    return [f"{', '.join(names)} on {runtime}" for runtime, names in ran.items()]
+
+
 def write_report(report: ParityReport, path: Path, title: str) -> None:
     """Write the report; ConfigError for an unknown ending or a path that cannot be written."""
     writers = {".json": _to_json, ".xml": _to_junit, ".md": _to_markdown}
@@ -45,6 +56,10 @@ def _to_junit(report: ParityReport, title: str) -> str:
     suite = ElementTree.Element("testsuite", name=title, tests=str(len(report.rows)))
     for verdict, attribute in ((Verdict.FAIL, "failures"), (Verdict.SKIPPED, "skipped")):
         suite.set(attribute, str(sum(r.verdict is verdict for r in report.rows)))
+    if ran := where_it_ran(report):
+        properties = ElementTree.SubElement(suite, "properties")
+        for line in ran:
+            ElementTree.SubElement(properties, "property", name="ran", value=line)
     for row in report.rows:
         case = ElementTree.SubElement(suite, "testcase", classname=row.case, name=row.output)
         if row.verdict is not Verdict.PASS:
@@ -57,5 +72,6 @@ def _to_junit(report: ParityReport, title: str) -> str:
 def _to_markdown(report: ParityReport, title: str) -> str:
     lines = [f"## {title}: {report.verdict}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in report.rows]
+    lines += ["", *(f"- {line}" for line in where_it_ran(report))]
     lines += ["", *(f"- **{row.verdict}** {row}" for row in report.rows if row.verdict is not Verdict.PASS)]
     return "\n".join(lines).rstrip() + "\n"

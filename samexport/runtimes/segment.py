@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import PromptError
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, describe
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.image import to_frame, upscale_mask
 from samexport.runtimes.prompts import Prompt, check_tensors, count_tokens, pack, select_mask
@@ -124,6 +124,16 @@ class Segmenter:
     def placement(self) -> str:
         """Where the encoder runs; opens it if need be."""
         return self._open("encoder").placement()
+
+    @property
+    def notice(self) -> str:
+        """What a user should know before waiting; opens the encoder if need be."""
+        return self._open("encoder").notice
+
+    @property
+    def runtime(self) -> str:
+        """Name and placement of the encoder's runtime, as in :class:`samexport.runtimes.parity.Row`."""
+        return describe(self._open("encoder"))
 
     def close(self) -> None:
         """Close what was opened."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, checkers, describe
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
 from samexport.runtimes.parity import (
@@ -66,24 +67,28 @@ def verify_bundle(
     return ParityReport(tuple(rows))
 
 
-def picture_masks(bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None) -> NDArray[np.bool_]:
-    """The masks of the golden picture, with the code that ``samexport segment`` runs."""
+def picture_masks(
+    bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None
+) -> tuple[NDArray[np.bool_], str]:
+    """The masks of the golden picture, with the code that ``samexport segment`` runs, and where it ran."""
     with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
         segmenter.set_image(golden.picture)
         results = segmenter.predict(picture_prompts(golden.picture), multimask=False)
-    return np.concatenate([r.masks for r in results])
+        where = segmenter.runtime
+    return np.concatenate([r.masks for r in results]), where
 
 
 def _end_to_end(bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None) -> Row:
     """From picture to masks with the code that ``samexport segment`` runs."""
     names = "end to end", "masks"
     try:
-        masks = picture_masks(bundle, golden, runtime, threads)
+        masks, where = picture_masks(bundle, golden, runtime, threads)
     except MissingDependency:
         raise
     except SamExportError as error:
         return Row(*names, Verdict.FAIL, str(error))
-    return compare_masks(*names, golden.masks, masks, tier(bundle.artifact("encoder").precision))
+    row = compare_masks(*names, golden.masks, masks, tier(bundle.artifact("encoder").precision))
+    return replace(row, runtime=where)
 
 
 def compare_cases(
@@ -94,14 +99,26 @@ def compare_cases(
     threads: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Iterator[Row]:
-    """Rows of every case of ``golden`` whose graphs the bundle has, and a failed row for a graph without any."""
+    """Rows of every case of ``golden`` whose graphs the bundle has, and a failed row for a graph without any.
+
+    Without ``runtime`` on each of :func:`samexport.runtimes.base.checkers`: on macOS CoreML bundles run twice.
+    """
     chains = cases_by_chain(bundle, golden)
     yield from _static_rows(bundle)
+    formats = dict.fromkeys(artifact.file_format for artifact in bundle.manifest.artifacts)
+    names = (runtime,) if runtime else tuple(name for file_format in formats for name in checkers(file_format))
+    for name in names:
+        for row in _compare_on(bundle, golden, name, threads, progress):
+            yield replace(row, case=f"{row.case} ({name})") if len(names) > 1 else row
+    for name in sorted(set(bundle.graph_names) - {name for chain in chains for name in chain}):
+        yield Row(name, "golden", Verdict.FAIL, f"no golden case checks {name}")
+
+
+def _compare_on(bundle: Bundle, golden: Golden, runtime: str, threads: int | None, progress: Progress) -> Iterator[Row]:
+    chains = cases_by_chain(bundle, golden)
     yield from compare_chains(bundle, chains, runtime=runtime, threads=threads, progress=progress)
     progress("end to end")
     yield _end_to_end(bundle, golden, runtime, threads)
-    for name in sorted(set(bundle.graph_names) - {name for chain in chains for name in chain}):
-        yield Row(name, "golden", Verdict.FAIL, f"no golden case checks {name}")
 
 
 def compare_chains(
@@ -154,7 +171,9 @@ def _check(case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle) -> Itera
     except SamExportError as error:
         yield Row(_label(case), "run", Verdict.FAIL, str(error))
         return
-    yield from compare_case(case, bundle.graph(last), actual, bundle.artifact(last).precision)
+    where = describe(runtimes[last])
+    for row in compare_case(case, bundle.graph(last), actual, bundle.artifact(last).precision):
+        yield replace(row, runtime=where)
 
 
 def _label(case: Case) -> str:

@@ -47,6 +47,6 @@ def verify_against(
             expected[case.graphs].append(replace(case, expected=outputs, strides={}))
     rows = [*compare_chains(bundle, expected, threads=threads, progress=progress)]
     progress("end to end")
-    wanted, found = (picture_masks(each, golden, None, threads) for each in (other, bundle))
+    wanted, found = (picture_masks(each, golden, None, threads)[0] for each in (other, bundle))
     rows.append(compare_masks("end to end", "masks", wanted, found, tier(bundle.artifact("encoder").precision)))
     return tuple(replace(row, case=f"{row.case} (against {other.folder.name})") for row in rows)

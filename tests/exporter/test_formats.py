@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samexport.exporter.pipeline import ExportOptions, export_bundle
-from samexport.exporter.to_coreml import CoreMLOptions
 from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle, relative_files
 from samexport.runtimes.parity import Verdict, intersection_over_union
 from samexport.runtimes.prompts import Prompt
 from samexport.runtimes.segment import Segmenter
 from samexport.runtimes.verify import verify_bundle
-
-
-@pytest.fixture(scope="module")
-def coreml_bundle(tmp_path_factory) -> Bundle:
-    out = tmp_path_factory.mktemp("formats") / "coreml"
-    target = CoreMLOptions(precision="fp32")
-    return export_bundle(ExportOptions("test.tinyvit64", out, random_seed=7, target=target))[0]
 
 
 @pytest.fixture(params=["tflite_bundle", "coreml_bundle"])

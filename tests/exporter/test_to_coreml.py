@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -9,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from samexport.errors import ConfigError, ExportFailed, MissingDependency
+from samexport.errors import BundleError, ConfigError, ExportFailed, MissingDependency
 from samexport.exporter import to_coreml
 from samexport.exporter.pipeline import load_model
 from samexport.exporter.to_coreml import CoreMLOptions, PackageTexts, convert
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec, TensorSpec
+from samexport.runtimes.buckets import Bucket
 from samexport.runtimes.mil import MilRuntime, buckets_of
 from samexport.runtimes.mil_program import read_package
 
@@ -88,7 +90,7 @@ def run_module(module, graph, inputs):
 @pytest.fixture(scope="module")
 def flexible(tmp_path_factory):
     out = tmp_path_factory.mktemp("flexible") / "toy.mlpackage"
-    assert convert(TOY, Toy(), out, CoreMLOptions(maximum_prompts=8, maximum_points=5), TEXTS) == (out,)
+    assert convert(TOY, Toy(), out, CoreMLOptions(maximum_prompts=8, maximum_points=5), TEXTS) == out
     return out
 
 
@@ -96,7 +98,7 @@ def flexible(tmp_path_factory):
 def joined(tmp_path_factory):
     out = tmp_path_factory.mktemp("joined") / "toy.mlpackage"
     options = CoreMLOptions(deployment_target="iOS18", prompt_buckets=(1, 4, 16))
-    assert convert(TOY, Toy(), out, options, TEXTS) == (out,)
+    assert convert(TOY, Toy(), out, options, TEXTS) == out
     return out
 
 
@@ -143,7 +145,7 @@ def inputs_of(graph, prompts, points, seed=0):
 def test_a_package_computes_what_pytorch_computes(tiny, tmp_path, name, options, prompts):
     sam, spec = tiny
     graph, module = build_graph(sam, spec, name)
-    (package,) = (tmp_path / p for p in convert(graph, module, tmp_path / "out.mlpackage", options, TEXTS))
+    package = convert(graph, module, tmp_path / "out.mlpackage", options, TEXTS)
     plain = name in ("encoder", "decoder", "decoder_with_mask")
     reference = build_graph(sam, spec, name, plain=plain)[1]
     for count, points in prompts or ((1, 1),):
@@ -160,7 +162,7 @@ def test_the_vit_encoder_converts_too(tmp_path):
     spec = find_model("test.vit64")
     sam, _ = load_model(spec, random_seed=7)
     graph, module = build_graph(sam, spec, "encoder")
-    (package,) = convert(graph, module, tmp_path / "encoder.mlpackage", CoreMLOptions(), TEXTS)
+    package = convert(graph, module, tmp_path / "encoder.mlpackage", CoreMLOptions(), TEXTS)
     inputs = inputs_of(graph, 1, 1)
     expected = run_module(build_graph(sam, spec, "encoder", plain=True)[1], graph, inputs)
     actual = MilRuntime(package, graph).run(inputs)
@@ -203,21 +205,39 @@ def test_functions_of_one_package_share_the_weights(joined, tmp_path):
     ]
     assert package.default == "decode_1"
     options = CoreMLOptions(deployment_target="iOS18", prompt_buckets=(16,))
-    (single,) = convert(TOY, Toy(), tmp_path / "single.mlpackage", options, TEXTS)
+    single = convert(TOY, Toy(), tmp_path / "single.mlpackage", options, TEXTS)
     weights = Path("Data/com.apple.CoreML/weights/weight.bin")
     assert (single / weights).stat().st_size > 64 * 512 * 2
     assert (joined / weights).stat().st_size < 1.05 * (single / weights).stat().st_size
 
 
-def test_older_systems_get_a_package_for_each_entry_point(tmp_path):
+def test_older_systems_get_a_folder_with_a_package_for_each_entry_point(tmp_path):
     options = CoreMLOptions(deployment_target="iOS17", prompt_buckets=(1, 4), points=(3,))
-    packages = convert(TOY, Toy(), tmp_path / "toy.mlpackage", options, TEXTS)
-    assert [p.name for p in packages] == ["toy.decode_1.mlpackage", "toy.decode_4.mlpackage"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [p.name for p in packages]
+    folder = convert(TOY, Toy(), tmp_path / "toy.mlpackage", options, TEXTS)
+    assert [p.name for p in tmp_path.iterdir()] == ["toy.mlpackages"] == [folder.name]
+    files = ["toy.decode_1.mlpackage", "toy.decode_4.mlpackage"]
+    assert sorted(p.name for p in folder.iterdir()) == files
+    package = read_package(folder)
+    assert buckets_of(package) == (Bucket("decode_1", 1, 3), Bucket("decode_4", 4, 3))
+    assert [package.files[name].name for name in package.functions] == files
     inputs = toy_inputs(6, 3)
     expected = run_module(Toy(), TOY, inputs)["low_res_masks"]
-    for package in packages:
-        assert signal_to_noise(MilRuntime(package, TOY).run(inputs)["low_res_masks"], expected) > 50
+    with MilRuntime(folder, TOY) as runtime:
+        assert signal_to_noise(runtime.run(inputs)["low_res_masks"], expected) > 50
+    # each is a package of its own with that one size
+    alone = read_package(folder / files[1])
+    assert list(alone.functions) == ["main"]
+    assert [(b.prompts, b.points) for b in buckets_of(alone)] == [(4, 3)]
+
+
+def test_a_folder_of_packages_that_cannot_be_one_decoder_is_refused(joined, tmp_path):
+    folder = tmp_path / "toy.mlpackages"
+    folder.mkdir()
+    with pytest.raises(BundleError, match=r"holds no \.mlpackage"):
+        read_package(folder)
+    shutil.copytree(joined, folder / "toy.decode_1.mlpackage")
+    with pytest.raises(BundleError, match="several functions"):
+        read_package(folder)
 
 
 # Precision
@@ -254,7 +274,7 @@ def test_positions_are_exact_although_the_rest_is_half_precision(flexible):
 
 
 def test_fp32_on_request_has_no_half_anywhere(tmp_path):
-    (package,) = convert(TOY, Toy(), tmp_path / "toy.mlpackage", CoreMLOptions(precision="fp32"), TEXTS)
+    package = convert(TOY, Toy(), tmp_path / "toy.mlpackage", CoreMLOptions(precision="fp32"), TEXTS)
     function = read_package(package).functions["main"]
     assert {v.dtype for o in function.operations for v in o.outputs} <= {"float32", "int32", "bool"}
     assert {c.dtype for c in function.constants.values() if isinstance(c, np.ndarray)}.isdisjoint(
@@ -322,7 +342,7 @@ PICTURE = GraphSpec(
 
 
 def test_an_image_input_is_an_rgb_picture_without_scale_or_bias(tmp_path):
-    (package,) = convert(PICTURE, Mean(), tmp_path / "p.mlpackage", CoreMLOptions(image_input=True), TEXTS)
+    package = convert(PICTURE, Mean(), tmp_path / "p.mlpackage", CoreMLOptions(image_input=True), TEXTS)
     from coremltools.proto import FeatureTypes_pb2
 
     image = description(package).input[0].type.imageType
@@ -409,9 +429,9 @@ def test_what_is_in_the_way_is_neither_deleted_nor_changed(tmp_path):
     with pytest.raises(ConfigError, match="new path"):
         convert(TOY, Toy(), victim, CoreMLOptions(), TEXTS)
     assert (victim / "thesis.txt").read_text() == "mine"
-    separate = tmp_path / "other.decode_4.mlpackage"
+    separate = tmp_path / "other.mlpackages"
     separate.mkdir()
-    with pytest.raises(ConfigError, match=r"other\.decode_4"):
+    with pytest.raises(ConfigError, match=r"other\.mlpackages"):
         convert(TOY, Toy(), tmp_path / "other.mlpackage", CoreMLOptions(prompt_buckets=(1, 4)), TEXTS)
     separate.rmdir()
     with pytest.raises(ConfigError, match=r"\.mlpackage"):

@@ -1,5 +1,6 @@
 import platform
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,12 +39,18 @@ class Mean(nn.Module):
 @pytest.fixture
 def package(tmp_path):
     options = CoreMLOptions(deployment_target="iOS18", prompt_buckets=(1, 3))
-    return convert(DECODER, Sums(), tmp_path / "decoder.mlpackage", options, TEXTS)[0]
+    return convert(DECODER, Sums(), tmp_path / "decoder.mlpackage", options, TEXTS)
+
+
+@pytest.fixture
+def packages(tmp_path):
+    options = CoreMLOptions(deployment_target="iOS16", prompt_buckets=(1, 3))
+    return convert(DECODER, Sums(), tmp_path / "decoder.mlpackage", options, TEXTS)
 
 
 @pytest.fixture
 def picture_package(tmp_path):
-    return convert(ENCODER, Mean(), tmp_path / "encoder.mlpackage", CoreMLOptions(image_input=True), TEXTS)[0]
+    return convert(ENCODER, Mean(), tmp_path / "encoder.mlpackage", CoreMLOptions(image_input=True), TEXTS)
 
 
 @pytest.fixture
@@ -51,11 +58,12 @@ def macos(monkeypatch):
     """The part of coremltools that only works on a Mac, as documented: returns what was loaded and predicted."""
     import coremltools
 
-    seen = types.SimpleNamespace(loaded=[], predicted=[])
+    seen = types.SimpleNamespace(loaded=[], files=[], predicted=[])
 
     class Model:
         def __init__(self, path, compute_units, function_name="main"):
             seen.loaded.append((function_name, compute_units.name))
+            seen.files.append(Path(path).name)
 
         def predict(self, features):
             seen.predicted.append(features)
@@ -89,6 +97,14 @@ def test_each_entry_point_is_loaded_once_by_its_name_and_gets_its_exact_shape(pa
     assert outputs["iou_predictions"].dtype == np.float32
     assert macos.loaded == [("decode_3", "CPU_ONLY"), ("decode_1", "CPU_ONLY")]
     assert [f["point_labels"].shape for f in macos.predicted[:2]] == [(3, 2), (1, 8)]
+
+
+def test_before_ios_18_each_entry_point_is_the_one_function_of_its_own_file(packages, macos):
+    inputs = {"point_coords": np.ones((4, 2, 2), np.float32), "point_labels": np.ones((4, 2), np.float32)}
+    found = CoreMLRuntime(packages, DECODER).run(inputs)["iou_predictions"]
+    np.testing.assert_allclose(found, inputs["point_coords"].sum(1))
+    assert macos.files == ["decoder.decode_3.mlpackage", "decoder.decode_1.mlpackage"]
+    assert macos.loaded == [("main", "ALL")] * 2
 
 
 def test_an_image_input_gets_a_picture(picture_package, macos):

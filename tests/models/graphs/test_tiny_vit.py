@@ -4,7 +4,7 @@ import torch
 from samexport.models.architectures import tiny_vit
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.models.graphs.layers import fold_batch_norm
+from samexport.models.graphs.layers import FromPicture, fold_batch_norm
 from samexport.models.graphs.tiny_vit import Block
 from tests.models import golden
 
@@ -139,3 +139,20 @@ def test_nothing_is_computed_from_weights_alone(traced):
     for node in traced.graph.nodes:
         if node.op == "call_function":
             assert not node.all_input_nodes or not set(node.all_input_nodes) <= weights, node
+
+
+def test_a_picture_padded_with_whole_numbers_gives_what_the_exact_mean_gives(tiny):
+    """All 8-bit pixels but the padding stay as they are; a neighbour of the padding colour is not touched."""
+    frame = find_model(TINY).frame
+    image = picture("padded").round()
+    image[0, :, 0, :3] = torch.tensor([[124.0, 125, 124], [116, 116, 115], [104, 104, 104]])
+    seen = FromPicture(torch.nn.Identity(), frame)(image)
+    padding = (image == torch.tensor([124.0, 116, 104]).view(1, 3, 1, 1)).all(1, keepdim=True).expand_as(image)
+    mean = torch.tensor(frame.mean).view(1, 3, 1, 1).expand_as(image)
+    assert padding.sum() > 3 * 64 * 15
+    assert torch.equal(seen[~padding], image[~padding])
+    torch.testing.assert_close(seen[padding], mean[padding], rtol=0, atol=1e-5)
+    plain = encoders(tiny, TINY)[1]
+    expected = plain(picture("padded"))
+    exact = picture("padded").round()
+    assert largest_share(FromPicture(plain, frame)(exact), expected) < 1e-5 < largest_share(plain(exact), expected)

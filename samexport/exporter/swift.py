@@ -1,0 +1,137 @@
+"""The Swift file of a CoreML bundle: fixed code (``Segmenter.swift``) and a ``Contract`` read from this bundle.
+
+The fixed code names no tensor and no size of its own; whatever a model or a package decides stands in the
+contract, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samexport.models.spec import GraphSpec, TensorSpec
+from samexport.runtimes import prompts
+from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.mil import buckets_of
+from samexport.runtimes.mil_program import Package, read_package
+from samexport.runtimes.segment import DEFAULT_CHUNK
+
+FILE_NAME = "Segmenter.swift"
+_TEMPLATE = Path(__file__).with_name(FILE_NAME)
+_HEAD = """// {name}: load, set a picture, predict, upscale, for the packages of this bundle.
+// Made by samexport {version} for {model}; made anew with every export, so change a copy.
+//
+// NOT compiled with Apple's SDK and not run on a device or a Mac by those who made it: no such machine was there.
+// What samexport's tests check: this file parses, and its contract is that of the packages.
+// Preprocessing follows samexport's Python code: Pillow's bilinear filter to a long side of {size}, the pixel mean
+// right and below; masks are scaled back with half-pixel centres. Licence of this file: Apache-2.0.
+
+"""
+_AXES = {"N": ".prompts", "K": ".points"}
+# the names by which the fixed code calls tensors
+_TENSORS = {
+    "image": "image",
+    "pointCoords": "point_coords",
+    "pointLabels": "point_labels",
+    "maskInput": "mask_input",
+    "hasMaskInput": "has_mask_input",
+    "lowResMasks": "low_res_masks",
+    "iouPredictions": "iou_predictions",
+}
+_LABELS = {
+    "labelInside": 1,
+    "labelOutside": 0,
+    "labelBoxTopLeft": prompts.BOX_TOP_LEFT,
+    "labelBoxBottomRight": prompts.BOX_BOTTOM_RIGHT,
+    "labelPadding": prompts.PADDING,
+    "labelAbsent": prompts.ABSENT,
+}
+
+
+def swift_source(bundle: Bundle) -> str:
+    """The text of ``Segmenter.swift`` for a CoreML bundle.
+
+    Raises:
+        BundleError: a package cannot be read.
+    """
+    manifest = bundle.manifest
+    head = _HEAD.format(
+        name=FILE_NAME, version=manifest.tools["samexport"], model=manifest.model, size=manifest.frame.size
+    )
+    imports, _, body = _TEMPLATE.read_text(encoding="utf-8").partition("\n\n")
+    return f"{head}{imports}\n\n{_contract(bundle)}\n{body}"
+
+
+def _contract(bundle: Bundle) -> str:
+    manifest, names = bundle.manifest, bundle.graph_names
+    packages = {name: read_package(bundle.folder / bundle.artifact(name).path) for name in names}
+    split = "decoder_step" in names
+    masks = next(t for t in bundle.graph("decoder_with_mask").outputs if t.name == _TENSORS["lowResMasks"])
+    roles = {
+        "encoder": "encoder",
+        "prologue": "decoder_prologue" if split else None,
+        "decoder": "decoder_step" if split else "decoder",
+        "maskDecoder": "decoder_with_mask",
+    }
+    mean = ", ".join(f"{value:g}" for value in manifest.frame.mean)
+    lines = [
+        "/// What the packages of this bundle take and return.",
+        "private enum Contract {",
+        f"    static let frameSize = {manifest.frame.size}",
+        f"    static let lowRes = {manifest.frame.low_res}",
+        "    /// RGB, 0 to 255. The encoder normalises; this is what the picture is padded with.",
+        f"    static let pixelMean: [Float] = [{mean}]",
+        f"    static let encoderTakesPicture = {str(bool(packages['encoder'].image_inputs)).lower()}",
+        f"    static let maskCount = {masks.shape[1]}",
+        "    /// The masks that the weights were trained for.",
+        f"    static let maskOutputs = [{', '.join(map(str, manifest.mask_outputs))}]",
+        "    static let threshold: Float = 0",
+        "    /// Prompts of one call of a flexible decoder; more need much memory.",
+        f"    static let chunk = {DEFAULT_CHUNK}",
+        *(f"    static let {name}: Float = {code}" for name, code in _LABELS.items()),
+        *(f'    static let {name} = "{tensor}"' for name, tensor in _TENSORS.items()),
+    ]
+    for role, name in roles.items():
+        if name is None:
+            lines.append(f"    static let {role}: Graph? = nil")
+        else:
+            kind = "Graph?" if role == "prologue" else "Graph"
+            lines += _graph(role, kind, bundle.graph(name), bundle, packages[name])
+    lines += ["    static let all = [encoder, prologue, decoder, maskDecoder].compactMap { $0 }", "}", ""]
+    return "\n".join(lines)
+
+
+def _graph(role: str, kind: str, graph: GraphSpec, bundle: Bundle, package: Package) -> list[str]:
+    return [
+        f"    static let {role}: {kind} = Graph(",
+        "        entryPoints: [",
+        *(f"            {entry}," for entry in _entry_points(graph, bundle.folder, package)),
+        "        ],",
+        "        inputs: [",
+        *(f"            {_tensor(tensor)}," for tensor in graph.inputs),
+        "        ],",
+        "        outputs: [",
+        *(f"            {_tensor(tensor)}," for tensor in graph.outputs),
+        "        ])",
+    ]
+
+
+def _entry_points(graph: GraphSpec, folder: Path, package: Package) -> list[str]:
+    """One each; a function is named only where its package has several."""
+    sizes = {b.name: (b.prompts, b.points, b.flexible) for b in (buckets_of(package) if graph.axes else ())}
+    lines = []
+    for name in sizes or package.functions:
+        file = package.files[name]
+        several = [*package.files.values()].count(file) > 1
+        function = f'"{name}"' if several else "nil"
+        count, points, flexible = sizes.get(name, (1, 1, False))
+        place = file.relative_to(folder).with_suffix("").as_posix()
+        lines.append(
+            f'EntryPoint(\n                file: "{place}", function: {function},\n'
+            f"                prompts: {count}, points: {points}, flexible: {str(flexible).lower()})"
+        )
+    return lines
+
+
+def _tensor(tensor: TensorSpec) -> str:
+    axes = ", ".join(f".fixed({size})" if isinstance(size, int) else _AXES[size] for size in tensor.shape)
+    return f'Tensor(name: "{tensor.name}", axes: [{axes}])'
