@@ -102,7 +102,10 @@ def test_the_core_finds_pytorchs_masks_with_the_real_models(compiled, tmp_path):
         for file, interpreter in zip(files, interpreters, strict=True)
     }
     said = run_bridge(filled, runners, compiled["bridge"].classes, compiled["core"].classes)
-    assert said == "passed true, resized alike true, IoU [1.0, 1.0]"
+    assert said.startswith("passed true, resized alike true, IoU [")
+    ious = [float(number) for number in said.split("[")[1].rstrip("]").split(", ")]
+    assert len(ious) == 2
+    assert min(ious) >= 0.999
 
 
 def test_the_glue_fits_the_apis_and_the_resources(compiled):
