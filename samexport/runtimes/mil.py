@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import BundleError, ConfigError
+from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.buckets import LABELS, Bucket, run_in_buckets
@@ -94,7 +94,15 @@ class MilRuntime(Runtime):
         self._functions = {n: _Executable(f, precision) for n, f in self._package.functions.items()}
         self._buckets = buckets_of(self._package) if graph.axes else ()
 
-    def _run(self, inputs: Tensors, observer: Observer | None = None) -> Tensors:
+    def _run(self, inputs: Tensors) -> Tensors:
+        outputs = self._execute(inputs)
+        if all(np.isfinite(value).all() for value in outputs.values()):
+            return outputs
+        first = self.ranges(inputs).first_not_finite
+        where = f"{first.kind} {first.name}" if first else "an output"
+        raise ParityFailed(f"{self.graph.name} gives NaN or infinity; the first operation that does is {where}")
+
+    def _execute(self, inputs: Tensors, observer: Observer | None = None) -> Tensors:
         for name in self._package.image_inputs:
             inputs[name] = whole_pixels(inputs[name])
         with _torch_threads(self._threads):
@@ -112,7 +120,7 @@ class MilRuntime(Runtime):
             if tensor.is_floating_point() and tensor.numel():
                 seen.append(_range(operation.kind, value, tensor))
 
-        self._run({name: np.ascontiguousarray(inputs[name]) for name in self.graph.input_names}, observe)
+        self._execute({name: np.ascontiguousarray(inputs[name]) for name in self.graph.input_names}, observe)
         near = [r for r in seen if r.dtype == "float16" and (max(-r.low, r.high) > NEAR or not r.finite)]
         return RangeReport(next((r for r in seen if not r.finite), None), tuple(near))
 

@@ -102,6 +102,15 @@ def joined(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    out = tmp_path_factory.mktemp("apart") / "toy.mlpackage"
+    options = CoreMLOptions(deployment_target="iOS17", prompt_buckets=(1, 4), points=(3,))
+    folder = convert(TOY, Toy(), out, options, TEXTS)
+    assert [p.name for p in out.parent.iterdir()] == ["toy.mlpackages"] == [folder.name]
+    return folder
+
+
 def size(package):
     return sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
 
@@ -211,21 +220,18 @@ def test_functions_of_one_package_share_the_weights(joined, tmp_path):
     assert (joined / weights).stat().st_size < 1.05 * (single / weights).stat().st_size
 
 
-def test_older_systems_get_a_folder_with_a_package_for_each_entry_point(tmp_path):
-    options = CoreMLOptions(deployment_target="iOS17", prompt_buckets=(1, 4), points=(3,))
-    folder = convert(TOY, Toy(), tmp_path / "toy.mlpackage", options, TEXTS)
-    assert [p.name for p in tmp_path.iterdir()] == ["toy.mlpackages"] == [folder.name]
+def test_older_systems_get_a_folder_with_a_package_for_each_entry_point(apart):
     files = ["toy.decode_1.mlpackage", "toy.decode_4.mlpackage"]
-    assert sorted(p.name for p in folder.iterdir()) == files
-    package = read_package(folder)
+    assert sorted(p.name for p in apart.iterdir()) == files
+    package = read_package(apart)
     assert buckets_of(package) == (Bucket("decode_1", 1, 3), Bucket("decode_4", 4, 3))
     assert [package.files[name].name for name in package.functions] == files
     inputs = toy_inputs(6, 3)
     expected = run_module(Toy(), TOY, inputs)["low_res_masks"]
-    with MilRuntime(folder, TOY) as runtime:
+    with MilRuntime(apart, TOY) as runtime:
         assert signal_to_noise(runtime.run(inputs)["low_res_masks"], expected) > 50
     # each is a package of its own with that one size
-    alone = read_package(folder / files[1])
+    alone = read_package(apart / files[1])
     assert list(alone.functions) == ["main"]
     assert [(b.prompts, b.points) for b in buckets_of(alone)] == [(4, 3)]
 
@@ -376,10 +382,12 @@ convert(PICTURE, Mean(), Path(sys.argv[1]) / "first.mlpackage", CoreMLOptions(),
 convert(TOY, Toy(), Path(sys.argv[1]) / "other name.mlpackage", options, TEXTS)
 options = CoreMLOptions(deployment_target="iOS18", prompt_buckets=(1, 4, 16))
 convert(TOY, Toy(), Path(sys.argv[1]) / "joined.mlpackage", options, TEXTS)
+options = CoreMLOptions(deployment_target="iOS17", prompt_buckets=(1, 4), points=(3,))
+convert(TOY, Toy(), Path(sys.argv[1]) / "toy.mlpackage", options, TEXTS)
 """
 
 
-def test_two_processes_write_the_same_bytes(flexible, joined, tmp_path):
+def test_two_processes_write_the_same_bytes(flexible, joined, apart, tmp_path):
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo", "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", AGAIN, str(tmp_path)]
@@ -387,6 +395,7 @@ def test_two_processes_write_the_same_bytes(flexible, joined, tmp_path):
     assert run.returncode == 0, run.stderr
     assert digest(tmp_path / "other name.mlpackage") == digest(flexible)
     assert digest(tmp_path / "joined.mlpackage") == digest(joined)
+    assert digest(tmp_path / "toy.mlpackages") == digest(apart)
     assert list(digest(flexible)) == [
         "Data/com.apple.CoreML/model.mlmodel",
         "Data/com.apple.CoreML/weights/weight.bin",

@@ -71,8 +71,8 @@ class StandIn(MilRuntime):
     name = "coreml"
     shift = 0.0
 
-    def _run(self, inputs, observer=None):
-        return {name: value + np.float32(self.shift) for name, value in super()._run(inputs, observer).items()}
+    def _run(self, inputs):
+        return {name: value + np.float32(self.shift) for name, value in super()._run(inputs).items()}
 
     def placement(self):
         return "coreml, allowed: ALL"

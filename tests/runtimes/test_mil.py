@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from samexport.errors import BundleError, ConfigError
+from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.mil import FP16_MAX, MilRuntime
 from samexport.runtimes.mil_arithmetic import Arithmetic, HalfAccumulation, Window
@@ -399,6 +399,13 @@ def test_the_report_names_the_first_operation_that_is_not_finite_and_those_near_
     assert full.first_not_finite is None
     assert full.near_limit[1].high == 300000 > FP16_MAX
     assert MilRuntime(path, graph_of(path)).ranges({"x0": x / 100}).near_limit == ()
+
+
+def test_a_run_that_ends_in_infinity_names_the_operation_where_it_began(tmp_path):
+    path = save(tmp_path, overflowing, [np.ones(2, np.float32)], half=True)
+    with pytest.raises(ParityFailed, match=r"the first operation that does is mul overflow"):
+        interpret(path, [np.array([1.0, 10.0], np.float32)], "fp16")
+    assert np.isfinite(interpret(path, [np.ones(2, np.float32)], "fp16")[0]).all()
 
 
 def test_unknown_operations_are_all_named_when_the_package_is_opened(tmp_path):

@@ -15,7 +15,7 @@ ct = pytest.importorskip("coremltools")
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402
 from coremltools.converters.mil.mil import Function  # noqa: E402
 
-MANY = settings(max_examples=40, deadline=None, derandomize=True)
+MANY = settings(max_examples=25, deadline=None, derandomize=True)
 SIZES = st.integers(1, 4)
 SHAPES = st.lists(SIZES, min_size=1, max_size=4)
 
