@@ -9,21 +9,23 @@ All with the random weights of seed 7.
 import json
 
 import numpy as np
-import pytest
 
+from samexport.exporter import to_onnx
 from samexport.exporter.sampler_export import SamplerExport, load_sampler, write_sampler
 from samexport.exporter.to_onnx import OnnxOptions
 from samexport.models.catalog import find_model
 from samexport.runtimes.base import open_runtime
 from samexport.runtimes.everything import GivenBoxes, GridPoints, SegmentEverything
 from samexport.runtimes.grid import GridOptions
-from samexport.runtimes.image import read_image
+from samexport.runtimes.image import read_image, upscale_mask
 from samexport.runtimes.masks import decode_rle
-from samexport.runtimes.parity import Verdict, compare_boxes, tier
+from samexport.runtimes.parity import Verdict, compare_boxes, intersection_over_union, tier
 from tests.models.golden import GOLDEN
 
 
-def test_the_detector_of_mobilesamv2_finds_the_official_boxes_in_onnx(tmp_path):
+def test_the_detector_of_mobilesamv2_finds_the_official_boxes_in_onnx(tmp_path, monkeypatch):
+    # slimming 270 MB takes as long as all the rest; the small sampler's file is slimmed in other tests
+    monkeypatch.setattr(to_onnx, "optimise", lambda model, graph: model)
     golden = np.load(GOLDEN / "detector_square.npz")
     centre, side = golden["boxes_cxcywh"].T[:, :2], golden["boxes_cxcywh"].T[:, 2:]
     boxes = np.concatenate([centre - side / 2, centre + side / 2], axis=1)
@@ -69,7 +71,6 @@ def test_boxes_give_the_official_mask_0(full_bundle):
     np.testing.assert_allclose(predicted, golden["boxes.iou"], atol=1e-4)
     stats = np.stack([f(logits.astype(np.float64), axis=(1, 2)) for f in (np.min, np.max, np.mean, np.std)], axis=-1)
     np.testing.assert_allclose(stats, golden["boxes.stats"], atol=1e-3)
-    for mask, values in zip(masks, logits, strict=True):
-        # the picture fills the frame's width, and two thirds of its height
-        inside = (values[:171] > 0).mean()
-        assert decode_rle(mask.segmentation).mean() == pytest.approx(inside, abs=0.005)
+    upscaled = upscale_mask(logits, picture.shape[:2], full_bundle.manifest.frame)
+    found = np.stack([decode_rle(mask.segmentation) for mask in masks])
+    assert intersection_over_union(upscaled, found).min() >= 0.9999

@@ -81,7 +81,7 @@ def trace(
     columns_first = np.empty((columns.stop - columns.start, rows.stop - rows.start), np.bool_)
     logits = low_res_mask.astype(np.float32)
     # products of such tiles are too small for BLAS to wake its threads, which costs more than it saves
-    tile = 64 if max(image_hw) < 8 * side else 128
+    tile = 96 if max(image_hw) < 8 * side else 128
     surely = likely = 0
     for left in range(columns.start, columns.stop, tile):
         band = slice(left, min(left + tile, columns.stop))
@@ -173,6 +173,13 @@ def encode_rle(mask: TracedMask, image_hw: tuple[int, int], origin: tuple[int, i
     from pycocotools import mask as coco
 
     height, width = image_hw
+    if 2 * mask.inside.size > height * width:
+        # a scan in C is quicker then
+        whole = np.zeros((width, height), np.uint8)
+        x, y = mask.left + origin[0], mask.top + origin[1]
+        whole[x : x + mask.inside.shape[1], y : y + mask.inside.shape[0]] = mask.inside.T
+        scanned: Rle = coco.encode(whole.T)
+        return scanned
     column, row = np.divmod(_edges(mask.inside.T), mask.inside.shape[0] + 2)
     position = (column + mask.left + origin[0]) * height + row + mask.top + origin[1]
     # starts and ends alternate; a run over whole columns ends where the next one starts
