@@ -43,5 +43,6 @@ fun main(arguments: Array<String>) {
 
 private fun read(file: File): Picture {
     val image: BufferedImage = ImageIO.read(file)
-    return Picture.ofArgb(image.width, image.height, image.getRGB(0, 0, image.width, image.height, null, 0, image.width))
+    val (width, height) = image.width to image.height
+    return Picture.ofArgb(width, height, image.getRGB(0, 0, width, height, null, 0, width))
 }

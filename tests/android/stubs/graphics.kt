@@ -11,7 +11,8 @@ class Bitmap private constructor() {
     fun getPixels(pixels: IntArray, offset: Int, stride: Int, x: Int, y: Int, width: Int, height: Int) = Unit
 
     companion object {
-        fun createBitmap(colors: IntArray, width: Int, height: Int, config: Config): Bitmap = throw NotImplementedError()
+        fun createBitmap(colors: IntArray, width: Int, height: Int, config: Config): Bitmap =
+            throw NotImplementedError()
 
         fun createBitmap(
             source: Bitmap, x: Int, y: Int, width: Int, height: Int, matrix: Matrix?, filter: Boolean,

@@ -56,7 +56,9 @@ class PhotoView(context: Context, attributes: AttributeSet?) : View(context, att
             paint.color = if (label == 1) INSIDE else OUTSIDE
             canvas.drawCircle(fit.viewX(x), fit.viewY(y), 6 * unit, paint)
         }
-        val shown = dragged ?: box?.let { RectF(fit.viewX(it[0]), fit.viewY(it[1]), fit.viewX(it[2]), fit.viewY(it[3])) }
+        val shown = dragged ?: box?.let {
+            RectF(fit.viewX(it[0]), fit.viewY(it[1]), fit.viewX(it[2]), fit.viewY(it[3]))
+        }
         if (shown != null) {
             paint.style = Paint.Style.STROKE
             paint.strokeWidth = 2 * unit

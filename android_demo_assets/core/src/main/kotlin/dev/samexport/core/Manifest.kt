@@ -48,7 +48,8 @@ class Manifest(
     /** The graphs from `image_embeddings` to masks: the decoder, or its half for each picture and for each prompt. */
     val prologue: Graph? get() = graph("decoder_prologue")
     val decoder: Graph
-        get() = graph("decoder") ?: graph("decoder_step") ?: throw IllegalArgumentException("the manifest has no decoder")
+        get() = graph("decoder") ?: graph("decoder_step")
+            ?: throw IllegalArgumentException("the manifest has no decoder")
 
     private fun graph(name: String): Graph? = graphs.firstOrNull { it.name == name }
 

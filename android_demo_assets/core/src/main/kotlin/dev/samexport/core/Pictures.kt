@@ -71,7 +71,8 @@ private class Taps(source: Int, target: Int) {
             first[i] = from
             counts[i] = to - from
             for (x in 0 until to - from) {
-                weights[i * stride + x] = (0.5 + (if (total != 0.0) share[x] / total else share[x]) * (1 shl BITS)).toInt()
+                val weight = if (total != 0.0) share[x] / total else share[x]
+                weights[i * stride + x] = (0.5 + weight * (1 shl BITS)).toInt()
             }
         }
     }

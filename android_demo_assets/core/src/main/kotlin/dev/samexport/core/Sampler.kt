@@ -12,7 +12,14 @@ class SamplerOptions(
  * Where a picture lies in the detector's input: the frame is the scaled picture with its bars, [left] and [top]
  * pixels into the square input.
  */
-class Letterbox(val height: Int, val width: Int, val frameHeight: Int, val frameWidth: Int, val left: Int, val top: Int) {
+class Letterbox(
+    val height: Int,
+    val width: Int,
+    val frameHeight: Int,
+    val frameWidth: Int,
+    val left: Int,
+    val top: Int,
+) {
     /** Pixels of the frame per pixel of the picture. */
     val scale: Double get() = minOf(frameHeight.toDouble() / height, frameWidth.toDouble() / width)
 }
@@ -31,7 +38,7 @@ private const val GREY = 114f
  * Scaled by OpenCV's bilinear rule (no antialiasing) to the last bit; bars are grey.
  */
 fun letterbox(picture: Picture, size: Int, rgb: Boolean = false): Pair<FloatArray, Letterbox> {
-    require(size >= STRIDE && size % STRIDE == 0) { "the sampler's image size must be a multiple of $STRIDE, got $size" }
+    require(size >= STRIDE && size % STRIDE == 0) { "the image size is a multiple of $STRIDE, got $size" }
     val scale = minOf(size.toDouble() / picture.height, size.toDouble() / picture.width)
     val height = maxOf(1, Math.rint(picture.height * scale).toInt())
     val width = maxOf(1, Math.rint(picture.width * scale).toInt())

@@ -82,7 +82,8 @@ class Segmenter(val manifest: Manifest, private val runner: GraphRunner) {
         )
     }
 
-    private fun run(graph: Graph, inputs: Map<String, FloatArray>) = runner.run(graph, graph.entryPoints.single(), inputs)
+    private fun run(graph: Graph, inputs: Map<String, FloatArray>) =
+        runner.run(graph, graph.entryPoints.single(), inputs)
 
     private fun millisecondsSince(start: Long) = (System.nanoTime() - start) / 1e6
 }

@@ -28,7 +28,8 @@ class CoreTest {
     @Test
     fun refusesWhatIsNotJson() {
         val wrong = listOf(
-            "", "[]", "{", "{\"a\":1,}", "{\"a\":01}", "{\"a\":1}x", "{\"a\" 1}", "{a:1}", "{\"a\":tru}", "{\"a\":\"\n\"}",
+            "", "[]", "{", "{\"a\":1,}", "{\"a\":01}", "{\"a\":1}x", "{\"a\" 1}", "{a:1}", "{\"a\":tru}",
+            "{\"a\":\"\n\"}",
             "{\"a\":\"\\x\"}", "{\"a\":\"\\u12\"}", "{\"a\":1,\"a\":2}", "{\"a\":NaN}", "{\"a\":" + "[".repeat(5000),
         )
         for (text in wrong) refused { parseJson(text) }
@@ -142,9 +143,11 @@ class CoreTest {
 
     @Test
     fun predictingWithoutAPictureIsRefused() {
-        val manifest = Manifest("m", "", "", true, frame, listOf(0), emptyList(), Check("", "", emptyList(), emptyList()))
+        val none = Check("", "", emptyList(), emptyList())
+        val manifest = Manifest("m", "", "", true, frame, listOf(0), emptyList(), none)
+        val prompt = Prompt(doubleArrayOf(1.0, 1.0), intArrayOf(1))
         assertThrows(IllegalStateException::class.java) {
-            Segmenter(manifest) { _, _, _ -> emptyMap() }.predict(listOf(Prompt(doubleArrayOf(1.0, 1.0), intArrayOf(1))))
+            Segmenter(manifest) { _, _, _ -> emptyMap() }.predict(listOf(prompt))
         }
     }
 }
