@@ -1,9 +1,10 @@
 """The second TFLite converter: onnx2tf 2.x on our ONNX, in a Python environment of its own.
 
-It shares no code with litert-torch, so where both agree neither is wrong by itself. It needs Python 3.12 or 3.13
-and pins every dependency to one version, which no other environment would take: the environment is made on first
-use, in the cache. It rewrites the ONNX file that it is given (here a private one), turns inputs to channels last
-unless told not to, and writes one entry point a file; :mod:`tflite_merge` mends the last.
+It shares no code with litert-torch, so where both agree neither is wrong by itself; the forms before it and the
+passes after it are the same. It needs Python 3.12 or 3.13 and pins every dependency to one version, which no other
+environment would take: the environment is made on first use, in the cache. It rewrites the ONNX file that it is
+given (here a private one), turns inputs to channels last unless told not to, and writes one entry point a file;
+:mod:`tflite_merge` mends the last.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from samexport.errors import ConfigError, MissingDependency
+from samexport.errors import ConfigError, MissingDependency, ParityFailed
 from samexport.exporter.tflite_graph import Graph
 from samexport.runtimes import litert_gpu, verify_gpu
 from samexport.runtimes.bundle import MANIFEST, open_bundle, relative_files
@@ -18,7 +18,7 @@ from samexport.runtimes.tflite_file import constant_bytes, read_model, write_mod
 from samexport.runtimes.verify import cases_by_chain, verify_bundle
 from samexport.runtimes.verify_against import verify_against
 from samexport.runtimes.verify_gpu import NOT_SHOWN, require_gpu, verify_on_gpu
-from tests.runtimes.test_litert_gpu import failing, needs_gpu
+from tests.runtimes.test_litert_gpu import needs_gpu
 
 
 def calls_of_verification(bundle, monkeypatch):
@@ -209,12 +209,15 @@ def test_the_gpu_agrees_with_the_cpu_and_the_rest_is_said(tflite_bundle):
     assert rows[2] is NOT_SHOWN
 
 
-@needs_gpu
-def test_a_graph_that_the_gpu_refuses_fails_and_is_named(tflite_bundle, tmp_path):
-    copy = open_bundle(shutil.copytree(tflite_bundle.folder, tmp_path / "copy"))
-    failing(tmp_path).replace(copy.folder / "encoder.tflite")
-    rows = verify_on_gpu(only(copy, "encoder"))
+def test_a_graph_that_cannot_be_run_is_a_failed_row(tflite_bundle, monkeypatch):
+    def refuse(path, graph, cases):
+        raise ParityFailed("the GPU does not open decoder.tflite: BROADCAST_TO: unsupported")
+
+    monkeypatch.setattr(verify_gpu, "why_unavailable", lambda: "")
+    monkeypatch.setattr(verify_gpu, "compare_with_cpu", refuse)
+    rows = verify_on_gpu(only(tflite_bundle, "encoder"))
     assert [r.verdict for r in rows] == [Verdict.FAIL, Verdict.SKIPPED]
+    assert "BROADCAST_TO" in str(rows[0])
 
 
 def test_each_entry_point_has_its_case_on_the_gpu(tflite_bundle, monkeypatch):
