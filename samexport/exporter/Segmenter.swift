@@ -210,6 +210,7 @@ extension Segmenter {
 
         /// The long side scaled to the frame, with the pixels that Pillow's bilinear filter makes: it widens when it
         /// shrinks and rounds to 8 bits after each axis. vImage and Core Graphics are faster and give other pixels.
+        /// Pillow 13 does the other axis first where a picture is about twice as tall as wide: bytes differ by one.
         func resized() throws -> Picture {
             let (newWidth, newHeight) = resizedSize(width: width, height: height)
             let rows = Lines(count: height, from: width, to: newWidth, step: 3, line: 3 * width)
