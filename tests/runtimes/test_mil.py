@@ -273,6 +273,11 @@ def test_batch_norm_is_a_scale_and_a_shift_of_each_channel(tmp_path):
     np.testing.assert_allclose(interpret(path, [IMAGE])[0], expected, atol=1e-5)
 
 
+def test_silu_is_the_number_times_its_sigmoid(tmp_path):
+    path = save(tmp_path, lambda x: mb.silu(x=x), [IMAGE])
+    np.testing.assert_allclose(interpret(path, [IMAGE])[0], IMAGE / (1 + np.exp(-IMAGE)), atol=1e-6)
+
+
 def test_max_pool_is_the_largest_of_each_window(tmp_path):
     path = save(
         tmp_path,
@@ -302,7 +307,7 @@ def test_real_div_of_integers_is_an_integer(tmp_path):
 
 
 def test_every_operation_of_the_table_has_a_case_above():
-    by_hand = {"conv", "conv_transpose", "batch_norm", "max_pool", "upsample_nearest_neighbor"}
+    by_hand = {"conv", "conv_transpose", "batch_norm", "max_pool", "silu", "upsample_nearest_neighbor"}
     assert {case.split()[0] for case in INFERRED} | by_hand == set(OPERATIONS)
     assert set(OPERATIONS) >= MOVES
 
