@@ -1,8 +1,4 @@
-"""Bundles that many tests read: exported once a run, copied by tests that change them.
-
-Tests run in two processes, each on a core of its own: runtimes whose threads wait for each other by spinning would
-slow one another down otherwise.
-"""
+"""Bundles that many tests read: exported once a run, copied by tests that change them."""
 
 import os
 import shutil
@@ -22,13 +18,6 @@ from samexport.models.architectures.sam import Sam
 from samexport.models.contracts import SAMPLER
 from samexport.runtimes.bundle import Bundle, open_bundle
 from tests.models.golden import random_sam
-
-
-def pytest_configure() -> None:
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Bundle:

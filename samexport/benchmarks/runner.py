@@ -101,7 +101,7 @@ def _effort(job: Job, effort: Effort) -> Effort:
     if is_graph(job):
         return effort
     if TASKS[job.graph].slow:
-        return replace(effort, min_runs=1, max_runs=1, warm_up=0)
+        return replace(effort, max_runs=0)
     return replace(effort, min_runs=min(effort.min_runs, 5))
 
 

@@ -41,7 +41,7 @@ class Task:
         prompts: that are decoded; 0 where the picture decides.
         work: does it once and returns the milliseconds of its stages.
         form: of the bundle: "export", or "plain" for the straightforward export.
-        slow: takes a minute or so; called twice, without warming up.
+        slow: takes a minute or so; called once.
         detector: needs a bundle with a sampler.
     """
 

@@ -142,7 +142,7 @@ class Sums(EntryPoints):
 
     def __init__(self, graph, buckets, calls):
         super().__init__(Path("sums"), graph)
-        self._buckets, self.calls = buckets, calls
+        self.entry_points, self.calls = buckets, calls
 
     def _call(self, bucket, inputs):
         if self.graph.name == "encoder":

@@ -1,4 +1,5 @@
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ QUICK = Effort(min_runs=5, max_runs=5, seconds=1)
 
 class Sleeper:
     """Takes a known time, and notes what is done with it."""
+
+    stages: ClassVar = {}
 
     def __init__(self, seconds, log, name=""):
         self.seconds, self.log, self.name = seconds, log, name
