@@ -21,7 +21,7 @@ from samexport.runtimes.grid import GridOptions, grid_points
 from samexport.runtimes.image import resized_size
 from samexport.runtimes.masks import trace
 from samexport.runtimes.parity import compare_masks
-from samexport.runtimes.prompts import PADDING, Prompt
+from samexport.runtimes.prompts import Prompt
 from samexport.runtimes.sampler import SamplerOptions
 from samexport.runtimes.segment import Segmenter
 
@@ -99,7 +99,7 @@ def _official(side: int) -> Callable[[TaskSubject], dict[str, float]]:
         segmenter.set_image(subject.picture)
         timings = {"encode": segmenter.timings["encode"], "decode": 0.0, "upscale": 0.0}
         image_hw = subject.picture.shape[0], subject.picture.shape[1]
-        official_grid(subject.decode_points, image_hw, subject.bundle.manifest.frame, subject.grid(side), timings)
+        official_grid(segmenter.decode_points, image_hw, subject.bundle.manifest.frame, subject.grid(side), timings)
         return timings
 
     return work
@@ -175,13 +175,6 @@ class TaskSubject(Subject):
         boxes: NDArray[np.float64] = (corners * (width, height)).reshape(count, 4)
         return boxes
 
-    def decode_points(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Points [B, 2] in the frame, one prompt each, to the multimask outputs."""
-        padded = np.stack([points, np.zeros_like(points)], axis=1).astype(np.float32)
-        labels = np.tile(np.array([1, PADDING], np.float32), (len(points), 1))
-        logits, scores = self.segmenter.decode({"point_coords": padded, "point_labels": labels})
-        return logits[:, 1:], scores[:, 1:]
-
     def grid(self, side: int) -> GridOptions:
         """A grid whose filters keep half of the candidates each, whatever the weights; SAM's keep about as many."""
         predicted, stable = self._medians
@@ -192,7 +185,7 @@ class TaskSubject(Subject):
         """Of the predicted IoU, and of the stability of masks above it, over 64 points."""
         frame = self.bundle.manifest.frame
         height, width = resized_size(self.picture.shape[0], self.picture.shape[1], frame.size)
-        logits, scores = self.decode_points(grid_points(8) * (width, height))
+        logits, scores = self.segmenter.decode_points(grid_points(8) * (width, height))
         predicted = float(np.median(scores))
         likely = logits[scores > predicted]
         stable = [trace(mask, (height, width), frame, offset=1.0).stability for mask in likely]

@@ -19,7 +19,7 @@ from samexport.errors import MissingDependency
 from samexport.runtimes.annotations import AnnotatedImage, Instance
 from samexport.runtimes.grid import Decode, GridOptions, generate
 from samexport.runtimes.masks import Rle, decode_rle
-from samexport.runtimes.prompts import PADDING, Prompt
+from samexport.runtimes.prompts import Prompt
 from samexport.runtimes.segment import Segmenter
 
 MAX_PROPOSALS = (10, 100, 1000)
@@ -227,14 +227,7 @@ def grid_proposals(segmenter: Segmenter, options: GridOptions) -> Propose:
 
     def encode(crop: NDArray[np.uint8]) -> Decode:
         segmenter.set_image(crop)
-
-        def decode(points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            padded = np.stack([points, np.zeros_like(points)], axis=1).astype(np.float32)
-            labels = np.tile(np.array([1, PADDING], np.float32), (len(points), 1))
-            logits, scores = segmenter.decode({"point_coords": padded, "point_labels": labels})
-            return logits[:, 1:], scores[:, 1:]
-
-        return decode
+        return segmenter.decode_points
 
     def propose(picture: NDArray[np.uint8]) -> list[ScoredMask]:
         found = generate(picture, encode, segmenter.bundle.manifest.frame, options)

@@ -21,7 +21,7 @@ from samexport.models.contracts import SAMPLER
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.grid import Decode, GridOptions, MaskRecord, count_points, generate, generate_hierarchical
 from samexport.runtimes.masks import Rle, encode_rle, trace
-from samexport.runtimes.prompts import PADDING, Prompt, pack
+from samexport.runtimes.prompts import Prompt, pack
 from samexport.runtimes.sampler import SamplerOptions, letterbox, postprocess
 from samexport.runtimes.segment import DEFAULT_CHUNK, Segmenter
 
@@ -228,11 +228,9 @@ class SegmentEverything:
     def _decode_points(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Points [B, 2] in the frame, one prompt each, to the multimask outputs: logits [B, 3, L, L], IoU [B, 3]."""
         start = time.perf_counter()
-        coords = np.stack([points, np.zeros_like(points)], axis=1).astype(np.float32)
-        labels = np.tile(np.array([1, PADDING], np.float32), (len(points), 1))
-        logits, predicted = self._segmenter.decode({"point_coords": coords, "point_labels": labels})
+        found = self._segmenter.decode_points(points)
         self.timings["decode"] += 1e3 * (time.perf_counter() - start)
-        return logits[:, 1:], predicted[:, 1:]
+        return found
 
     @property
     def placement(self) -> str:

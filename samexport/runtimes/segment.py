@@ -15,7 +15,7 @@ from samexport.errors import PromptError
 from samexport.runtimes.base import Runtime, Tensors, describe
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.image import to_frame, upscale_mask
-from samexport.runtimes.prompts import Prompt, check_tensors, count_tokens, pack, select_mask
+from samexport.runtimes.prompts import PADDING, Prompt, check_tensors, count_tokens, pack, select_mask
 
 # ONNX Runtime needs about 20 MB a prompt at 1024 pixels, and is no faster with larger batches.
 DEFAULT_CHUNK = 16
@@ -95,13 +95,31 @@ class Segmenter:
         if self._embeddings is None:
             raise PromptError("no picture was set; call set_image first")
         check_tensors(tensors["point_coords"], tensors["point_labels"])
-        parts = []
-        for start in range(0, len(tensors["point_labels"]), self.chunk):
-            parts.append(self._decode_chunk({k: v[start : start + self.chunk] for k, v in tensors.items()}))
-        return (
-            np.concatenate([p["low_res_masks"] for p in parts]),
-            np.concatenate([p["iou_predictions"] for p in parts]),
-        )
+        count = len(tensors["point_labels"])
+        found: Tensors = {}
+        for start in range(0, count, self.chunk):
+            part = self._decode_chunk({k: v[start : start + self.chunk] for k, v in tensors.items()})
+            if len(part["iou_predictions"]) == count:
+                found = part
+                break
+            for name, value in part.items():
+                whole = found.setdefault(name, np.empty((count, *value.shape[1:]), value.dtype))
+                whole[start : start + self.chunk] = value
+        return found["low_res_masks"], found["iou_predictions"]
+
+    def decode_points(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """One positive click a prompt, to the three multimask outputs: what a grid of points decodes.
+
+        Args:
+            points: [B, 2], x and y in pixels of the frame.
+
+        Returns:
+            logits [B, 3, L, L] and predicted IoU [B, 3].
+        """
+        padded = np.stack([points, np.zeros_like(points)], axis=1).astype(np.float32)
+        labels = np.tile(np.array([1, PADDING], np.float32), (len(points), 1))
+        logits, scores = self.decode({"point_coords": padded, "point_labels": labels})
+        return logits[:, 1:], scores[:, 1:]
 
     def _decode_chunk(self, tensors: Tensors) -> Tensors:
         if "mask_input" in tensors:

@@ -57,8 +57,8 @@ def test_the_official_grid_gives_the_masks_of_ours(tiny_bundle):
     # random masks all reach across the picture; without NMS they stay
     frame, options = tiny_bundle.manifest.frame, replace(subject.grid(4), box_nms_thresh=1.0)
     timings = {"decode": 0.0, "upscale": 0.0}
-    official = official_grid(subject.decode_points, HW, frame, options, timings)
-    ours = generate(subject.picture, lambda _: subject.decode_points, frame, options)
+    official = official_grid(subject.segmenter.decode_points, HW, frame, options, timings)
+    ours = generate(subject.picture, lambda _: subject.segmenter.decode_points, frame, options)
     assert len(official) == len(ours) > 3
     for one, other in zip(official, ours, strict=True):
         assert one["predicted_iou"] == pytest.approx(other.predicted_iou)

@@ -96,6 +96,24 @@ def test_a_bundle_is_as_accurate_as_pytorch_and_finds_pytorchs_own_objects(
     assert row in [line.split() for line in alone.splitlines()]
 
 
+def test_the_bundles_own_detector_makes_the_proposals_in_both(evaluate, sampler_bundle, own_objects, tmp_path):
+    options, _ = own_objects
+    asked = ("--prompts", "everything", "--sampler", "detector", "--pytorch", "--max-drop", "0.001")
+    out = tmp_path / "report.json"
+    code, printed, err = evaluate(sampler_bundle.folder, *options[:4], *asked, "--out", out)
+    assert code == 0, err
+    report = json.loads(out.read_text())
+    counts = [model["proposals"] for model in report["models"].values()]
+    assert counts[0] == counts[1] > 10
+    assert report["sampler"] == "detector"
+
+
+def test_a_bundle_without_a_detector_has_no_proposals_of_it(evaluate, tiny_bundle, by_hand):
+    code, _, err = evaluate(tiny_bundle.folder, *by_hand, "--sampler", "detector")
+    assert code == 2
+    assert "--sampler object-aware" in err
+
+
 def test_a_bundle_that_lost_accuracy_fails_the_gate(evaluate, own_bundle, own_objects, tmp_path):
     path = own_bundle.folder / "decoder.onnx"
     model = onnx.load(path)

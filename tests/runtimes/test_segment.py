@@ -55,6 +55,17 @@ def test_chunks_give_the_same_numbers_as_one_go(tiny_bundle, picture):
         np.testing.assert_allclose(answers[0], other, atol=1e-5 * np.ptp(answers[0]))
 
 
+def test_a_grid_of_clicks_is_what_each_click_gives(tiny_bundle, picture):
+    clicks = np.array([[7.0, 9.0], [31.5, 20.0], [50.0, 40.0]])
+    with Segmenter(tiny_bundle, chunk=2) as opened:
+        opened.set_image(picture)
+        logits, scores = opened.decode_points(clicks * 64 / 60)
+        answers = opened.predict([Prompt.make(points=[click], labels=[1]) for click in clicks], multimask=True)
+    expected = np.stack([answer.low_res_masks[1:] for answer in answers])
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.ptp(expected))
+    np.testing.assert_allclose(scores, [answer.scores[1:] for answer in answers], atol=1e-5)
+
+
 def test_masks_are_the_thresholded_upscaled_logits_of_the_picture(segmenter, tiny_bundle):
     (answer,) = segmenter.predict([Prompt.make(points=[[30, 20]], labels=[1])], multimask=True)
     assert answer.masks.shape == (4, 45, 60)
