@@ -78,7 +78,17 @@ def jobs_of(bundles: Sequence[Bundle], plan: Plan) -> list[Job]:
         for artifact in bundle.manifest.artifacts:
             if not wanted or artifact.graph in wanted:
                 jobs += _graph_jobs(bundle, artifact, "plain", plan)
-    return list(dict.fromkeys(jobs))
+    return _once(jobs, (*bundles, *plan.baselines))
+
+
+def _once(jobs: Sequence[Job], bundles: Sequence[Bundle]) -> list[Job]:
+    """Each job once; PyTorch reads no file, so bundles of the same weights share its rows."""
+    weights = {str(b.folder): (b.manifest.model, b.manifest.weights) for b in bundles}
+    kept: dict[object, Job] = {}
+    for job in jobs:
+        shared = not job.file and is_graph(job)
+        kept.setdefault((replace(job, bundle=""), weights[job.bundle]) if shared else job, job)
+    return list(kept.values())
 
 
 def _graph_jobs(bundle: Bundle, artifact: Artifact, form: str, plan: Plan) -> Iterator[Job]:

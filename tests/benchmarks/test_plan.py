@@ -44,6 +44,12 @@ def test_every_number_of_threads_and_every_runtime(tiny_bundle):
     ]
 
 
+def test_bundles_of_the_same_weights_share_the_rows_of_pytorch(tiny_bundle, own_bundle, half_bundle):
+    plan = Plan(("onnxruntime", "pytorch"), ("encoder",))
+    runtimes = [job.runtime for job in jobs_of([tiny_bundle, own_bundle, half_bundle], plan)]
+    assert runtimes == ["onnxruntime", "pytorch", "onnxruntime", "onnxruntime", "pytorch"]
+
+
 def test_runtimes_that_do_not_read_the_format_are_left_out(tiny_bundle):
     assert jobs_of([tiny_bundle], Plan(("litert", "mil"))) == []
 

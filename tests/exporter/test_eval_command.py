@@ -100,7 +100,7 @@ def test_the_bundles_own_detector_makes_the_proposals_in_both(evaluate, sampler_
     options, _ = own_objects
     asked = ("--prompts", "everything", "--sampler", "detector", "--pytorch", "--max-drop", "0.001")
     out = tmp_path / "report.json"
-    code, printed, err = evaluate(sampler_bundle.folder, *options[:4], *asked, "--out", out)
+    code, _, err = evaluate(sampler_bundle.folder, *options[:4], *asked, "--out", out)
     assert code == 0, err
     report = json.loads(out.read_text())
     counts = [model["proposals"] for model in report["models"].values()]
