@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = (
-    "#2563eb",
-    "#dc2626",
-    "#059669",
-    "#d97706",
-    "#7c3aed",
-    "#0891b2",
-    "#be185d",
-    "#4d7c0f",
-    "#78350f",
-    "#475569",
-)
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -106,8 +94,18 @@ def _figure(width: float, height: float, ratios: Sequence[float]) -> tuple[Figur
 
 
 def _colour(runtime: str) -> str:
-    names = list(KNOWN)
-    return _COLOURS[(names.index(runtime) if runtime in names else -1) % len(_COLOURS)]
+    """Always the same for a runtime: strong colours for those that take part on any machine, then light ones."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    usual = sorted(KNOWN.values(), key=lambda c: not c.default or c.device != "cpu")
+    names = [c.name for c in usual]
+    place = (names.index(runtime) if runtime in names else len(names)) % 20
+    return to_hex(colormaps["tab20"](2 * place if place < 10 else 2 * place - 19))
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
 
 
 def _line_name(row: BenchRow) -> str:
@@ -137,7 +135,7 @@ def _latency(rows: list[BenchRow]) -> Figure:
         for bar, row in zip(bars, panel, strict=True):
             bar.set_alpha(0.45 if row.job.form == "plain" else 0.95)
         axis.bar_label(
-            bars, [f" {t:.3g} ms{' *' if r.loaded else ''}" for t, r in zip(times, panel, strict=True)], size=9
+            bars, [f" {_ms(t)}{' *' if r.loaded else ''}" for t, r in zip(times, panel, strict=True)], size=9
         )
         axis.set_yticks(range(len(panel)), names)
         axis.set_title(title)

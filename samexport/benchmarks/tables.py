@@ -21,6 +21,8 @@ def _number(value: float | None, digits: int = 3) -> str:
         return ""
     if abs(value) < 1e-3:
         return f"{value:.0e}" if value else "0"
+    if digits == 1 and abs(value) < 1:
+        return f"{value:.1g}"
     whole = len(str(int(abs(value))))
     return f"{value:.{max(0, digits - whole)}f}"
 
