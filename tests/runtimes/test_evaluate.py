@@ -16,7 +16,7 @@ from samexport.runtimes.evaluate import (
 )
 from samexport.runtimes.grid import GridOptions
 from samexport.runtimes.image import upscale_logits
-from samexport.runtimes.segment import Segmentation
+from samexport.runtimes.segment import Segmentation, Segmenter
 from tests import annotated
 from tests.annotated import CROWD, FIRST_HW, LARGE, MEDIUM, OTHER_SMALL, SECOND_HW, SMALL, part, rle_of
 
@@ -200,6 +200,8 @@ class FakePicture:
 
 class GridStub(Stub):
     """The same four masks for every point: the third of them is empty."""
+
+    decode_points = Segmenter.decode_points
 
     ious = np.array([1.0, 0.5, 0.9, 0.7], np.float32)
 
