@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 DEMO = Path(__file__).parent / "android_demo_assets"
-# as in samexport/exporter/android.py, which cannot be imported here; tests/exporter/test_android.py compares
+# as in samexport/exporter/deliver/android.py, which cannot be imported here; its test compares
 GENERATED = shutil.ignore_patterns("assets", "build", ".gradle", ".idea", ".kotlin", "local.properties")
 
 

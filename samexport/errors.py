@@ -27,6 +27,10 @@ class BundleError(ConfigError):
     """A folder that is not a bundle, or a path where no bundle can be written."""
 
 
+class FileError(ConfigError):
+    """A file that cannot be read (absent, not a regular file, too large, not what it should be) or written."""
+
+
 class ImageError(ConfigError):
     """A picture that cannot be read or is out of bounds."""
 

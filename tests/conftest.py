@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from samexport.exporter import to_onnx
 from samexport.exporter.pipeline import ExportOptions, export_bundle
 from samexport.exporter.sampler_export import SamplerExport
-from samexport.exporter.to_coreml import CoreMLOptions
-from samexport.exporter.to_onnx import OnnxOptions
-from samexport.exporter.to_tflite import TfliteOptions
+from samexport.exporter.to_coreml.convert import CoreMLOptions
+from samexport.exporter.to_onnx import convert as to_onnx
+from samexport.exporter.to_onnx.convert import OnnxOptions
+from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models.architectures.sam import Sam
 from samexport.models.contracts import SAMPLER
 from samexport.runtimes.bundle import Bundle, open_bundle
+from tests.command_line import photo, run
 from tests.models.golden import random_sam
+
+__all__ = ["photo", "run"]  # fixtures
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Bundle:

@@ -10,11 +10,11 @@ from sklearn.datasets import load_sample_image
 from samexport.exporter.pipeline import load_model
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.runtimes.image import to_frame, upscale_mask
-from samexport.runtimes.parity import intersection_over_union, signal_to_noise
-from samexport.runtimes.prompts import Prompt, pack
-from samexport.runtimes.pytorch import PyTorchRuntime
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.adapters.pytorch import PyTorchRuntime
+from samexport.runtimes.host.image import to_frame, upscale_mask
+from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.parity.compare import intersection_over_union, signal_to_noise
+from samexport.runtimes.tasks.segment import Segmenter
 
 
 @pytest.fixture(scope="module")

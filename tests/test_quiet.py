@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from samexport.runtimes.quiet import quiet_descriptors
+from samexport.quiet import quiet_descriptors
 
 
 def test_what_c_code_writes_is_lost_and_later_output_is_not(capfd):

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from samexport.exporter import cli
+from samexport.cli import main as cli
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -11,12 +11,12 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
-from samexport.exporter.to_tflite import TfliteOptions, convert
+from samexport.exporter.to_tflite.convert import TfliteOptions, convert
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.tflite_file import write_model
-from samexport.runtimes.tflite_lint import Lint
+from samexport.runtimes.formats.tflite import write_model
+from samexport.runtimes.formats.tflite_lint import Lint
 from tests.models.golden import random_sam
 
 # what the tests' decoders have room for; more than one size, of different points

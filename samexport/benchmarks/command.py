@@ -14,12 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-from samexport.benchmarks.rows import PHOTOGRAPH, BenchRow, Job, Pair, Results
+from samexport.benchmarks.results.rows import PHOTOGRAPH, BenchRow, Job, Pair, Results
 from samexport.errors import ConfigError, MissingDependency
 from samexport.runtimes.bundle import Bundle, open_bundle
 
 if TYPE_CHECKING:
-    from samexport.benchmarks.adb import PhoneRun
+    from samexport.benchmarks.measuring.adb import PhoneRun
     from samexport.benchmarks.plan import Plan
 
 FILES = ("results.json", "results.csv", "results.md", "results.html")
@@ -69,11 +69,11 @@ def run_bench(request: BenchRequest, make_baselines: MakeBaselines) -> Results:
         BundleError: a folder is not a bundle.
     """
     _check(request)
-    from samexport.benchmarks.adb import run_on_phone
-    from samexport.benchmarks.environment import environment
+    from samexport.benchmarks.measuring.adb import run_on_phone
+    from samexport.benchmarks.measuring.environment import environment
+    from samexport.benchmarks.measuring.runner import probe_machine, run_jobs, run_pairs, run_profiles
+    from samexport.benchmarks.measuring.tasks import TASKS
     from samexport.benchmarks.plan import is_graph, jobs_of, pairs_of
-    from samexport.benchmarks.runner import probe_machine, run_jobs, run_pairs, run_profiles
-    from samexport.benchmarks.tasks import TASKS
 
     bundles = [open_bundle(folder) for folder in request.bundles]
     phone = _phone(request)
@@ -109,7 +109,7 @@ def run_bench(request: BenchRequest, make_baselines: MakeBaselines) -> Results:
 
 
 def _phone(request: BenchRequest) -> PhoneRun | None:
-    from samexport.benchmarks.adb import PhoneRun, find_phone
+    from samexport.benchmarks.measuring.adb import PhoneRun, find_phone
 
     if request.benchmark_model is None:
         return None
@@ -131,7 +131,7 @@ def _check(request: BenchRequest) -> None:
 
 
 def _plan(request: BenchRequest) -> Plan:
-    from samexport.benchmarks.measure import Effort
+    from samexport.benchmarks.measuring.measure import Effort
     from samexport.benchmarks.plan import Plan
 
     return Plan(
@@ -196,9 +196,9 @@ def write_results(results: Results, out: Path) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    from samexport.benchmarks.page import to_html
-    from samexport.benchmarks.plots import draw, write_plots
-    from samexport.benchmarks.tables import to_csv, to_markdown
+    from samexport.benchmarks.results.page import to_html
+    from samexport.benchmarks.results.plots import draw, write_plots
+    from samexport.benchmarks.results.tables import to_csv, to_markdown
 
     try:
         plots = draw(results)

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from samexport.benchmarks.contenders import KNOWN, Contender, find, why_not
-from samexport.benchmarks.measure import Effort
-from samexport.benchmarks.rows import PHOTOGRAPH, Job
-from samexport.benchmarks.tasks import TASKS
+from samexport.benchmarks.contenders.known import KNOWN, Contender, find, why_not
+from samexport.benchmarks.measuring.measure import Effort
+from samexport.benchmarks.measuring.tasks import TASKS
+from samexport.benchmarks.results.rows import PHOTOGRAPH, Job
 from samexport.errors import ConfigError
 from samexport.runtimes.base import RUNTIMES
 from samexport.runtimes.bundle import Artifact, Bundle, open_bundle
-from samexport.runtimes.segment import DEFAULT_CHUNK
+from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samexport.errors import ConfigError, ParityFailed
-from samexport.exporter.export_commands import print_licence_note
-from samexport.exporter.options import (
+from samexport.cli.export import print_licence_note
+from samexport.cli.options import (
     Checkpoints,
     DecoderCheckpoint,
     Force,
@@ -18,10 +17,11 @@ from samexport.exporter.options import (
     Threads,
     Weights,
 )
-from samexport.exporter.terminal import Spinner, print_table
+from samexport.cli.terminal import Spinner, print_table
+from samexport.errors import ConfigError, ParityFailed
 
 if TYPE_CHECKING:
-    from samexport.runtimes.parity import ParityReport
+    from samexport.runtimes.parity.compare import ParityReport
 
 
 def verify(
@@ -43,11 +43,11 @@ def verify(
 ) -> None:
     """Run the parity checks of a bundle again, from its golden tensors alone."""
     from samexport.runtimes.bundle import open_bundle
-    from samexport.runtimes.parity import ParityReport, Verdict
-    from samexport.runtimes.report import where_it_ran, write_report
-    from samexport.runtimes.verify import verify_bundle
-    from samexport.runtimes.verify_against import verify_against
-    from samexport.runtimes.verify_gpu import require_gpu, verify_on_gpu
+    from samexport.runtimes.parity.against import verify_against
+    from samexport.runtimes.parity.compare import ParityReport, Verdict
+    from samexport.runtimes.parity.gpu import require_gpu, verify_on_gpu
+    from samexport.runtimes.parity.report import where_it_ran, write_report
+    from samexport.runtimes.parity.verify import verify_bundle
 
     if (decoder_checkpoint or sampler_checkpoint) and not checkpoint:
         raise ConfigError("--decoder-checkpoint and --sampler-checkpoint go with --checkpoint")
@@ -113,10 +113,10 @@ def segment(
     force: Force = False,
 ) -> None:
     """Segment a picture with a bundle alone (no torch); without a box all points are one prompt."""
-    from samexport.exporter.segment_command import SegmentRequest, run_segment
+    from samexport.cli.segment import SegmentRequest, run_segment
 
     if everything:
-        from samexport.exporter.everything_command import EverythingRequest, run_everything
+        from samexport.cli.everything import EverythingRequest, run_everything
 
         if point or box or mask or multimask or masks or logits:
             raise ConfigError("--everything takes no prompts and writes --out and --coco")
@@ -157,7 +157,7 @@ def evaluate(
     force: Force = False,
 ) -> None:
     """Measure accuracy on annotated pictures: AR of object proposals, mIoU of clicks and boxes."""
-    from samexport.exporter.eval_command import EvalRequest, run_eval
+    from samexport.cli.evaluate import EvalRequest, run_eval
 
     if weights not in ("official", "random"):
         raise ConfigError(f"--weights is official or random, not {weights!r}")
@@ -183,6 +183,6 @@ def evaluate(
 
 
 def _print_rows(report: ParityReport) -> None:
-    from samexport.runtimes.report import COLUMNS, cells
+    from samexport.runtimes.parity.report import COLUMNS, cells
 
     print_table(COLUMNS, [cells(row) for row in report.rows])

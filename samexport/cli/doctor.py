@@ -7,9 +7,9 @@ import platform
 from dataclasses import dataclass
 
 from samexport.errors import ConfigError
-from samexport.exporter import onnx2tf
+from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
+from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
 from samexport.runtimes.base import availability
-from samexport.runtimes.litert_gpu import find_driver, why_unavailable
 
 _EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors", "pooch", "pycocotools")
 

@@ -10,15 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from samexport.cli.terminal import print_table, track
 from samexport.errors import ConfigError, ParityFailed
 from samexport.exporter.sampler_export import SamplerExport, load_sampler
-from samexport.exporter.terminal import print_table, track
 from samexport.models.catalog import find_model
 from samexport.models.contracts import SAMPLER
 from samexport.models.spec import GraphSpec, ModelSpec
-from samexport.runtimes.annotations import read_annotations
-from samexport.runtimes.bundle import Bundle, Manifest, SamplerInfo, WeightsInfo, open_bundle
-from samexport.runtimes.evaluate import (
+from samexport.runtimes.accuracy.annotations import read_annotations
+from samexport.runtimes.accuracy.evaluate import (
     MakePrompt,
     Propose,
     Scores,
@@ -30,10 +29,11 @@ from samexport.runtimes.evaluate import (
     objects_by_size,
     random_click,
 )  # fmt: skip
-from samexport.runtimes.everything import DetectorBoxes, SegmentEverything
-from samexport.runtimes.grid import GridOptions
-from samexport.runtimes.pytorch import TorchBundle
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.adapters.pytorch import TorchBundle
+from samexport.runtimes.bundle import Bundle, Manifest, SamplerInfo, WeightsInfo, open_bundle
+from samexport.runtimes.host.grid import GridOptions
+from samexport.runtimes.tasks.everything import DetectorBoxes, SegmentEverything
+from samexport.runtimes.tasks.segment import Segmenter
 
 PYTORCH = "PyTorch"
 PROMPTS = ("click", "box", "everything")

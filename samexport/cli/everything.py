@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samexport.cli.terminal import ProgressBar
 from samexport.errors import ConfigError, PromptError
-from samexport.exporter.terminal import ProgressBar
 from samexport.runtimes.bundle import Bundle, SamplerInfo, open_bundle
-from samexport.runtimes.everything import (
+from samexport.runtimes.host.detector import SamplerOptions
+from samexport.runtimes.host.grid import GridOptions
+from samexport.runtimes.host.image import draw_masks, outline_boxes, read_image
+from samexport.runtimes.host.masks import decode_rle
+from samexport.runtimes.tasks.everything import (
     DetectorBoxes,
     GivenBoxes,
     GridPoints,
@@ -22,10 +26,6 @@ from samexport.runtimes.everything import (
     SegmentEverything,
     to_coco,
 )
-from samexport.runtimes.grid import GridOptions
-from samexport.runtimes.image import draw_masks, outline_boxes, read_image
-from samexport.runtimes.masks import decode_rle
-from samexport.runtimes.sampler import SamplerOptions
 
 GRID, HIERARCHICAL = "grid", "hierarchical"
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samexport.errors import ConfigError
-from samexport.exporter.options import (
+from samexport.cli.options import (
     Checkpoints,
     DecoderCheckpoint,
     Encoder,
@@ -23,14 +22,15 @@ from samexport.exporter.options import (
     Threads,
     Weights,
 )
-from samexport.exporter.terminal import Spinner, print_table
+from samexport.cli.terminal import Spinner, print_table
+from samexport.errors import ConfigError
 
 if TYPE_CHECKING:
+    from samexport.exporter.formats import Target
     from samexport.exporter.sampler_export import SamplerExport
-    from samexport.exporter.writers import Target
-    from samexport.runtimes.buckets import Bucket
+    from samexport.runtimes.adapters.entry_points import Bucket
     from samexport.runtimes.bundle import Bundle
-    from samexport.runtimes.parity import ParityReport
+    from samexport.runtimes.parity.compare import ParityReport
 
 
 def onnx(
@@ -51,7 +51,7 @@ def onnx(
     threads: Threads = None,
 ) -> None:
     """Export encoder and decoders as ONNX, verified against PyTorch."""
-    from samexport.exporter.to_onnx import OnnxOptions
+    from samexport.exporter.to_onnx.convert import OnnxOptions
 
     target = OnnxOptions(precision, opset)
     chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size, nms)
@@ -82,7 +82,7 @@ def tflite(
     threads: Threads = None,
 ) -> None:
     """Export encoder and decoders as TFLite (LiteRT), verified against PyTorch."""
-    from samexport.exporter.to_tflite import TfliteOptions
+    from samexport.exporter.to_tflite.convert import TfliteOptions
 
     buckets = plan_of(prompts, points)
     options = TfliteOptions(
@@ -116,7 +116,7 @@ def coreml(
     threads: Threads = None,
 ) -> None:
     """Export encoder and decoders as CoreML packages, verified by interpreting them here."""
-    from samexport.exporter.to_coreml import CoreMLOptions
+    from samexport.exporter.to_coreml.convert import CoreMLOptions
 
     if input_type not in ("tensor", "image"):
         raise ConfigError(f"--input is tensor or image, not {input_type!r}")
@@ -140,7 +140,7 @@ def android(
     force: Force = False,
 ) -> None:
     """Put a TFLite bundle into the Android demo: models, manifest, and PyTorch's masks to check a phone with."""
-    from samexport.exporter.android import fill_demo
+    from samexport.exporter.deliver.android import fill_demo
     from samexport.runtimes.bundle import open_bundle
 
     opened = open_bundle(bundle)
@@ -158,7 +158,7 @@ def android(
 
 def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:
     """The entry points that ``--prompts`` and ``--points`` ask for; ConfigError if they are no numbers."""
-    from samexport.runtimes.buckets import plan
+    from samexport.runtimes.adapters.entry_points import plan
 
     try:
         counts, rooms = ([int(part) for part in text.split(",") if part] for text in (prompts, points))
@@ -169,7 +169,7 @@ def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:
 
 def print_licence_note() -> None:
     """Say under which licence the weights of a sampler may be."""
-    from samexport.models.detector_checkpoint import LICENCE_NOTE
+    from samexport.models.weights.detector_checkpoint import LICENCE_NOTE
 
     print(f"note: {LICENCE_NOTE}", file=sys.stderr)
 
@@ -201,7 +201,7 @@ def _export(
 ) -> None:
     from samexport.exporter.pipeline import ExportOptions, export_bundle
     from samexport.models.catalog import find_model
-    from samexport.models.checkpoints import official_checkpoint
+    from samexport.models.weights.checkpoints import official_checkpoint
 
     if weights not in ("official", "random"):
         raise ConfigError(f"--weights is official or random, not {weights!r}")

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samexport.errors import ConfigError, ParityFailed, SamExportError
-from samexport.exporter import bundle_commands, export_commands
-from samexport.exporter.options import (
+from samexport.cli import bundles as bundle_commands
+from samexport.cli import export as export_commands
+from samexport.cli.options import (
     Checkpoints,
     Force,
     Json,
 )
-from samexport.exporter.terminal import print_table
+from samexport.cli.terminal import print_table
+from samexport.errors import ConfigError, ParityFailed, SamExportError
 
 if TYPE_CHECKING:
-    from samexport.benchmarks.rows import Results
+    from samexport.benchmarks.results.rows import Results
     from samexport.runtimes.bundle import Bundle
 
 app = typer.Typer(
@@ -103,7 +104,7 @@ def bench(
 ) -> None:
     """Time every graph on every runtime that runs here, each with its parity verdict."""
     from samexport.benchmarks.command import BenchRequest, run_bench
-    from samexport.benchmarks.tasks import TASKS
+    from samexport.benchmarks.measuring.tasks import TASKS
 
     if compare:
         _compare(*compare, tolerance, other_machine)
@@ -151,8 +152,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def _plain_export(bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...]) -> Bundle:
     """The straightforward export of a bundle's model: what the baselines of a benchmark run."""
-    from samexport.benchmarks.rebuild import write_baselines
-    from samexport.exporter.to_onnx import OnnxOptions, convert
+    from samexport.benchmarks.contenders.baselines import write_baselines
+    from samexport.exporter.to_onnx.convert import OnnxOptions, convert
 
     return write_baselines(
         bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()), checkpoints
@@ -160,7 +161,7 @@ def _plain_export(bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...]) -
 
 
 def _print_results(results: Results, out: Path) -> None:
-    from samexport.benchmarks.tables import PAIR_COLUMNS, failure_lines, pair_cells, problem_lines, table
+    from samexport.benchmarks.results.tables import PAIR_COLUMNS, failure_lines, pair_cells, problem_lines, table
 
     if results.rows:
         print_table(*table(results.rows))
@@ -176,8 +177,8 @@ def _print_results(results: Results, out: Path) -> None:
 
 
 def _compare(old: Path, new: Path, tolerance: float, other_machine: bool) -> None:
-    from samexport.benchmarks.compare import COMPARE_COLUMNS, change_cells, compare
-    from samexport.benchmarks.rows import read_results
+    from samexport.benchmarks.results.compare import COMPARE_COLUMNS, change_cells, compare
+    from samexport.benchmarks.results.rows import read_results
 
     changes = compare(read_results(old), read_results(new), tolerance, other_machine=other_machine)
     print_table(COMPARE_COLUMNS, [change_cells(change) for change in changes])
@@ -218,8 +219,8 @@ def list_models(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what is installed, which runtimes can run here, and what mends those that cannot."""
-    from samexport.benchmarks.contenders import variants
-    from samexport.exporter.doctor import Finding, examine
+    from samexport.benchmarks.contenders.known import variants
+    from samexport.cli.doctor import Finding, examine
 
     findings = examine()
     findings += [Finding(f"bench: {name}", not reason, "", reason) for name, reason in variants()]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from samexport.errors import ConfigError, PromptError
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.image import overlay, read_image
-from samexport.runtimes.prompts import Prompt
-from samexport.runtimes.segment import Segmentation, Segmenter
+from samexport.runtimes.host.image import overlay, read_image
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.tasks.segment import Segmentation, Segmenter
 
 
 @dataclass(frozen=True)

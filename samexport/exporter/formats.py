@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import samexport
-from samexport.exporter.to_coreml import CoreMLOptions, PackageTexts
-from samexport.exporter.to_onnx import OnnxOptions
-from samexport.exporter.to_tflite import TfliteOptions
+from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts
+from samexport.exporter.to_onnx.convert import OnnxOptions
+from samexport.exporter.to_tflite.convert import TfliteOptions
+from samexport.files import sha256
 from samexport.models.spec import GraphSpec, ModelSpec
-from samexport.runtimes.bundle import Artifact, WeightsInfo, file_sha256
-from samexport.runtimes.mil_program import read_package
+from samexport.runtimes.bundle import Artifact, WeightsInfo
+from samexport.runtimes.formats.mlpackage import read_package
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +56,7 @@ class Writer:
 
 
 def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: OnnxOptions, _: Facts) -> Artifact:
-    from samexport.exporter import to_onnx
+    from samexport.exporter.to_onnx import convert as to_onnx
 
     path = folder / _file_name(graph, options.precision, "onnx")
     nodes = to_onnx.convert(graph, module, path, options)
@@ -63,7 +64,7 @@ def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: Onnx
 
 
 def _write_tflite(graph: GraphSpec, module: nn.Module, folder: Path, options: TfliteOptions, facts: Facts) -> Artifact:
-    from samexport.exporter import to_tflite
+    from samexport.exporter.to_tflite import convert as to_tflite
 
     path = folder / _file_name(graph, options.precision, "tflite")
     found = to_tflite.convert(graph, module, path, options, facts.essentials(graph))
@@ -72,7 +73,7 @@ def _write_tflite(graph: GraphSpec, module: nn.Module, folder: Path, options: Tf
 
 
 def _write_coreml(graph: GraphSpec, module: nn.Module, folder: Path, options: CoreMLOptions, facts: Facts) -> Artifact:
-    from samexport.exporter import to_coreml
+    from samexport.exporter.to_coreml import convert as to_coreml
 
     if options.image_input and graph.name == "encoder":
         from samexport.models.graphs.layers import FromPicture
@@ -96,7 +97,7 @@ def _artifact(
 ) -> Artifact:
     parts = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
     size = sum(file.stat().st_size for file in parts if file.is_file())
-    return Artifact(graph.name, path.name, file_format, precision, file_sha256(path), size, opset, nodes)
+    return Artifact(graph.name, path.name, file_format, precision, sha256(path), size, opset, nodes)
 
 
 WRITERS: dict[type, Writer] = {

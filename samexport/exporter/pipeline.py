@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import samexport
 from samexport.errors import ConfigError, ParityFailed
+from samexport.exporter.formats import WRITERS, Facts, Target
 from samexport.exporter.sampler_export import (
     LoadedSampler,
     SamplerExport,
@@ -19,8 +20,8 @@ from samexport.exporter.sampler_export import (
     reload_sampler,
     write_sampler,
 )
-from samexport.exporter.to_onnx import OnnxOptions
-from samexport.exporter.writers import WRITERS, Facts, Target
+from samexport.exporter.to_onnx.convert import OnnxOptions
+from samexport.files import new_folder
 from samexport.models.catalog import find_model
 from samexport.models.contracts import SAMPLER
 from samexport.models.spec import GraphSpec, ModelSpec
@@ -31,13 +32,13 @@ from samexport.runtimes.bundle import (
     Bundle,
     Manifest,
     WeightsInfo,
-    new_folder,
+    not_ours,
     open_bundle,
     relative_files,
 )  # fmt: skip
-from samexport.runtimes.golden import Golden, make_golden, save_golden
-from samexport.runtimes.parity import ParityReport, Row, Verdict
-from samexport.runtimes.verify import compare_cases, run_chain
+from samexport.runtimes.parity.compare import ParityReport, Row, Verdict
+from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
+from samexport.runtimes.parity.verify import compare_cases, run_chain
 
 if TYPE_CHECKING:
     from samexport.models.architectures.sam import Sam
@@ -106,7 +107,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
     if options.decoder_checkpoint is not None:
         spec = replace(spec, mask_outputs=ALL_MASKS)
     target, writer = options.folder(spec), WRITERS[type(options.target)]
-    with new_folder(target, force=options.force) as folder:
+    with new_folder(target, force=options.force, refusal=not_ours) as folder:
         progress("reading weights")
         sam, weights = load_model(spec, options.checkpoints, options.random_seed, options.decoder_checkpoint)
         sampler = None if options.sampler is None else _load_sampler(options.sampler, options)
@@ -141,7 +142,7 @@ def load_model(
 ) -> tuple[Sam, WeightsInfo]:
     """The torch model with its weights, in evaluation mode; CheckpointError if they cannot be used."""
     from samexport.models.architectures.sam import Sam
-    from samexport.models.checkpoints import load_weights
+    from samexport.models.weights.checkpoints import load_weights
 
     sam = Sam(spec)
     weights = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
@@ -153,7 +154,7 @@ def load_model(
 def reference_golden(sam: Sam, spec: ModelSpec, graphs: Sequence[str], seed: int) -> Golden:
     """Golden cases computed by the untouched architecture in PyTorch."""
     from samexport.models.build import build_graph
-    from samexport.runtimes.pytorch import PyTorchRuntime
+    from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 
     plain = ("encoder", "decoder", "decoder_with_mask")
     modules = {name: build_graph(sam, spec, name, plain=True) for name in plain}
@@ -231,8 +232,8 @@ def _load_sampler(export: SamplerExport, options: ExportOptions) -> LoadedSample
 
 def _finish(bundle: Bundle, report: ParityReport) -> None:
     """Write the card, the code that goes with the files and, last, the manifest with the hash of every other file."""
-    from samexport.exporter.card import write_card
-    from samexport.exporter.swift import FILE_NAME, swift_source
+    from samexport.exporter.deliver.card import write_card
+    from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 
     # the name of the runtime alone: its placement may tell of this machine
     parity = tuple(r.to_json() | {"runtime": r.runtime.partition(":")[0]} for r in report.rows)

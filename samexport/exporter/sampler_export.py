@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import CheckpointError, ConfigError
-from samexport.exporter.to_onnx import OnnxOptions
-from samexport.exporter.writers import WRITERS, Facts, Target
+from samexport.exporter.formats import WRITERS, Facts, Target
+from samexport.exporter.to_onnx.convert import OnnxOptions
+from samexport.files import sha256
 from samexport.models.catalog import find_sampler
 from samexport.models.contracts import sampler_graph
 from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors
-from samexport.runtimes.bundle import Artifact, SamplerInfo, WeightsInfo, file_sha256
-from samexport.runtimes.golden import Case, sampler_case
-from samexport.runtimes.sampler import SamplerOptions, nms
+from samexport.runtimes.bundle import Artifact, SamplerInfo, WeightsInfo
+from samexport.runtimes.host.detector import SamplerOptions, nms
+from samexport.runtimes.parity.golden import Case, sampler_case
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +89,7 @@ class LoadedSampler:
     @property
     def graph(self) -> GraphSpec:
         """The contract of the file."""
-        from samexport.models.graphs.sampler import count_anchors
+        from samexport.models.graphs.detector import count_anchors
 
         every = self.candidates or count_anchors(self.image_size)
         boxes = self._kept if self.nms == "in-graph" else every
@@ -106,7 +107,7 @@ class LoadedSampler:
 
     def golden(self, picture: NDArray[np.uint8]) -> Case:
         """The golden case, computed by the untouched architecture in PyTorch (and NMS by the host's code)."""
-        from samexport.runtimes.pytorch import PyTorchRuntime
+        from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 
         graph, module = self.build(plain=True)
         run: Callable[[Tensors], Tensors] = PyTorchRuntime(module, graph).run
@@ -136,8 +137,8 @@ def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int = 0) -
         CheckpointError: the file cannot be used.
         ConfigError: the image size cannot be.
     """
-    from samexport.models.detector_checkpoint import cached_detector, load_detector, random_detector
-    from samexport.models.graphs.sampler import count_anchors
+    from samexport.models.graphs.detector import count_anchors
+    from samexport.models.weights.detector_checkpoint import cached_detector, load_detector, random_detector
 
     spec = find_sampler(export.name)
     image_size = export.image_size or spec.image_size
@@ -167,7 +168,7 @@ def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, model: M
         return artifact
     import onnx
 
-    from samexport.exporter.onnx_nms import append_nms
+    from samexport.exporter.to_onnx.nms import append_nms
 
     path = folder / artifact.path
     model = onnx.load(path)
@@ -175,7 +176,7 @@ def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, model: M
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
     nodes = len(model.graph.node)
-    return replace(artifact, sha256=file_sha256(path), size=path.stat().st_size, nodes=nodes)
+    return replace(artifact, sha256=sha256(path), size=path.stat().st_size, nodes=nodes)
 
 
 def _sha256(path: Path) -> str:

@@ -11,8 +11,8 @@ from samexport.models.architectures.object_detector import ObjectDetector
 from samexport.models.architectures.sam import Sam, resolve
 from samexport.models.contracts import sampler_graph
 from samexport.models.graphs.decoder import Decoder, DecoderStep, DecoderWithMask, Prologue
+from samexport.models.graphs.detector import PlainPromptSampler, PromptSampler, count_anchors
 from samexport.models.graphs.plain import PlainDecoder, PlainDecoderWithMask, PlainEncoder
-from samexport.models.graphs.sampler import PlainPromptSampler, PromptSampler, count_anchors
 from samexport.models.spec import GraphSpec, ModelSpec
 
 Builder = Callable[[Sam, ModelSpec], nn.Module]

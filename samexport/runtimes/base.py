@@ -22,7 +22,7 @@ from samexport.errors import ConfigError, MissingDependency, ParityFailed
 from samexport.models.spec import GraphSpec, axis_sizes
 
 if TYPE_CHECKING:
-    from samexport.runtimes.buckets import Bucket
+    from samexport.runtimes.adapters.entry_points import Bucket
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -125,31 +125,37 @@ class RuntimeInfo:
 RUNTIMES: dict[str, RuntimeInfo] = {
     info.name: info
     for info in (
-        RuntimeInfo("onnxruntime", "onnx", "samexport.runtimes.ort:OrtRuntime", "onnxruntime", "pip install samexport"),
+        RuntimeInfo(
+            "onnxruntime", "onnx", "samexport.runtimes.adapters.ort:OrtRuntime", "onnxruntime", "pip install samexport"
+        ),
         RuntimeInfo(
             "openvino",
             "onnx",
-            "samexport.runtimes.openvino:OpenVinoRuntime",
+            "samexport.runtimes.adapters.openvino:OpenVinoRuntime",
             "openvino",
             "pip install 'samexport[openvino]'",
         ),
         RuntimeInfo(
             "litert",
             "tflite",
-            "samexport.runtimes.litert:LiteRtRuntime",
+            "samexport.runtimes.adapters.litert:LiteRtRuntime",
             "ai-edge-litert",
             "pip install 'samexport[tflite]'",
         ),
         RuntimeInfo(
             "coreml",
             "coreml",
-            "samexport.runtimes.coreml:CoreMLRuntime",
+            "samexport.runtimes.adapters.coreml:CoreMLRuntime",
             "coremltools",
             "pip install 'samexport[coreml]'",
             platform="darwin",
         ),
         RuntimeInfo(
-            "mil", "coreml", "samexport.runtimes.mil:MilRuntime", "coremltools", "pip install 'samexport[coreml]'"
+            "mil",
+            "coreml",
+            "samexport.runtimes.adapters.mil:MilRuntime",
+            "coremltools",
+            "pip install 'samexport[coreml]'",
         ),
     )
 }

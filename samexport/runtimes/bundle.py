@@ -5,22 +5,17 @@ It appears complete or not at all: it is written in a private folder beside the 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samexport.errors import BundleError
+from samexport.errors import BundleError, FileError
+from samexport.files import read_json, sha256
 from samexport.models.spec import Frame, GraphSpec
 from samexport.runtimes.base import Runtime, open_runtime
-from samexport.runtimes.sampler import SamplerOptions
+from samexport.runtimes.host.detector import SamplerOptions
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
@@ -169,21 +164,9 @@ class Bundle:
             path = self.folder / name
             if not path.exists():
                 problems.append(f"{name} is missing")
-            elif file_sha256(path) != expected:
+            elif sha256(path) != expected:
                 problems.append(f"{name} has another sha256 than when it was exported")
         return problems
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files with their relative names (an .mlpackage is a folder)."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -207,90 +190,17 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
-@contextlib.contextmanager
-def new_folder(target: Path, *, force: bool = False, marker: str = MANIFEST) -> Iterator[Path]:
-    """Yield a private folder that becomes ``target`` by one rename when the block ends without an error.
-
-    Whatever goes wrong, ``target`` is untouched. With ``force`` an existing bundle, and only that, is replaced;
-    what counts as one is a folder that holds ``marker``.
-
-    Raises:
-        BundleError: ``target`` exists and may not be replaced, or cannot be written (permissions, full disk).
-    """
-    _check_target(target, force, marker)
-    private: Path | None = None
+def not_ours(folder: Path) -> str:
+    """Empty if every file of ``folder`` is one that its manifest lists, so that --force may replace it."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        private = Path(tempfile.mkdtemp(prefix=_prefix(target, "new"), dir=target.parent))
-        private.chmod(0o755)
-        yield private
-        for file in private.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        _check_target(target, force, marker)
-        _swap(private, target)
-    except OSError as error:
-        raise BundleError(f"{target} cannot be written: {error.strerror or error}; choose another --out") from error
-    finally:
-        if private is not None:
-            shutil.rmtree(private, ignore_errors=True)
-
-
-def _check_target(target: Path, force: bool, marker: str) -> None:
-    if not (target.exists() or target.is_symlink()):
-        return
-    if not force:
-        raise BundleError(f"{target} exists; choose another --out, or --force to replace the bundle there")
-    if target.is_symlink() or not (target / marker).is_file():
-        raise BundleError(f"{target} exists and is not a bundle; nothing was changed, choose another --out")
-
-
-def _prefix(target: Path, role: str) -> str:
-    return f".{target.name}.samexport-{role}-{os.getpid()}-"
-
-
-def _swap(private: Path, target: Path) -> None:
-    """Rename; an old bundle moves aside first and is deleted last, so it can be put back."""
-    if not target.exists():
-        private.rename(target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=_prefix(target, "old"), dir=target.parent)) / target.name
-    target.rename(aside)
-    try:
-        private.rename(target)
-    except OSError:
-        aside.rename(target)
-        raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
-
-
-def _sweep(target: Path) -> None:
-    """Tidy up after processes that were killed: put an old bundle back, delete half-written ones."""
-    pattern = re.compile(re.escape(f".{target.name}.samexport-") + r"(new|old)-(\d+)-.*")
-    for folder in target.parent.iterdir():
-        match = pattern.fullmatch(folder.name)
-        if match is None or _is_running(int(match[2])):
-            continue
-        if match[1] == "old" and not target.exists() and (folder / target.name).is_dir():
-            (folder / target.name).rename(target)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+        listed = read_json(folder / MANIFEST)["files"]
+        known = [folder / name for name in listed] + [folder / MANIFEST]
+    except (FileError, KeyError, TypeError):
+        return "it is not a bundle"
+    for file in folder.rglob("*"):
+        if not file.is_dir() and not any(file == k or k in file.parents for k in known):
+            return f"it holds {file.relative_to(folder)}, which the bundle does not list"
+    return ""
 
 
 def relative_files(folder: Path, artifacts: Mapping[str, object]) -> dict[str, str]:
@@ -299,4 +209,4 @@ def relative_files(folder: Path, artifacts: Mapping[str, object]) -> dict[str, s
         next((a for a in artifacts if name == a or name.startswith(f"{a}/")), name)
         for name in (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     }
-    return {name: file_sha256(folder / name) for name in sorted(names - {MANIFEST})}
+    return {name: sha256(folder / name) for name in sorted(names - {MANIFEST})}

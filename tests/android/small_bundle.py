@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from samexport.exporter import to_tflite
 from samexport.exporter.pipeline import ExportOptions, export_bundle
-from samexport.exporter.to_tflite import TfliteOptions
-from samexport.runtimes import golden
+from samexport.exporter.to_tflite import convert as to_tflite
+from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.parity import golden
 from tests.tflite_models import OPTIONS, built, folder
 
 TINY = "test.tinyvit64"

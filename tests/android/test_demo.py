@@ -11,7 +11,7 @@ import zipfile
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from samexport.exporter.android import fill_demo
+from samexport.exporter.deliver.android import fill_demo
 from tests.android.small_bundle import small_bundle
 from tests.android.toolchain import (
     APP,

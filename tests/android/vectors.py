@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from samexport.exporter.android import app_manifest
+from samexport.exporter.deliver.android import app_manifest
 from samexport.models.contracts import sam_graphs
 from samexport.models.spec import Frame
-from samexport.runtimes.buckets import Bucket, choose, plan
+from samexport.runtimes.adapters.entry_points import Bucket, choose, plan
+from samexport.runtimes.adapters.litert import EntryPoints
 from samexport.runtimes.bundle import Artifact, Manifest, WeightsInfo
-from samexport.runtimes.golden import Golden
-from samexport.runtimes.image import resize_longest, to_frame, upscale_logits
-from samexport.runtimes.litert import EntryPoints
-from samexport.runtimes.prompts import Prompt, count_tokens, pack, select_mask
-from samexport.runtimes.sampler import letterbox, postprocess
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.host.detector import letterbox, postprocess
+from samexport.runtimes.host.image import resize_longest, to_frame, upscale_logits
+from samexport.runtimes.host.prompts import Prompt, count_tokens, pack, select_mask
+from samexport.runtimes.parity.golden import Golden
+from samexport.runtimes.tasks.segment import Segmenter
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "android_demo_assets/core/src/test/resources/golden.json"

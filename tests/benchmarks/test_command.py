@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from samexport.benchmarks import runner
 from samexport.benchmarks.command import FILES, BenchRequest, run_bench
-from samexport.benchmarks.rows import Status, read_results
+from samexport.benchmarks.measuring import runner
+from samexport.benchmarks.results.rows import Status, read_results
 from samexport.errors import BundleError, ConfigError, MissingDependency
-from samexport.runtimes.parity import Verdict
+from samexport.runtimes.parity.compare import Verdict
 
 
 def no_baselines(bundle, folder):

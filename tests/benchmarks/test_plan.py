@@ -1,10 +1,10 @@
 import pytest
 
 from samexport.benchmarks import plan as plan_module
-from samexport.benchmarks.contenders import KNOWN
+from samexport.benchmarks.contenders.known import KNOWN
 from samexport.benchmarks.plan import Plan, jobs_of, pairs_of
 from samexport.errors import ConfigError
-from samexport.runtimes.segment import DEFAULT_CHUNK
+from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ORT = ("onnxruntime",)
 
@@ -135,8 +135,8 @@ def test_a_rival_without_a_pair_is_refused(tiny_bundle):
 
 
 def test_every_contender_says_how_it_is_opened():
-    from samexport.benchmarks.contenders import resolve
-    from samexport.benchmarks.torch_variants import MODES
+    from samexport.benchmarks.contenders.known import resolve
+    from samexport.benchmarks.contenders.torch_variants import MODES
 
     for contender in KNOWN.values():
         assert callable(resolve(contender.opener))

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from samexport.benchmarks import runner
-from samexport.benchmarks.rows import read_results
+from samexport.benchmarks.measuring import runner
+from samexport.benchmarks.results.rows import read_results
 from tests.benchmarks.rows_of import results, row
-from tests.exporter.conftest import one_line_error
+from tests.command_line import one_line_error
 
 
 @pytest.fixture

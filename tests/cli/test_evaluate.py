@@ -7,15 +7,15 @@ import onnx
 import pytest
 from PIL import Image
 
+from samexport.cli import main as cli
+from samexport.cli.evaluate import torch_bundle
 from samexport.errors import BundleError
-from samexport.exporter import cli
-from samexport.exporter.eval_command import torch_bundle
 from samexport.models.catalog import find_model
-from samexport.runtimes.evaluate import grid_proposals
-from samexport.runtimes.grid import GridOptions
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.accuracy.evaluate import grid_proposals
+from samexport.runtimes.host.grid import GridOptions
+from samexport.runtimes.tasks.segment import Segmenter
 from tests import annotated
-from tests.exporter.test_cli import one_line_error
+from tests.command_line import one_line_error
 
 GRID = ("--points-per-side", "8")
 OBJECTS = 6

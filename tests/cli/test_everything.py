@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from tests.exporter.test_cli import one_line_error
+from tests.command_line import one_line_error
 
 
 def test_everything_writes_an_overlay_and_coco_masks_and_says_what_it_found(run, sampler_bundle, photo, tmp_path):

@@ -11,11 +11,12 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samexport import __version__
-from samexport.exporter import export_commands
-from samexport.runtimes import litert_gpu, verify_gpu
-from samexport.runtimes.parity import Row, Verdict
-from samexport.runtimes.verify import verify_bundle
-from tests.exporter.conftest import one_line_error
+from samexport.cli import export as export_commands
+from samexport.runtimes.adapters import litert_gpu
+from samexport.runtimes.parity import gpu as verify_gpu
+from samexport.runtimes.parity.compare import Row, Verdict
+from samexport.runtimes.parity.verify import verify_bundle
+from tests.command_line import one_line_error
 
 
 def test_export_ends_with_a_table_and_says_random(run, tmp_path, converted):
@@ -179,7 +180,7 @@ def test_an_unknown_option_value_ends_with_exit_code_2(run):
 
 
 def test_interrupting_ends_with_exit_code_130(run, tiny_bundle, monkeypatch):
-    from samexport.runtimes import verify
+    from samexport.runtimes.parity import verify
 
     def stop(*_args, **_options):
         raise KeyboardInterrupt
@@ -224,7 +225,7 @@ def test_version(run):
 STARTUP = """
 import sys
 sys.argv = ["samexport", "--help"]
-from samexport.exporter.cli import main
+from samexport.cli.main import main
 try:
     main()
 except SystemExit:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle, relative_files
-from samexport.runtimes.parity import Verdict, intersection_over_union
-from samexport.runtimes.prompts import Prompt
-from samexport.runtimes.segment import Segmenter
-from samexport.runtimes.verify import verify_bundle
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.parity.compare import Verdict, intersection_over_union
+from samexport.runtimes.parity.verify import verify_bundle
+from samexport.runtimes.tasks.segment import Segmenter
 
 
 @pytest.fixture(params=["tflite_bundle", "coreml_bundle"])

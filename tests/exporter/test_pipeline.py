@@ -8,12 +8,12 @@ import torch
 
 from samexport.errors import CheckpointError, ConfigError, ParityFailed
 from samexport.exporter import pipeline
-from samexport.exporter.card import write_card
+from samexport.exporter.deliver.card import write_card
 from samexport.exporter.pipeline import ExportOptions, export_bundle, load_model, verify_against_pytorch
-from samexport.exporter.to_onnx import OnnxOptions
+from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.models.catalog import find_model
-from samexport.runtimes.parity import ParityReport, Verdict
-from samexport.runtimes.verify import verify_bundle
+from samexport.runtimes.parity.compare import ParityReport, Verdict
+from samexport.runtimes.parity.verify import verify_bundle
 
 
 def code_of(card: str) -> str:

@@ -12,23 +12,23 @@ from onnx import numpy_helper
 
 from samexport.errors import CheckpointError, ConfigError
 from samexport.exporter import pipeline
-from samexport.exporter.onnx_half import to_half
-from samexport.exporter.onnx_nms import append_nms
 from samexport.exporter.pipeline import ExportOptions, verify_against_pytorch
 from samexport.exporter.sampler_export import SamplerExport, load_sampler, write_sampler
-from samexport.exporter.to_coreml import CoreMLOptions
-from samexport.exporter.to_onnx import OnnxOptions
-from samexport.exporter.to_tflite import TfliteOptions
+from samexport.exporter.to_coreml.convert import CoreMLOptions
+from samexport.exporter.to_onnx.convert import OnnxOptions
+from samexport.exporter.to_onnx.half import to_half
+from samexport.exporter.to_onnx.nms import append_nms
+from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models.catalog import SAMPLERS, find_model, find_sampler
-from samexport.models.checkpoints import load_weights
 from samexport.models.contracts import SAMPLER, sampler_graph
+from samexport.models.weights.checkpoints import load_weights
 from samexport.runtimes.base import open_runtime
 from samexport.runtimes.bundle import MANIFEST, open_bundle, relative_files
-from samexport.runtimes.golden import load_golden, structured_picture
-from samexport.runtimes.parity import ParityReport, Verdict
-from samexport.runtimes.sampler import SamplerOptions, nms
-from samexport.runtimes.tflite_lint import lint
-from samexport.runtimes.verify import compare_case, verify_bundle
+from samexport.runtimes.formats.tflite_lint import lint
+from samexport.runtimes.host.detector import SamplerOptions, nms
+from samexport.runtimes.parity.compare import ParityReport, Verdict
+from samexport.runtimes.parity.golden import load_golden, structured_picture
+from samexport.runtimes.parity.verify import compare_case, verify_bundle
 
 
 def sampler_rows(report):

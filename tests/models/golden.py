@@ -15,7 +15,7 @@ from PIL import Image
 
 from samexport.models.architectures.sam import Sam
 from samexport.models.catalog import find_model
-from samexport.models.random_weights import random_state_dict
+from samexport.models.weights.random_weights import random_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("one_click", "three_clicks", "box", "box_click", "mask_click", "box_batch5")

@@ -4,7 +4,7 @@ import torch
 from samexport.errors import ConfigError
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.models.random_weights import checksum
+from samexport.models.weights.random_weights import checksum
 from tests.models import golden
 
 TINY = "test.tinyvit64"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samexport.errors import ConfigError
+from samexport.files import sha256
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec, ModelSpec
-from samexport.runtimes.bundle import Artifact, Bundle, Manifest, file_sha256
+from samexport.runtimes.bundle import Artifact, Bundle, Manifest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +36,7 @@ def rebuild(manifest: Manifest, checkpoints: Sequence[Path] = ()) -> tuple[Model
         CheckpointError: they cannot be had or read.
     """
     from samexport.models.architectures.sam import Sam
-    from samexport.models.checkpoints import load_weights
+    from samexport.models.weights.checkpoints import load_weights
 
     spec, wanted = find_model(manifest.model), manifest.weights
     sam = Sam(spec)
@@ -73,7 +74,7 @@ def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints:
         path = folder / f"{name}.plain.onnx"
         nodes = convert(graph, module, path)
         size = sum(p.stat().st_size for p in folder.glob(f"{path.name}*"))
-        artifacts.append(Artifact(name, path.name, "onnx", "fp32", file_sha256(path), size, nodes=nodes))
+        artifacts.append(Artifact(name, path.name, "onnx", "fp32", sha256(path), size, nodes=nodes))
         graphs.append(graph)
     shutil.copytree(bundle.folder / "golden", folder / "golden")
     manifest = replace(bundle.manifest, graphs=tuple(graphs), artifacts=tuple(artifacts), files={}, parity=())

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from samexport.benchmarks.rows import Job
+from samexport.benchmarks.results.rows import Job
 from samexport.errors import ConfigError
 from samexport.runtimes.base import RUNTIMES, Runtime, availability, open_runtime
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.parity import Tier, tier
+from samexport.runtimes.parity.compare import Tier, tier
 
 _HERE = "samexport.benchmarks"
 # bfloat16 has three bits of mantissa fewer than float16: errors are 8 times, 18 dB, larger than that tier's.
@@ -138,7 +138,7 @@ def open_file(job: Job, bundle: Bundle) -> Runtime:
 
 def open_openvino_bf16(job: Job, bundle: Bundle) -> Runtime:
     """OpenVINO computing in bfloat16; ConfigError on a processor without it."""
-    from samexport.runtimes.openvino import OpenVinoBf16Runtime
+    from samexport.runtimes.adapters.openvino import OpenVinoBf16Runtime
 
     return OpenVinoBf16Runtime(bundle.folder / job.file, bundle.graph(job.graph), threads=job.threads)
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.models.spec import Frame
-from samexport.runtimes.grid import Decode, GridOptions, grid_points
-from samexport.runtimes.image import resized_size
-from samexport.runtimes.sampler import nms
+from samexport.runtimes.host.detector import nms
+from samexport.runtimes.host.grid import Decode, GridOptions, grid_points
+from samexport.runtimes.host.image import resized_size
 
 if TYPE_CHECKING:
     from torch import Tensor

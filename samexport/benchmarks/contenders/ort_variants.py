@@ -11,12 +11,12 @@ from typing import Any
 
 import onnxruntime
 
-from samexport.benchmarks.rows import Job, OperatorTime
+from samexport.benchmarks.results.rows import Job, OperatorTime
 from samexport.errors import BundleError
 from samexport.models.spec import GraphSpec
+from samexport.runtimes.adapters.ort import OrtRuntime
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.ort import OrtRuntime
 
 _ERRORS_ONLY = 3
 _LEVELS = {

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samexport.benchmarks.rebuild import rebuild
-from samexport.benchmarks.rows import Job
+from samexport.benchmarks.contenders.baselines import rebuild
+from samexport.benchmarks.results.rows import Job
 from samexport.errors import ConfigError, ParityFailed
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import Runtime, Tensors

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samexport.benchmarks.rows import BenchRow, Job, Measurement, Parity, Status
+from samexport.benchmarks.results.rows import BenchRow, Job, Measurement, Parity, Status
 from samexport.errors import ConfigError, MissingDependency
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.parity import Verdict
-from samexport.runtimes.tflite_file import read_model, shape_of
+from samexport.runtimes.formats.tflite import read_model, shape_of
+from samexport.runtimes.parity.compare import Verdict
 
 FOLDER = "/data/local/tmp/samexport"
 ACCELERATORS = ("cpu", "gpu", "npu")

@@ -80,7 +80,7 @@ def _gpu() -> str:
 
 def _git_commit() -> str:
     """The commit of the package's own working tree, with "-dirty"; empty for an installed package."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     return _output("git", "-C", str(root), "describe", "--always", "--dirty") if (root / ".git").exists() else ""
 
 

@@ -1,4 +1,6 @@
-"""The measuring process: one job, or a pair of jobs in turns. ``python -m samexport.benchmarks.measure OUT < REQUEST``.
+"""The measuring process: one job, or a pair of jobs in turns.
+
+``python -m samexport.benchmarks.measuring.measure OUT < REQUEST``.
 
 It is a process of its own, so that the peak of memory belongs to one job and a crash costs one row.
 """
@@ -17,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from samexport.benchmarks.contenders import KNOWN
-from samexport.benchmarks.environment import BusyCores, MemoryPeak
-from samexport.benchmarks.rows import Job, Measurement, Pair, Profile, Status
-from samexport.benchmarks.subject import GraphSubject, Subject
+from samexport.benchmarks.contenders.known import KNOWN
+from samexport.benchmarks.measuring.environment import BusyCores, MemoryPeak
+from samexport.benchmarks.measuring.subject import GraphSubject, Subject
+from samexport.benchmarks.results.rows import Job, Measurement, Pair, Profile, Status
 from samexport.errors import SamExportError
 
 # between two runtimes that share the cores: the first one's idle threads spin before they sleep, ONNX Runtime's for
@@ -115,7 +117,7 @@ def measure_pair(first: Job, second: Job, effort: Effort) -> Pair:
 
 def measure_profile(job: Job) -> Profile:
     """Where the time of a graph goes in ONNX Runtime."""
-    from samexport.benchmarks.ort_variants import profile
+    from samexport.benchmarks.contenders.ort_variants import profile
 
     subject = GraphSubject(job)
     subject.prepare()
@@ -124,7 +126,7 @@ def measure_profile(job: Job) -> Profile:
 
 def make_subject(job: Job) -> Subject:
     """A graph, or a whole task."""
-    from samexport.benchmarks.tasks import TASKS, TaskSubject
+    from samexport.benchmarks.measuring.tasks import TASKS, TaskSubject
 
     return TaskSubject(job) if job.graph in TASKS else GraphSubject(job)
 

@@ -13,12 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from samexport.benchmarks.contenders import find, why_not
-from samexport.benchmarks.environment import LOADED
-from samexport.benchmarks.measure import Effort
+from samexport.benchmarks.contenders.baselines import gmac
+from samexport.benchmarks.contenders.known import find, why_not
+from samexport.benchmarks.measuring.environment import LOADED
+from samexport.benchmarks.measuring.measure import Effort
+from samexport.benchmarks.measuring.subject import POINTS
+from samexport.benchmarks.measuring.tasks import TASKS
 from samexport.benchmarks.plan import is_graph
-from samexport.benchmarks.rebuild import gmac
-from samexport.benchmarks.rows import (
+from samexport.benchmarks.results.rows import (
     BenchRow,
     Job,
     Measurement,
@@ -30,10 +32,8 @@ from samexport.benchmarks.rows import (
     parity_from_json,
     profile_from_json,
 )  # fmt: skip
-from samexport.benchmarks.subject import POINTS
-from samexport.benchmarks.tasks import TASKS
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.parity import Verdict
+from samexport.runtimes.parity.compare import Verdict
 
 Ask = Callable[[str, Sequence[Job], Effort], dict[str, Any]]
 
@@ -43,7 +43,7 @@ def ask_process(kind: str, jobs: Sequence[Job], effort: Effort) -> dict[str, Any
     request = json.dumps({"kind": kind, "jobs": [asdict(j) for j in jobs], "effort": asdict(effort)})
     with tempfile.TemporaryDirectory(prefix="samexport-bench-") as folder:
         answer, errors = Path(folder) / "answer.json", Path(folder) / "stderr"
-        command = [sys.executable, "-m", "samexport.benchmarks.measure", str(answer)]
+        command = [sys.executable, "-m", "samexport.benchmarks.measuring.measure", str(answer)]
         threads = str(jobs[0].threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TMPDIR": folder}
         with errors.open("wb") as stream:
@@ -153,7 +153,7 @@ def probe_machine(threads: int, timeout: float = 120) -> dict[str, float]:
     """The roofline, measured in a process of its own; empty where that fails."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", "samexport.benchmarks.roofline", str(answer), str(threads)]
+        command = [sys.executable, "-m", "samexport.benchmarks.measuring.roofline", str(answer), str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         try:
             subprocess.run(command, env=environment, capture_output=True, timeout=timeout, check=True)

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.benchmarks.contenders import find, resolve
-from samexport.benchmarks.rows import Job, Parity
+from samexport.benchmarks.contenders.known import find, resolve
+from samexport.benchmarks.results.rows import Job, Parity
 from samexport.errors import SamExportError
 from samexport.models.spec import Frame, GraphSpec
 from samexport.runtimes.base import RUNTIMES, Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle
-from samexport.runtimes.golden import Case, Golden, load_golden
-from samexport.runtimes.parity import ParityReport, Row, Verdict, check_names, compare_output
-from samexport.runtimes.verify import run_chain
+from samexport.runtimes.parity.compare import ParityReport, Row, Verdict, check_names, compare_output
+from samexport.runtimes.parity.golden import Case, Golden, load_golden
+from samexport.runtimes.parity.verify import run_chain
 
 POINTS = 2
 """Slots of a timed prompt: a box, or a click and its padding point."""

@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from samexport.benchmarks.official_grid import official_grid
-from samexport.benchmarks.rows import Job, Parity
-from samexport.benchmarks.subject import Subject, import_runtime, summarise
+from samexport.benchmarks.contenders.official_grid import official_grid
+from samexport.benchmarks.measuring.subject import Subject, import_runtime, summarise
+from samexport.benchmarks.results.rows import Job, Parity
 from samexport.models.contracts import SAMPLER
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.everything import DetectorBoxes, GivenBoxes, GridPoints, Sampling, SegmentEverything
-from samexport.runtimes.golden import picture_prompts
-from samexport.runtimes.grid import GridOptions, grid_points
-from samexport.runtimes.image import resized_size
-from samexport.runtimes.masks import trace
-from samexport.runtimes.parity import compare_masks
-from samexport.runtimes.prompts import Prompt
-from samexport.runtimes.sampler import SamplerOptions
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.host.detector import SamplerOptions
+from samexport.runtimes.host.grid import GridOptions, grid_points
+from samexport.runtimes.host.image import resized_size
+from samexport.runtimes.host.masks import trace
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.parity.compare import compare_masks
+from samexport.runtimes.parity.golden import picture_prompts
+from samexport.runtimes.tasks.everything import DetectorBoxes, GivenBoxes, GridPoints, Sampling, SegmentEverything
+from samexport.runtimes.tasks.segment import Segmenter
 
 BOXES = 300
 _SIDE, _FINE_SIDE = 32, 64
@@ -202,7 +202,7 @@ class TaskSubject(Subject):
 
     def check(self) -> Parity:
         """From the golden picture to its masks."""
-        from samexport.benchmarks.contenders import find
+        from samexport.benchmarks.contenders.known import find
 
         limits = find(self.job.runtime).tolerance(self.job.precision)
         self.segmenter.set_image(self.golden.picture)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samexport.benchmarks.rows import BenchRow, Pair, Results, Status
+from samexport.benchmarks.results.rows import BenchRow, Pair, Results, Status
 from samexport.errors import ConfigError
-from samexport.runtimes.parity import Verdict
+from samexport.runtimes.parity.compare import Verdict
 
 TOLERANCE = 0.1
 _RANK = {Verdict.PASS: 0, Verdict.SKIPPED: 1, Verdict.FAIL: 2}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from samexport.benchmarks.plots import Plot
-from samexport.benchmarks.rows import Results
-from samexport.benchmarks.tables import (
+from samexport.benchmarks.results.plots import Plot
+from samexport.benchmarks.results.rows import Results
+from samexport.benchmarks.results.tables import (
     NOTES,
     PAIR_COLUMNS,
     PROFILE_COLUMNS,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samexport.benchmarks.contenders import KNOWN
+from samexport.benchmarks.contenders.known import KNOWN
 from samexport.benchmarks.plan import is_graph
-from samexport.benchmarks.rows import BenchRow, Results, Status
+from samexport.benchmarks.results.rows import BenchRow, Results, Status
 from samexport.errors import MissingDependency
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 
-from samexport.benchmarks.environment import LOADED
+from samexport.benchmarks.measuring.environment import LOADED
+from samexport.benchmarks.measuring.roofline import COPY
 from samexport.benchmarks.plan import is_graph
-from samexport.benchmarks.roofline import COPY
-from samexport.benchmarks.rows import CSV_COLUMNS, BenchRow, Job, Pair, Parity, Results, Status, flat
-from samexport.runtimes.parity import Verdict
+from samexport.benchmarks.results.rows import CSV_COLUMNS, BenchRow, Job, Pair, Parity, Results, Status, flat
+from samexport.runtimes.parity.compare import Verdict
 
 Cells = tuple[str, ...]
 

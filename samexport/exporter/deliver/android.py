@@ -18,11 +18,12 @@ from PIL import Image
 
 import samexport
 from samexport.errors import BundleError, ConfigError, MissingDependency
+from samexport.files import new_folder, sha256
 from samexport.models.contracts import LABELS
 from samexport.models.spec import GraphSpec, axis_sizes
-from samexport.runtimes.buckets import POINT_AXIS, PROMPT_AXIS, Bucket
-from samexport.runtimes.bundle import Bundle, Manifest, file_sha256, new_folder
-from samexport.runtimes.golden import Golden, load_golden, picture_prompts
+from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket
+from samexport.runtimes.bundle import Bundle, Manifest, not_ours
+from samexport.runtimes.parity.golden import Golden, load_golden, picture_prompts
 
 DEMO = "android_demo_assets"
 MODELS = Path("app/src/main/assets/models")
@@ -63,8 +64,7 @@ def fill_demo(bundle: Bundle, out: Path, *, force: bool = False) -> Filled:
     golden = load_golden(bundle.folder, bundle.manifest.frame)
     model = MODELS / _model_name(bundle.manifest)
     if (out / _MARK).is_file():
-        _check_ours(out / model, force)
-        with new_folder(out / model, force=force, marker=MANIFEST) as folder:
+        with new_folder(out / model, force=force, refusal=not_ours) as folder:
             entries = _write_model(bundle, golden, folder)
         return Filled(out / model, entries, new_demo=False)
     if out.exists() or out.is_symlink():
@@ -99,20 +99,6 @@ def _check_bundle(bundle: Bundle) -> None:
         raise BundleError(f"{bundle.folder} did not pass all of its checks; export it again")
 
 
-def _check_ours(target: Path, force: bool) -> None:
-    if not (target.exists() or target.is_symlink()):
-        return
-    if not force:
-        raise BundleError(f"{target} exists; --force replaces it")
-    try:
-        known = set(json.loads((target / MANIFEST).read_text(encoding="utf-8"))["files"]) | {MANIFEST}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{target} exists and was not written by samexport; nothing was changed") from error
-    found = {p.relative_to(target).as_posix() for p in target.rglob("*") if not p.is_dir()}
-    if found - known:
-        raise BundleError(f"{target} holds {min(found - known)}, which samexport did not write; move it first")
-
-
 def _model_name(manifest: Manifest) -> str:
     precisions = {a.precision for a in manifest.artifacts} - {"fp32"}
     random = ["random"] if manifest.weights.kind == "random" else []
@@ -132,7 +118,7 @@ def _write_model(bundle: Bundle, golden: Golden, folder: Path) -> dict[str, tupl
     Image.fromarray(golden.picture).save(check / "picture.png", optimize=True)
     for number, mask in enumerate(golden.masks):
         Image.fromarray(mask).save(check / f"mask{number}.png", optimize=True)
-    files = {p.relative_to(folder).as_posix(): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     content = app_manifest(bundle.manifest, entries, golden, files)
     (folder / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return entries
@@ -145,7 +131,7 @@ def entry_points(path: Path, graph: GraphSpec) -> tuple[Bucket, ...]:
         BundleError: this is no TFLite file, or its tensors are not those of the graph.
         MissingDependency: ai-edge-litert is not installed.
     """
-    from samexport.runtimes.tflite_file import read_model, shape_of
+    from samexport.runtimes.formats.tflite import read_model, shape_of
 
     try:
         model = read_model(path)

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
-from samexport.exporter.to_onnx import TRACED_SIZES, quiet
+from samexport.exporter.to_onnx.convert import TRACED_SIZES, quiet
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.buckets import Bucket, plan
-from samexport.runtimes.mil_program import SEVERAL, read_package
+from samexport.runtimes.adapters.entry_points import Bucket, plan
+from samexport.runtimes.formats.mlpackage import SEVERAL, read_package
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -51,7 +51,7 @@ class CoreMLOptions:
         deployment_target: the oldest system that can load the package.
         image_input: the encoder takes a picture (RGB, 8 bits) instead of a tensor.
         prompt_buckets: N of each fixed-shape entry point; None for one with flexible N and K.
-        points: K of each, see :func:`samexport.runtimes.buckets.plan`.
+        points: K of each, see :func:`samexport.runtimes.adapters.entry_points.plan`.
         maximum_prompts, maximum_points: the bounds of a flexible entry point.
 
     Raises:

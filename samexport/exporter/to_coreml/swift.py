@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes import prompts
+from samexport.runtimes.adapters.mil import buckets_of
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.mil import buckets_of
-from samexport.runtimes.mil_program import Package, read_package
-from samexport.runtimes.segment import DEFAULT_CHUNK
+from samexport.runtimes.formats.mlpackage import Package, read_package
+from samexport.runtimes.host import prompts
+from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 FILE_NAME = "Segmenter.swift"
 _TEMPLATE = Path(__file__).with_name(FILE_NAME)

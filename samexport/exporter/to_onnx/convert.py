@@ -73,7 +73,7 @@ def convert(graph: GraphSpec, module: nn.Module, path: Path, options: OnnxOption
     import onnx
     import torch
 
-    from samexport.exporter.onnx_half import to_half
+    from samexport.exporter.to_onnx.half import to_half
 
     axes = {d: torch.export.Dim(d, min=1, max=65536) for d in graph.axes}
     shapes = {t.name: {i: axes[d] for i, d in enumerate(t.shape) if isinstance(d, str)} or None for t in graph.inputs}

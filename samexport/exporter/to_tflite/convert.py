@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
-from samexport.exporter import onnx2tf
+from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.buckets import POINT_AXIS, PROMPT_AXIS, Bucket, plan
-from samexport.runtimes.quiet import quiet_descriptors
-from samexport.runtimes.tflite_file import append_metadata, read_model, write_model
-from samexport.runtimes.tflite_lint import Lint, lint
+from samexport.quiet import quiet_descriptors
+from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, plan
+from samexport.runtimes.formats.tflite import append_metadata, read_model, write_model
+from samexport.runtimes.formats.tflite_lint import Lint, lint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,8 +121,8 @@ def convert(
 def _write(graph: GraphSpec, module: nn.Module, path: Path, options: TfliteOptions) -> None:
     import torch
 
-    from samexport.exporter.tflite_forms import TfliteForms
-    from samexport.exporter.tflite_passes import improve
+    from samexport.exporter.to_tflite.forms import TfliteForms
+    from samexport.exporter.to_tflite.passes import improve
 
     raw = path.with_suffix(".raw")
     try:

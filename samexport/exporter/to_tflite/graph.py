@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from samexport.runtimes.tflite_file import constant_bytes, shape_of
-from samexport.runtimes.tflite_lint import operator_kind
+from samexport.runtimes.formats.tflite import constant_bytes, shape_of
+from samexport.runtimes.formats.tflite_lint import operator_kind
 
 Shape = tuple[int, ...]
 _INT32 = 2

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from samexport.errors import ExportFailed
-from samexport.exporter.tflite_graph import Graph
+from samexport.exporter.to_tflite.graph import Graph
 from samexport.models.spec import GraphSpec
 
 _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)

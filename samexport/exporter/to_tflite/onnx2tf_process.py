@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
-from samexport.exporter.tflite_merge import keep_layout, merge
-from samexport.models.checkpoints import cache_folder
+from samexport.exporter.to_tflite.merge import keep_layout, merge
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.buckets import POINT_AXIS, PROMPT_AXIS, Bucket
-from samexport.runtimes.tflite_file import read_model
+from samexport.models.weights.checkpoints import cache_folder
+from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket
+from samexport.runtimes.formats.tflite import read_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,7 +121,7 @@ def write(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket], python
         ConfigError, MissingDependency: there is no environment to run in.
         ExportFailed: onnx2tf fails, takes too long, or writes other tensors than the spec has.
     """
-    from samexport.exporter import to_onnx
+    from samexport.exporter.to_onnx import convert as to_onnx
 
     inside = environment(find_python(python))
     parts: dict[str, Any] = {}

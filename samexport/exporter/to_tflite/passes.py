@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from samexport.exporter.tflite_graph import Graph, Shape
-from samexport.runtimes.tflite_file import constant_bytes
-from samexport.runtimes.tflite_lint import (
+from samexport.exporter.to_tflite.graph import Graph, Shape
+from samexport.runtimes.formats.tflite import constant_bytes
+from samexport.runtimes.formats.tflite_lint import (
     ELEMENTWISE,
     LARGEST_PRODUCT,
     broadcasts_on_gpu,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from samexport.errors import CheckpointError, ConfigError
-from samexport.models.random_weights import random_state_dict
 from samexport.models.spec import CheckpointSource, ModelSpec
+from samexport.models.weights.random_weights import random_state_dict
 
 if TYPE_CHECKING:
     from torch import Tensor

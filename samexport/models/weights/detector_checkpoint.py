@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import CheckpointError
-from samexport.models.inert_pickle import Instance, View, expect, interpret
-from samexport.models.random_weights import random_state_dict
+from samexport.models.weights.inert_pickle import Instance, View, expect, interpret
+from samexport.models.weights.random_weights import random_state_dict
 
 if TYPE_CHECKING:
     from samexport.models.architectures.object_detector import ObjectDetector
@@ -212,7 +212,7 @@ def cached_detector(path: Path, sha256: str) -> Path:
     Raises:
         CheckpointError: as :func:`read_detector_checkpoint`, or the cache folder cannot be written.
     """
-    from samexport.models.checkpoints import CACHE_VARIABLE, cache_folder
+    from samexport.models.weights.checkpoints import CACHE_VARIABLE, cache_folder
 
     if path.suffix == ".safetensors":
         return path

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import AnnotationError, ImageError
-from samexport.runtimes.image import MAX_PIXELS, read_image
-from samexport.runtimes.masks import Rle
+from samexport.runtimes.host.image import MAX_PIXELS, read_image
+from samexport.runtimes.host.masks import Rle
 
 Corners = tuple[float, float, float, float]
 _FORMAT = "give COCO's or LVIS's instances .json"

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import MissingDependency
-from samexport.runtimes.annotations import AnnotatedImage, Instance
-from samexport.runtimes.grid import Decode, GridOptions, generate
-from samexport.runtimes.masks import Rle, decode_rle
-from samexport.runtimes.prompts import Prompt
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.accuracy.annotations import AnnotatedImage, Instance
+from samexport.runtimes.host.grid import Decode, GridOptions, generate
+from samexport.runtimes.host.masks import Rle, decode_rle
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.tasks.segment import Segmenter
 
 MAX_PROPOSALS = (10, 100, 1000)
 """The K of AR@K."""

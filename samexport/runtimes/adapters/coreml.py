@@ -10,10 +10,10 @@ import numpy as np
 
 from samexport.errors import BundleError, ConfigError, MissingDependency
 from samexport.models.spec import GraphSpec
+from samexport.runtimes.adapters.entry_points import run_in_buckets
+from samexport.runtimes.adapters.mil import buckets_of, check_names, whole_pixels
 from samexport.runtimes.base import Runtime, Tensors
-from samexport.runtimes.buckets import run_in_buckets
-from samexport.runtimes.mil import buckets_of, check_names, whole_pixels
-from samexport.runtimes.mil_program import read_package
+from samexport.runtimes.formats.mlpackage import read_package
 
 
 class CoreMLRuntime(Runtime):

@@ -11,9 +11,9 @@ from typing import Any
 
 from samexport.errors import BundleError, ParityFailed
 from samexport.models.spec import GraphSpec, axis_sizes
+from samexport.quiet import quiet_descriptors
+from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, run_in_buckets
 from samexport.runtimes.base import Runtime, Tensors
-from samexport.runtimes.buckets import POINT_AXIS, PROMPT_AXIS, Bucket, run_in_buckets
-from samexport.runtimes.quiet import quiet_descriptors
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -8,7 +8,7 @@ Three traps, and what is done about them: ``is_fully_accelerated()`` is also Tru
 part, so GPU alone is asked for, which raises; a call returns before the GPU has computed, so the outputs are read
 back; a crash in a driver ends the process, so the accelerator lives in one of its own.
 
-``python -m samexport.runtimes.litert_gpu FILE DESCRIPTOR`` is that process.
+``python -m samexport.runtimes.adapters.litert_gpu FILE DESCRIPTOR`` is that process.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import numpy as np
 
 from samexport.errors import MissingDependency, ParityFailed
 from samexport.models.spec import GraphSpec
+from samexport.runtimes.adapters.entry_points import Bucket
+from samexport.runtimes.adapters.litert import EntryPoints, LiteRtRuntime
 from samexport.runtimes.base import Tensors
-from samexport.runtimes.buckets import Bucket
-from samexport.runtimes.litert import EntryPoints, LiteRtRuntime
-from samexport.runtimes.parity import Row, Tier, Verdict, compare_output
-from samexport.runtimes.tflite_lint import lint
+from samexport.runtimes.formats.tflite_lint import lint
+from samexport.runtimes.parity.compare import Row, Tier, Verdict, compare_output
 
 REMEDY = "apt-get install libvulkan1 chromium"
 SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.models.spec import GraphSpec
+from samexport.runtimes.adapters.entry_points import LABELS, Bucket, run_in_buckets
 from samexport.runtimes.base import Runtime, Tensors
-from samexport.runtimes.buckets import LABELS, Bucket, run_in_buckets
-from samexport.runtimes.mil_arithmetic import Arithmetic, HalfAccumulation
-from samexport.runtimes.mil_ops import MOVES, OPERATIONS
-from samexport.runtimes.mil_program import Function, Operation, Package, Value, read_package
+from samexport.runtimes.formats.mil_arithmetic import Arithmetic, HalfAccumulation
+from samexport.runtimes.formats.mil_ops import MOVES, OPERATIONS
+from samexport.runtimes.formats.mlpackage import Function, Operation, Package, Value, read_package
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from samexport.runtimes.mil_arithmetic import Arithmetic, Window
+from samexport.runtimes.formats.mil_arithmetic import Arithmetic, Window
 
 if TYPE_CHECKING:
     from torch import Tensor

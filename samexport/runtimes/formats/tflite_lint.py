@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from samexport.errors import BundleError, MissingDependency
-from samexport.runtimes.parity import Row, Verdict
-from samexport.runtimes.tflite_file import constant_bytes, operator_names, read_model, shape_of
+from samexport.runtimes.formats.tflite import constant_bytes, operator_names, read_model, shape_of
+from samexport.runtimes.parity.compare import Row, Verdict
 
 Shape = tuple[int, ...]
 Delegate = Literal["gpu", "xnnpack"]

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from samexport.errors import ConfigError
 from samexport.models.spec import Frame
-from samexport.runtimes.image import resized_size
-from samexport.runtimes.masks import (
+from samexport.runtimes.host.detector import nms
+from samexport.runtimes.host.image import resized_size
+from samexport.runtimes.host.masks import (
     Box,
     Rle,
     TracedMask,
@@ -27,7 +28,6 @@ from samexport.runtimes.masks import (
     remove_small_regions,
     trace,
 )
-from samexport.runtimes.sampler import nms
 
 Decode = Callable[[NDArray[np.float64]], tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]]
 """Points [B, 2], x and y in the frame, one prompt each, to the three multimask outputs: logits [B, 3, L, L]

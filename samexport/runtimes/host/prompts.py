@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from samexport.errors import PromptError
 from samexport.models.spec import Frame
-from samexport.runtimes.image import resized_size
+from samexport.runtimes.host.image import resized_size
 
 BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 2, 3
 PADDING = -1

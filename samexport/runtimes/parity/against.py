@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from samexport.errors import ConfigError
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.golden import Case, load_golden
-from samexport.runtimes.parity import Row, compare_masks, tier
-from samexport.runtimes.verify import cases_by_chain, compare_chains, picture_masks, run_chain
+from samexport.runtimes.parity.compare import Row, compare_masks, tier
+from samexport.runtimes.parity.golden import Case, load_golden
+from samexport.runtimes.parity.verify import cases_by_chain, compare_chains, picture_masks, run_chain
 
 Progress = Callable[[str], None]
 

@@ -22,11 +22,11 @@ from PIL import Image
 from samexport.errors import BundleError, SamExportError
 from samexport.models.contracts import SAMPLER
 from samexport.models.spec import Frame
+from samexport.runtimes.adapters.entry_points import LABELS, Bucket, choose
 from samexport.runtimes.base import Tensors
-from samexport.runtimes.buckets import LABELS, Bucket, choose
-from samexport.runtimes.image import read_image, resize_longest, to_frame, upscale_mask
-from samexport.runtimes.prompts import Prompt, count_tokens, pack, select_mask
-from samexport.runtimes.sampler import letterbox
+from samexport.runtimes.host.detector import letterbox
+from samexport.runtimes.host.image import read_image, resize_longest, to_frame, upscale_mask
+from samexport.runtimes.host.prompts import Prompt, count_tokens, pack, select_mask
 
 FOLDER = "golden"
 _PICTURE, _TENSORS, _CASES = "picture.png", "tensors.npz", "cases.json"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from samexport.errors import ConfigError, MissingDependency, SamExportError
+from samexport.runtimes.adapters.litert import LiteRtRuntime
+from samexport.runtimes.adapters.litert_gpu import compare_with_cpu, why_unavailable
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.golden import Case, case_of_size, load_golden
-from samexport.runtimes.litert import LiteRtRuntime
-from samexport.runtimes.litert_gpu import compare_with_cpu, why_unavailable
-from samexport.runtimes.parity import Row, Verdict
-from samexport.runtimes.verify import cases_by_chain, run_chain
+from samexport.runtimes.parity.compare import Row, Verdict
+from samexport.runtimes.parity.golden import Case, case_of_size, load_golden
+from samexport.runtimes.parity.verify import cases_by_chain, run_chain
 
 Progress = Callable[[str], None]
 

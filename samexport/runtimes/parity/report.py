@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from samexport.errors import ConfigError
-from samexport.runtimes.parity import ParityReport, Row, Verdict
+from samexport.runtimes.parity.compare import ParityReport, Row, Verdict
 
 COLUMNS = ("case", "output", "max error", "of range", "SNR dB", "mask IoU", "verdict")
 

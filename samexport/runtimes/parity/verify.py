@@ -14,8 +14,8 @@ from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import Runtime, Tensors, checkers, describe
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
-from samexport.runtimes.parity import (
+from samexport.runtimes.formats.tflite_lint import lint_rows
+from samexport.runtimes.parity.compare import (
     ParityReport,
     Row,
     Verdict,
@@ -25,8 +25,8 @@ from samexport.runtimes.parity import (
     compare_output,
     tier,
 )
-from samexport.runtimes.segment import Segmenter
-from samexport.runtimes.tflite_lint import lint_rows
+from samexport.runtimes.parity.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
+from samexport.runtimes.tasks.segment import Segmenter
 
 Progress = Callable[[str], None]
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from samexport.errors import BundleError
 from samexport.models.contracts import SAMPLER
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.grid import Decode, GridOptions, MaskRecord, count_points, generate, generate_hierarchical
-from samexport.runtimes.masks import Rle, encode_rle, trace
-from samexport.runtimes.prompts import Prompt, pack
-from samexport.runtimes.sampler import SamplerOptions, letterbox, postprocess
-from samexport.runtimes.segment import DEFAULT_CHUNK, Segmenter
+from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
+from samexport.runtimes.host.grid import Decode, GridOptions, MaskRecord, count_points, generate, generate_hierarchical
+from samexport.runtimes.host.masks import Rle, encode_rle, trace
+from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.tasks.segment import DEFAULT_CHUNK, Segmenter
 
 Picture = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from samexport.errors import PromptError
 from samexport.runtimes.base import Runtime, Tensors, describe
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.image import to_frame, upscale_mask
-from samexport.runtimes.prompts import PADDING, Prompt, check_tensors, count_tokens, pack, select_mask
+from samexport.runtimes.host.image import to_frame, upscale_mask
+from samexport.runtimes.host.prompts import PADDING, Prompt, check_tensors, count_tokens, pack, select_mask
 
 # ONNX Runtime needs about 20 MB a prompt at 1024 pixels, and is no faster with larger batches.
 DEFAULT_CHUNK = 16
@@ -69,7 +69,7 @@ class Segmenter:
         """Masks for every prompt, in order.
 
         With ``multimask`` all masks that the model was trained for, else the one that SAM's rule picks
-        (:func:`samexport.runtimes.prompts.select_mask`).
+        (:func:`samexport.runtimes.host.prompts.select_mask`).
 
         Raises:
             PromptError: no picture was set, or a prompt is not valid for it.
@@ -150,7 +150,7 @@ class Segmenter:
 
     @property
     def runtime(self) -> str:
-        """Name and placement of the encoder's runtime, as in :class:`samexport.runtimes.parity.Row`."""
+        """Name and placement of the encoder's runtime, as in :class:`samexport.runtimes.parity.compare.Row`."""
         return describe(self._open("encoder"))
 
     def close(self) -> None:

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from samexport.benchmarks.rebuild import PLAIN_GRAPHS, gmac, rebuild
+from samexport.benchmarks.contenders.baselines import PLAIN_GRAPHS, gmac, rebuild
 from samexport.errors import ConfigError
 from samexport.exporter.pipeline import load_model
 from samexport.models.catalog import find_model
-from samexport.runtimes.verify import verify_bundle
+from samexport.runtimes.parity.verify import verify_bundle
 
 MOBILE = "mobilesam.tinyvit"
 

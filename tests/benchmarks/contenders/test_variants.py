@@ -4,14 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samexport.benchmarks.contenders import find, why_not
-from samexport.benchmarks.ort_variants import profile, save_optimised
-from samexport.benchmarks.rebuild import rebuild
-from samexport.benchmarks.roofline import probe
+from samexport.benchmarks.contenders.baselines import rebuild
+from samexport.benchmarks.contenders.known import find, why_not
+from samexport.benchmarks.contenders.ort_variants import profile, save_optimised
+from samexport.benchmarks.measuring.roofline import probe
 from samexport.errors import BundleError, ConfigError
 from samexport.models.build import build_graph
-from samexport.runtimes.parity import Verdict
-from tests.benchmarks.test_subject import job_of, opened
+from samexport.runtimes.parity.compare import Verdict
+from tests.benchmarks.measuring.test_subject import job_of, opened
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime-basic", "onnxruntime-extended", "onnxruntime-saved"])
@@ -86,9 +86,9 @@ def test_an_unknown_runtime_is_refused_with_the_known_ones():
 
 
 def test_the_probe_finds_rates_that_a_processor_can_have(monkeypatch):
-    monkeypatch.setattr("samexport.benchmarks.roofline._SIZE", 256)
-    monkeypatch.setattr("samexport.benchmarks.roofline._COPY_BYTES", 1 << 22)
-    monkeypatch.setattr("samexport.benchmarks.roofline._SECONDS", 0.05)
+    monkeypatch.setattr("samexport.benchmarks.measuring.roofline._SIZE", 256)
+    monkeypatch.setattr("samexport.benchmarks.measuring.roofline._COPY_BYTES", 1 << 22)
+    monkeypatch.setattr("samexport.benchmarks.measuring.roofline._SECONDS", 0.05)
     found = probe(1)
     assert {"fp32", "bf16", "int8", "copy_gb_per_s"} <= set(found)
     assert all(0 < rate < 1e5 for rate in found.values())

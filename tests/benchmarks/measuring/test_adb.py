@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from samexport.benchmarks.adb import Phone, PhoneRun, arguments, find_phone, parse, run_on_phone, signatures
-from samexport.benchmarks.rows import Status
+from samexport.benchmarks.measuring.adb import Phone, PhoneRun, arguments, find_phone, parse, run_on_phone, signatures
+from samexport.benchmarks.results.rows import Status
 from samexport.errors import ConfigError, MissingDependency
 from samexport.runtimes.bundle import Artifact, Bundle
-from samexport.runtimes.parity import Verdict
+from samexport.runtimes.parity.compare import Verdict
 
 # what TensorFlow Lite's benchmark_model prints, recorded from runs
 WITH_PERCENTILES = """\

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from samexport.benchmarks import environment
-from samexport.benchmarks.environment import BusyCores, MemoryPeak
+from samexport.benchmarks.measuring import environment
+from samexport.benchmarks.measuring.environment import BusyCores, MemoryPeak
 
 
 def test_the_machine_is_recorded_as_plain_data():
@@ -39,7 +39,7 @@ def test_own_work_is_not_taken_for_that_of_others(monkeypatch):
 def test_the_peak_of_memory_is_kept_after_the_memory_is_freed():
     # in a process of its own: one that has run other tests may give memory back meanwhile
     code = (
-        "import numpy as np; from samexport.benchmarks.environment import MemoryPeak; before = MemoryPeak();"
+        "import numpy as np; from samexport.benchmarks.measuring.environment import MemoryPeak; before = MemoryPeak();"
         "np.ones(50_000_000, np.uint8); print(before.peak_mb() - before.idle_mb)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,12 +4,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from samexport.benchmarks import measure as measure_module
-from samexport.benchmarks.measure import Effort, measure, measure_pair
-from samexport.benchmarks.rows import Status
-from samexport.runtimes.parity import Verdict
+from samexport.benchmarks.measuring import measure as measure_module
+from samexport.benchmarks.measuring.measure import Effort, measure, measure_pair
+from samexport.benchmarks.results.rows import Status
+from samexport.runtimes.parity.compare import Verdict
+from tests.benchmarks.measuring.test_subject import job_of
 from tests.benchmarks.rows_of import PASS, job
-from tests.benchmarks.test_subject import job_of
 
 QUICK = Effort(min_runs=5, max_runs=5, seconds=1)
 

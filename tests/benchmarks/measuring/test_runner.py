@@ -10,13 +10,13 @@ from dataclasses import asdict, replace
 import psutil
 import pytest
 
-from samexport.benchmarks import runner
-from samexport.benchmarks.measure import Effort
-from samexport.benchmarks.rows import Measurement, Pair, Status
-from samexport.benchmarks.runner import ask_process, run_jobs, run_pairs
-from samexport.runtimes.parity import Verdict
+from samexport.benchmarks.measuring import runner
+from samexport.benchmarks.measuring.measure import Effort
+from samexport.benchmarks.measuring.runner import ask_process, run_jobs, run_pairs
+from samexport.benchmarks.results.rows import Measurement, Pair, Status
+from samexport.runtimes.parity.compare import Verdict
+from tests.benchmarks.measuring.test_subject import job_of
 from tests.benchmarks.rows_of import PASS, pair
-from tests.benchmarks.test_subject import job_of
 
 QUICK = Effort(min_runs=3, max_runs=3, seconds=1, timeout=300)
 
@@ -175,7 +175,7 @@ def test_the_measuring_process_ends_when_the_one_that_asked_is_killed(tiny_bundl
         "effort": asdict(Effort(10**9, 10**9, 600, 600)),
     }
     (tmp_path / "request").write_text(json.dumps(request))
-    measuring = f"{sys.executable} -m samexport.benchmarks.measure {tmp_path}/out < {tmp_path}/request"
+    measuring = f"{sys.executable} -m samexport.benchmarks.measuring.measure {tmp_path}/out < {tmp_path}/request"
     parent = subprocess.Popen(["sh", "-c", f"{measuring} & echo $! > {tmp_path}/child; wait"])
     while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text().strip():
         time.sleep(0.05)

@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samexport.benchmarks import subject as subject_module
-from samexport.benchmarks.contenders import BF16
-from samexport.benchmarks.rows import Job
-from samexport.benchmarks.subject import GraphSubject, cases_of, run_batched, summarise, timing_inputs
-from samexport.runtimes.golden import load_golden
-from samexport.runtimes.parity import Row, Verdict
-from samexport.runtimes.prompts import check_tensors
+from samexport.benchmarks.contenders.known import BF16
+from samexport.benchmarks.measuring import subject as subject_module
+from samexport.benchmarks.measuring.subject import GraphSubject, cases_of, run_batched, summarise, timing_inputs
+from samexport.benchmarks.results.rows import Job
+from samexport.runtimes.host.prompts import check_tensors
+from samexport.runtimes.parity.compare import Row, Verdict
+from samexport.runtimes.parity.golden import load_golden
 
 
 def job_of(bundle, graph, **changes):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from samexport.benchmarks.official_grid import official_grid
-from samexport.benchmarks.rows import Job
-from samexport.benchmarks.tasks import TASKS, TaskSubject
-from samexport.runtimes.grid import generate
-from samexport.runtimes.masks import decode_rle
-from samexport.runtimes.parity import Verdict
+from samexport.benchmarks.contenders.official_grid import official_grid
+from samexport.benchmarks.measuring.tasks import TASKS, TaskSubject
+from samexport.benchmarks.results.rows import Job
+from samexport.runtimes.host.grid import generate
+from samexport.runtimes.host.masks import decode_rle
+from samexport.runtimes.parity.compare import Verdict
 
 HW = 60, 90
 

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from samexport.benchmarks.compare import COMPARE_COLUMNS, change_cells, compare
-from samexport.benchmarks.rows import Parity, Status
+from samexport.benchmarks.results.compare import COMPARE_COLUMNS, change_cells, compare
+from samexport.benchmarks.results.rows import Parity, Status
 from samexport.errors import ConfigError
-from samexport.runtimes.parity import Verdict
+from samexport.runtimes.parity.compare import Verdict
 from tests.benchmarks.rows_of import pair, results, row
 
 FAIL = Parity(Verdict.FAIL, "differs by 3")

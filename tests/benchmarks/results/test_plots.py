@@ -4,9 +4,9 @@ import re
 import pytest
 from PIL import Image
 
-from samexport.benchmarks.page import to_html
-from samexport.benchmarks.plots import draw, write_plots
-from samexport.benchmarks.rows import Status
+from samexport.benchmarks.results.page import to_html
+from samexport.benchmarks.results.plots import draw, write_plots
+from samexport.benchmarks.results.rows import Status
 from samexport.errors import MissingDependency
 from tests.benchmarks.rows_of import pair, results, row
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from samexport.benchmarks.rows import CSV_COLUMNS, Job, Status, flat, read_results
-from samexport.benchmarks.tables import to_csv
+from samexport.benchmarks.results.rows import CSV_COLUMNS, Job, Status, flat, read_results
+from samexport.benchmarks.results.tables import to_csv
 from samexport.errors import ConfigError
 from tests.benchmarks.rows_of import job, pair, results, row
 

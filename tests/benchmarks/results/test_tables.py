@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from samexport.benchmarks.rows import Parity, Status
-from samexport.benchmarks.tables import (
+from samexport.benchmarks.results.rows import Parity, Status
+from samexport.benchmarks.results.tables import (
     PAIR_COLUMNS,
     _number,
     pair_cells,
@@ -12,7 +12,7 @@ from samexport.benchmarks.tables import (
     to_markdown,
     verdict,
 )  # fmt: skip
-from samexport.runtimes.parity import Verdict
+from samexport.runtimes.parity.compare import Verdict
 from tests.benchmarks.rows_of import pair, results, row
 
 

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 
 import samexport
+from samexport.cli import main as cli
 from samexport.errors import BundleError, ConfigError, MissingDependency
-from samexport.exporter import android, cli
-from samexport.exporter.android import DEMO, MANIFEST, MODELS, demo_source, entry_points, fill_demo
-from samexport.runtimes import tflite_file
+from samexport.exporter.deliver import android
+from samexport.exporter.deliver.android import DEMO, MANIFEST, MODELS, demo_source, entry_points, fill_demo
 from samexport.runtimes.bundle import Bundle, file_sha256, open_bundle
-from samexport.runtimes.golden import load_golden
-from samexport.runtimes.prompts import Prompt
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.formats import tflite as tflite_file
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.tasks.segment import Segmenter
 from tests.android.small_bundle import small_bundle
 
 NAME = "test-tinyvit64-random"

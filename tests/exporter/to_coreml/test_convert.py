@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from samexport.errors import BundleError, ConfigError, ExportFailed, MissingDependency
-from samexport.exporter import to_coreml
 from samexport.exporter.pipeline import load_model
-from samexport.exporter.to_coreml import CoreMLOptions, PackageTexts, convert
+from samexport.exporter.to_coreml import convert as to_coreml
+from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts, convert
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.buckets import Bucket
-from samexport.runtimes.mil import MilRuntime, buckets_of
-from samexport.runtimes.mil_program import read_package
+from samexport.runtimes.adapters.entry_points import Bucket
+from samexport.runtimes.adapters.mil import MilRuntime, buckets_of
+from samexport.runtimes.formats.mlpackage import read_package
 
 pytest.importorskip("coremltools")
 
@@ -376,7 +376,7 @@ def digest(package):
 AGAIN = """
 import sys
 from pathlib import Path
-from tests.exporter.test_to_coreml import *
+from tests.exporter.to_coreml.test_convert import *
 options = CoreMLOptions(maximum_prompts=8, maximum_points=5)
 convert(PICTURE, Mean(), Path(sys.argv[1]) / "first.mlpackage", CoreMLOptions(), TEXTS)
 convert(TOY, Toy(), Path(sys.argv[1]) / "other name.mlpackage", options, TEXTS)
@@ -388,7 +388,7 @@ convert(TOY, Toy(), Path(sys.argv[1]) / "toy.mlpackage", options, TEXTS)
 
 
 def test_two_processes_write_the_same_bytes(flexible, joined, apart, tmp_path):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo", "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", AGAIN, str(tmp_path)]
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)

@@ -8,14 +8,14 @@ import pytest
 import tree_sitter_swift
 from tree_sitter import Language, Node, Parser
 
-from samexport.exporter import swift
-from samexport.exporter.swift import FILE_NAME, swift_source
+from samexport.exporter.to_coreml import swift
+from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 from samexport.models.catalog import MODELS, find_model
 from samexport.models.contracts import LABELS, sam_graphs
 from samexport.models.spec import Frame
 from samexport.runtimes.bundle import Artifact, Bundle, Manifest, WeightsInfo
-from samexport.runtimes.mil_program import Function, Package, Value, read_package
-from samexport.runtimes.segment import DEFAULT_CHUNK
+from samexport.runtimes.formats.mlpackage import Function, Package, Value, read_package
+from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 SPEC = find_model("tinyvit")
 # how a decoder comes: file and function of each entry point, its N and K (None: flexible up to 64 and 16)

@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto
 
 from samexport.errors import ConfigError, ExportFailed
-from samexport.exporter import to_onnx
 from samexport.exporter.pipeline import load_model
+from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec, TensorSpec

@@ -10,11 +10,11 @@ from ai_edge_litert.interpreter import Interpreter
 from torch import nn
 
 from samexport.errors import ConfigError, ExportFailed
-from samexport.exporter.to_tflite import TfliteOptions, convert, signatures
+from samexport.exporter.to_tflite.convert import TfliteOptions, convert, signatures
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.parity import Verdict, compare_output, tier
-from samexport.runtimes.tflite_file import read_metadata, read_model
+from samexport.runtimes.formats.tflite import read_metadata, read_model
+from samexport.runtimes.parity.compare import Verdict, compare_output, tier
 from tests.tflite_models import METADATA, built, prompts
 
 TINY = "test.tinyvit64"
@@ -110,7 +110,7 @@ def test_another_process_writes_the_same_bytes(tmp_path):
     path = tmp_path / "again.tflite"
     script = f"""
         from pathlib import Path
-        from samexport.exporter.to_tflite import TfliteOptions, convert
+        from samexport.exporter.to_tflite.convert import TfliteOptions, convert
         from samexport.models.build import build_graph
         from samexport.models.catalog import find_model
         from tests.models.golden import random_sam

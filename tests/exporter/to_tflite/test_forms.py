@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from samexport.exporter.tflite_forms import TfliteForms, half_safe_layer_norm, layer_norm
+from samexport.exporter.to_tflite.forms import TfliteForms, half_safe_layer_norm, layer_norm
 
 
 def normal(*shape):

@@ -9,14 +9,14 @@ from ai_edge_litert.interpreter import Interpreter
 from torch import nn
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
-from samexport.exporter import onnx2tf
-from samexport.exporter.onnx2tf import VERSION, environment, find_python
-from samexport.exporter.tflite_merge import keep_layout, merge
-from samexport.exporter.tflite_passes import improve
-from samexport.exporter.to_tflite import TfliteOptions, convert
+from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
+from samexport.exporter.to_tflite.convert import TfliteOptions, convert
+from samexport.exporter.to_tflite.merge import keep_layout, merge
+from samexport.exporter.to_tflite.onnx2tf_process import VERSION, environment, find_python
+from samexport.exporter.to_tflite.passes import improve
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.litert import LiteRtRuntime
-from samexport.runtimes.tflite_file import read_metadata, read_model, write_model
+from samexport.runtimes.adapters.litert import LiteRtRuntime
+from samexport.runtimes.formats.tflite import read_metadata, read_model, write_model
 from tests.tflite_models import ADD, floats, write_graph
 
 # Plays Python 3.12, its venv, pip and onnx2tf: notes how it is called, and copies a prepared file as the result.

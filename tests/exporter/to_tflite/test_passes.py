@@ -3,9 +3,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from samexport.exporter.tflite_passes import improve
-from samexport.runtimes.tflite_file import read_model, write_model
-from samexport.runtimes.tflite_lint import lint
+from samexport.exporter.to_tflite.passes import improve
+from samexport.runtimes.formats.tflite import read_model, write_model
+from samexport.runtimes.formats.tflite_lint import lint
 from tests.tflite_models import ADD, SINGLE, floats, ints, write_graph
 
 

@@ -14,7 +14,7 @@ from samexport.models.architectures.object_detector import (
     ObjectDetector,
     anchors,
 )
-from samexport.models.random_weights import checksum, random_state_dict
+from samexport.models.weights.random_weights import checksum, random_state_dict
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

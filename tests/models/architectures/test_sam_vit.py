@@ -4,7 +4,7 @@ import torch
 from samexport.models.architectures.sam_vit import Attention, Block
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.models.random_weights import checksum
+from samexport.models.weights.random_weights import checksum
 from tests.models import golden
 
 STAGES = {"patch_embed": 32, "blocks0": 32, "blocks2": 32, "blocks11": 32, "neck1": 16}

@@ -4,7 +4,7 @@ import torch
 from samexport.models.architectures.tiny_vit import Attention, PatchMerging, TinyViTBlock
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.models.random_weights import checksum
+from samexport.models.weights.random_weights import checksum
 from tests.models import golden
 
 VECTORS = "mobilesam.npz"

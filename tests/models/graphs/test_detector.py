@@ -5,8 +5,8 @@ import torch
 
 from samexport.errors import ConfigError
 from samexport.models.architectures.object_detector import DETECTOR_TEST, ObjectDetector
-from samexport.models.graphs.sampler import PlainPromptSampler, PromptSampler, count_anchors
-from samexport.models.random_weights import random_state_dict
+from samexport.models.graphs.detector import PlainPromptSampler, PromptSampler, count_anchors
+from samexport.models.weights.random_weights import random_state_dict
 
 SIZE, CANDIDATES = 96, 50
 

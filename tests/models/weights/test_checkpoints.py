@@ -22,9 +22,9 @@ from torch import nn
 from samexport.errors import CheckpointError, ConfigError
 from samexport.models.architectures.sam import Sam
 from samexport.models.catalog import find_model
-from samexport.models.checkpoints import cache_folder, load_weights, official_checkpoint, read_checkpoint
-from samexport.models.random_weights import random_state_dict
 from samexport.models.spec import CheckpointSource
+from samexport.models.weights.checkpoints import cache_folder, load_weights, official_checkpoint, read_checkpoint
+from samexport.models.weights.random_weights import random_state_dict
 
 SPEC = find_model("mobilesam.tinyvit")
 SHAPES = {
@@ -555,5 +555,5 @@ def test_the_cache_is_the_platforms_unless_the_variable_is_set(monkeypatch, tmp_
 
 def test_importing_the_module_loads_no_heavy_library():
     heavy = "'torch', 'safetensors', 'pooch', 'requests', 'tqdm'"
-    code = f"import sys, samexport.models.checkpoints; print([m for m in ({heavy}) if m in sys.modules])"
+    code = f"import sys, samexport.models.weights.checkpoints; print([m for m in ({heavy}) if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from samexport.errors import CheckpointError
-from samexport.models import detector_checkpoint, inert_pickle
 from samexport.models.architectures import object_detector
 from samexport.models.architectures.object_detector import DETECTOR_TEST, ObjectDetector
-from samexport.models.detector_checkpoint import (
+from samexport.models.weights import detector_checkpoint, inert_pickle
+from samexport.models.weights.detector_checkpoint import (
     convert_detector_checkpoint,
     load_detector,
     read_detector_checkpoint,

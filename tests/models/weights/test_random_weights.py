@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samexport.models.random_weights import checksum, random_state_dict
+from samexport.models.weights.random_weights import checksum, random_state_dict
 from tests.models.golden import official_keys
 
 # checksums made by the generator of the golden vectors

@@ -6,7 +6,7 @@ import pytest
 from pycocotools import mask as coco
 
 from samexport.errors import AnnotationError, ImageError
-from samexport.runtimes.annotations import read_annotations
+from samexport.runtimes.accuracy.annotations import read_annotations
 from tests import annotated
 from tests.annotated import CROWD, LARGE, MEDIUM, OTHER_SMALL, SMALL
 

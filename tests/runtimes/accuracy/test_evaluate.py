@@ -3,8 +3,8 @@ import pytest
 from pycocotools import mask as coco
 
 from samexport.models.spec import Frame
-from samexport.runtimes.annotations import AnnotatedImage, Instance, read_annotations
-from samexport.runtimes.evaluate import (
+from samexport.runtimes.accuracy.annotations import AnnotatedImage, Instance, read_annotations
+from samexport.runtimes.accuracy.evaluate import (
     ScoredMask,
     average_recall,
     box_prompt,
@@ -14,9 +14,9 @@ from samexport.runtimes.evaluate import (
     objects_by_size,
     random_click,
 )
-from samexport.runtimes.grid import GridOptions
-from samexport.runtimes.image import upscale_logits
-from samexport.runtimes.segment import Segmentation, Segmenter
+from samexport.runtimes.host.grid import GridOptions
+from samexport.runtimes.host.image import upscale_logits
+from samexport.runtimes.tasks.segment import Segmentation, Segmenter
 from tests import annotated
 from tests.annotated import CROWD, FIRST_HW, LARGE, MEDIUM, OTHER_SMALL, SECOND_HW, SMALL, part, rle_of
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from samexport.errors import BundleError, ConfigError
-from samexport.exporter.to_coreml import CoreMLOptions, PackageTexts, convert
+from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts, convert
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.coreml import CoreMLRuntime
+from samexport.runtimes.adapters.coreml import CoreMLRuntime
 
 pytest.importorskip("coremltools")
 

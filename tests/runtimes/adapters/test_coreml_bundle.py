@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samexport.cli.segment import SegmentRequest, run_segment
+from samexport.exporter.formats import WRITERS, Facts
 from samexport.exporter.pipeline import load_model
-from samexport.exporter.segment_command import SegmentRequest, run_segment
-from samexport.exporter.swift import FILE_NAME, swift_source
-from samexport.exporter.to_coreml import CoreMLOptions
-from samexport.exporter.writers import WRITERS, Facts
+from samexport.exporter.to_coreml.convert import CoreMLOptions
+from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.runtimes import base
+from samexport.runtimes.adapters.mil import MilRuntime
 from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle, relative_files
-from samexport.runtimes.mil import MilRuntime
-from samexport.runtimes.mil_program import read_package
-from samexport.runtimes.parity import ParityReport, Verdict
-from samexport.runtimes.report import where_it_ran, write_report
-from samexport.runtimes.verify import verify_bundle
+from samexport.runtimes.formats.mlpackage import read_package
+from samexport.runtimes.parity.compare import ParityReport, Verdict
+from samexport.runtimes.parity.report import where_it_ran, write_report
+from samexport.runtimes.parity.verify import verify_bundle
 
 pytest.importorskip("coremltools")
 
@@ -81,7 +81,7 @@ class StandIn(MilRuntime):
 @pytest.fixture
 def macos(monkeypatch):
     monkeypatch.setattr(base, "sys", types.SimpleNamespace(platform="darwin"))
-    monkeypatch.setattr("samexport.runtimes.coreml.CoreMLRuntime", StandIn)
+    monkeypatch.setattr("samexport.runtimes.adapters.coreml.CoreMLRuntime", StandIn)
 
 
 @pytest.mark.parametrize("shift", [0.0, 5.0])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from samexport.errors import ConfigError
 from samexport.models.catalog import find_model
-from samexport.runtimes.buckets import Bucket, choose, pad_prompts, plan, run_in_buckets
+from samexport.runtimes.adapters.entry_points import Bucket, choose, pad_prompts, plan, run_in_buckets
 
 GRAPH = find_model("test.tinyvit64").graph("decoder_with_mask")
 BUCKETS = plan((1, 4, 16))

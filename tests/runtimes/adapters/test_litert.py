@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from samexport.errors import BundleError, ConfigError
-from samexport.runtimes.litert import LiteRtRuntime
-from samexport.runtimes.parity import Verdict, compare_output, tier
+from samexport.runtimes.adapters.litert import LiteRtRuntime
+from samexport.runtimes.parity.compare import Verdict, compare_output, tier
 from tests.tflite_models import ADD, built, floats, prompts, write_graph
 
 TINY = "test.tinyvit64"

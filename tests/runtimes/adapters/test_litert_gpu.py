@@ -9,9 +9,9 @@ import pytest
 
 from samexport.errors import BundleError, MissingDependency, ParityFailed
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes import litert_gpu
-from samexport.runtimes.litert_gpu import LiteRtGpuRuntime, compare_with_cpu, find_driver, why_unavailable
-from samexport.runtimes.parity import Verdict
+from samexport.runtimes.adapters import litert_gpu
+from samexport.runtimes.adapters.litert_gpu import LiteRtGpuRuntime, compare_with_cpu, find_driver, why_unavailable
+from samexport.runtimes.parity.compare import Verdict
 from tests.tflite_models import ADD, SINGLE, built, floats, ints, prompts, write_graph
 
 TINY = "test.tinyvit64"
@@ -93,7 +93,7 @@ def test_the_linter_judges_each_operation_as_the_accelerator_does(tmp_path):
         from pathlib import Path
         import numpy as np
         from ai_edge_litert.interpreter import Interpreter
-        from samexport.runtimes.litert_gpu import _Worker
+        from samexport.runtimes.adapters.litert_gpu import _Worker
         said = []
         for path in sorted(Path({str(tmp_path)!r}).glob("*.tflite")):
             runner = Interpreter(str(path)).get_signature_runner("main")
@@ -108,7 +108,7 @@ def test_the_linter_judges_each_operation_as_the_accelerator_does(tmp_path):
                 said.append("refused")
         Path({str(tmp_path)!r}, "said.json").write_text(json.dumps(said))
     """
-    environment = {"VK_DRIVER_FILES": str(find_driver()), "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {"VK_DRIVER_FILES": str(find_driver()), "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, env=environment)
     said = json.loads((tmp_path / "said.json").read_text())
     assert dict(zip([s.name for s in SINGLE], said, strict=True)) == {s.name: s.on_gpu for s in SINGLE}

@@ -10,10 +10,10 @@ import torch
 
 from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.mil import FP16_MAX, MilRuntime
-from samexport.runtimes.mil_arithmetic import Arithmetic, HalfAccumulation, Window
-from samexport.runtimes.mil_ops import MOVES, OPERATIONS
-from samexport.runtimes.mil_program import read_package
+from samexport.runtimes.adapters.mil import FP16_MAX, MilRuntime
+from samexport.runtimes.formats.mil_arithmetic import Arithmetic, HalfAccumulation, Window
+from samexport.runtimes.formats.mil_ops import MOVES, OPERATIONS
+from samexport.runtimes.formats.mlpackage import read_package
 
 ct = pytest.importorskip("coremltools")
 
@@ -30,7 +30,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RANDOM = np.random.default_rng(5)
 
 
@@ -517,7 +517,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.mil import MilRuntime
+from samexport.runtimes.adapters.mil import MilRuntime
 x = TensorSpec("x0", (8, 1024, 1024), "")
 runtime = MilRuntime(Path(sys.argv[1]), GraphSpec("one", "", (x,), (TensorSpec("out0", x.shape, ""),)))
 value = np.zeros(x.shape, np.float32)
@@ -549,7 +549,7 @@ def test_threads_of_torch_are_as_before_afterwards(package):
 
 def test_reading_a_package_imports_neither_the_converters_nor_prints_anything(package):
     code = (
-        "import sys; from pathlib import Path; from samexport.runtimes.mil_program import read_package;"
+        "import sys; from pathlib import Path; from samexport.runtimes.formats.mlpackage import read_package;"
         f"read_package(Path({str(package)!r})); print(sorted({{'coremltools', 'torch'}} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

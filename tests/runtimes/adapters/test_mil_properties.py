@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samexport.runtimes.mil import _as_tensor
-from samexport.runtimes.mil_arithmetic import Arithmetic
-from samexport.runtimes.mil_ops import OPERATIONS
+from samexport.runtimes.adapters.mil import _as_tensor
+from samexport.runtimes.formats.mil_arithmetic import Arithmetic
+from samexport.runtimes.formats.mil_ops import OPERATIONS
 
 ct = pytest.importorskip("coremltools")
 

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from samexport.errors import BundleError, ConfigError, ParityFailed
-from samexport.runtimes.golden import load_golden
-from samexport.runtimes.ort import OrtRuntime
-from samexport.runtimes.parity import signal_to_noise
+from samexport.runtimes.adapters.ort import OrtRuntime
+from samexport.runtimes.parity.compare import signal_to_noise
+from samexport.runtimes.parity.golden import load_golden
 
 pytest.importorskip("openvino")
 
-from samexport.runtimes.openvino import OpenVinoBf16Runtime, OpenVinoRuntime
+from samexport.runtimes.adapters.openvino import OpenVinoBf16Runtime, OpenVinoRuntime
 
 
 def cases(bundle, graph):

@@ -7,7 +7,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from samexport.errors import BundleError
-from samexport.runtimes.tflite_file import (
+from samexport.runtimes.formats.tflite import (
     METADATA_NAME,
     append_metadata,
     constant_bytes,

@@ -4,9 +4,9 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.hardware_accelerator import HardwareAccelerator
 
-from samexport.runtimes.quiet import quiet_descriptors
-from samexport.runtimes.tflite_file import read_model, write_model
-from samexport.runtimes.tflite_lint import broadcasts_on_gpu, gpu_shape, lint
+from samexport.quiet import quiet_descriptors
+from samexport.runtimes.formats.tflite import read_model, write_model
+from samexport.runtimes.formats.tflite_lint import broadcasts_on_gpu, gpu_shape, lint
 from tests.tflite_models import ADD, SINGLE, floats, ints, write_graph
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samexport.errors import ConfigError, ImageError
-from samexport.runtimes.sampler import (
+from samexport.runtimes.host.detector import (
     PADDING,
     Letterbox,
     SamplerOptions,
@@ -17,7 +17,7 @@ from samexport.runtimes.sampler import (
     to_image,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def random_image(height, width, seed=0):

@@ -16,9 +16,9 @@ from samexport.errors import ConfigError
 from samexport.models.architectures.sam import Sam
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.models.random_weights import checksum, random_state_dict
 from samexport.models.spec import Frame
-from samexport.runtimes.grid import (
+from samexport.models.weights.random_weights import checksum, random_state_dict
+from samexport.runtimes.host.grid import (
     GridOptions,
     _is_cut,
     count_points,
@@ -27,10 +27,10 @@ from samexport.runtimes.grid import (
     generate_hierarchical,
     grid_points,
 )
-from samexport.runtimes.image import to_frame
-from samexport.runtimes.masks import decode_rle, trace
+from samexport.runtimes.host.image import to_frame
+from samexport.runtimes.host.masks import decode_rle, trace
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 FRAME = Frame(1024)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from samexport.errors import ConfigError, ImageError
 from samexport.models.spec import Frame
-from samexport.runtimes.image import (
+from samexport.runtimes.host.image import (
     PALETTE,
     overlay,
     read_image,
@@ -25,7 +25,7 @@ from samexport.runtimes.image import (
     upscale_mask,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 FRAME = Frame(1024)
 
 

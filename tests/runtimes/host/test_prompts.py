@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from samexport.errors import PromptError
 from samexport.models.spec import Frame
-from samexport.runtimes.image import resized_size
-from samexport.runtimes.prompts import Prompt, check_tensors, count_tokens, pack, select_mask
+from samexport.runtimes.host.image import resized_size
+from samexport.runtimes.host.prompts import Prompt, check_tensors, count_tokens, pack, select_mask
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 FRAME = Frame(1024)
 TINY = Frame(64)
 CLICK = Prompt.make([(5, 5)], [1])

@@ -4,7 +4,7 @@ import pytest
 from samexport.errors import ConfigError
 from samexport.models.contracts import sampler_graph
 from samexport.models.spec import TensorSpec
-from samexport.runtimes.parity import (
+from samexport.runtimes.parity.compare import (
     TIERS,
     ParityReport,
     Row,

@@ -10,13 +10,13 @@ from onnx import numpy_helper
 from PIL import Image
 
 from samexport.errors import BundleError
-from samexport.runtimes import golden as goldens
-from samexport.runtimes import image as images
-from samexport.runtimes import segment as segments
 from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle, relative_files
-from samexport.runtimes.golden import load_golden
-from samexport.runtimes.parity import Verdict
-from samexport.runtimes.verify import verify_bundle
+from samexport.runtimes.host import image as images
+from samexport.runtimes.parity import golden as goldens
+from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.verify import verify_bundle
+from samexport.runtimes.tasks import segment as segments
 
 
 def resign(bundle: Bundle) -> Bundle:

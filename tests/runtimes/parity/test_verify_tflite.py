@@ -8,17 +8,18 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from samexport.errors import ConfigError, MissingDependency, ParityFailed
-from samexport.exporter.tflite_graph import Graph
-from samexport.runtimes import litert_gpu, verify_gpu
+from samexport.exporter.to_tflite.graph import Graph
+from samexport.runtimes.adapters import litert_gpu
+from samexport.runtimes.adapters.litert import LiteRtRuntime
 from samexport.runtimes.bundle import MANIFEST, open_bundle, relative_files
-from samexport.runtimes.golden import entry_point_cases, load_golden
-from samexport.runtimes.litert import LiteRtRuntime
-from samexport.runtimes.parity import Verdict
-from samexport.runtimes.tflite_file import constant_bytes, read_model, write_model
-from samexport.runtimes.verify import cases_by_chain, verify_bundle
-from samexport.runtimes.verify_against import verify_against
-from samexport.runtimes.verify_gpu import NOT_SHOWN, require_gpu, verify_on_gpu
-from tests.runtimes.test_litert_gpu import needs_gpu
+from samexport.runtimes.formats.tflite import constant_bytes, read_model, write_model
+from samexport.runtimes.parity import gpu as verify_gpu
+from samexport.runtimes.parity.against import verify_against
+from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.parity.golden import entry_point_cases, load_golden
+from samexport.runtimes.parity.gpu import NOT_SHOWN, require_gpu, verify_on_gpu
+from samexport.runtimes.parity.verify import cases_by_chain, verify_bundle
+from tests.runtimes.adapters.test_litert_gpu import needs_gpu
 
 
 def calls_of_verification(bundle, monkeypatch):
@@ -52,7 +53,7 @@ def test_each_entry_point_is_checked_below_at_and_above_its_size(tflite_bundle, 
 
 
 def test_default_entry_points_get_cases_that_fill_them_and_one_prompt_more(tflite_bundle):
-    from samexport.runtimes.buckets import plan
+    from samexport.runtimes.adapters.entry_points import plan
 
     golden = load_golden(tflite_bundle.folder, tflite_bundle.manifest.frame)
     for chain, cases in cases_by_chain(tflite_bundle, golden).items():

@@ -7,19 +7,19 @@ import pytest
 
 from samexport.errors import BundleError, PromptError
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.everything import (
+from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
+from samexport.runtimes.host.grid import GridOptions, count_points
+from samexport.runtimes.host.image import upscale_logits
+from samexport.runtimes.host.masks import decode_rle
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.tasks.everything import (
     DetectorBoxes,
     GivenBoxes,
     GridPoints,
     SegmentEverything,
     to_coco,
 )
-from samexport.runtimes.grid import GridOptions, count_points
-from samexport.runtimes.image import upscale_logits
-from samexport.runtimes.masks import decode_rle
-from samexport.runtimes.prompts import Prompt
-from samexport.runtimes.sampler import SamplerOptions, letterbox, postprocess
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.tasks.segment import Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ sys.meta_path.insert(0, Refuse())
 from pathlib import Path
 import numpy as np
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.everything import SegmentEverything
+from samexport.runtimes.tasks.everything import SegmentEverything
 with SegmentEverything(open_bundle(Path(sys.argv[1]))) as everything:
     print(len(list(everything.masks(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)))) > 0)
 """

@@ -10,16 +10,16 @@ import json
 
 import numpy as np
 
-from samexport.exporter import to_onnx
 from samexport.exporter.sampler_export import SamplerExport, load_sampler, write_sampler
-from samexport.exporter.to_onnx import OnnxOptions
+from samexport.exporter.to_onnx import convert as to_onnx
+from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.models.catalog import find_model
 from samexport.runtimes.base import open_runtime
-from samexport.runtimes.everything import GivenBoxes, GridPoints, SegmentEverything
-from samexport.runtimes.grid import GridOptions
-from samexport.runtimes.image import read_image, upscale_mask
-from samexport.runtimes.masks import decode_rle
-from samexport.runtimes.parity import Verdict, compare_boxes, intersection_over_union, tier
+from samexport.runtimes.host.grid import GridOptions
+from samexport.runtimes.host.image import read_image, upscale_mask
+from samexport.runtimes.host.masks import decode_rle
+from samexport.runtimes.parity.compare import Verdict, compare_boxes, intersection_over_union, tier
+from samexport.runtimes.tasks.everything import GivenBoxes, GridPoints, SegmentEverything
 from tests.models.golden import GOLDEN
 
 

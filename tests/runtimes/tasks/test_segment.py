@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from samexport.errors import PromptError
-from samexport.runtimes.image import upscale_logits
-from samexport.runtimes.prompts import Prompt, pack
-from samexport.runtimes.segment import Segmenter
+from samexport.runtimes.host.image import upscale_logits
+from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.tasks.segment import Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +130,9 @@ sys.meta_path.insert(0, Refuse())
 from pathlib import Path
 import numpy as np
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.prompts import Prompt
-from samexport.runtimes.segment import Segmenter
-from samexport.runtimes.verify import verify_bundle
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.tasks.segment import Segmenter
+from samexport.runtimes.parity.verify import verify_bundle
 bundle = open_bundle(Path(sys.argv[1]))
 print(verify_bundle(bundle).verdict)
 with Segmenter(bundle) as segmenter:

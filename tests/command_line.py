@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samexport.exporter import cli
+from samexport.cli import main as cli
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What is measured: runtimes, their variants, baselines."""

@@ -1,0 +1,1 @@
+"""One row of a benchmark: the process, what it runs, where."""

@@ -1,0 +1,271 @@
+"""Everything that is written and what is read from strangers: whole files, whole folders, bounded JSON.
+
+A file or folder appears complete by one rename, or not at all. Only regular files are read, and only up to a size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from samexport.errors import BundleError, FileError
+
+JSON_LIMIT = 64 << 20
+JSON_DEPTH = 100
+_NEARLY_FULL = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LOCK, _NEW, _OLD = "lock", "new", "old"
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, at most 200 characters, for a message of one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """A regular file of at most ``limit`` bytes; FileError for anything else (a pipe, a device, a folder)."""
+    try:
+        # without O_NONBLOCK, opening a pipe waits for its writer
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise FileError(f"{path} is not a regular file")
+            data = stream.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read: {reason(error)}") from error
+    if len(data) > limit:
+        raise FileError(f"{path} is larger than {limit >> 20} MiB, which is too large for what it should be")
+    return data
+
+
+def read_json(path: Path, *, limit: int = JSON_LIMIT) -> Any:
+    """Strict JSON of bounded size and depth: no NaN or Infinity; FileError with the reason otherwise."""
+    text = read_bytes(path, limit=limit)
+    try:
+        if _depth(text) > JSON_DEPTH:
+            raise ValueError(f"nested deeper than {JSON_DEPTH}")
+        return json.loads(text.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is not valid JSON: {reason(error)}") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _depth(text: bytes) -> int:
+    """How deep brackets nest, those in strings left out."""
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[\]{}]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", text)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def to_json(content: Any) -> str:
+    """Indented JSON that every parser reads, keys sorted; ValueError for NaN and Infinity."""
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, or of the list of a folder's files with their sha256 (an .mlpackage is a folder)."""
+    if not path.is_dir():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    listing = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs: Sequence[Path] = ()) -> None:
+    """Refuse a path where a result cannot be written, before the work that makes it.
+
+    Args:
+        path: of a file; its folder must exist and be writable.
+        force: whether an existing file may be replaced.
+        endings: the allowed ones, such as ``.json``; empty allows all.
+        inputs: files that are read; none of them may be the output.
+
+    Raises:
+        FileError: with what to do instead.
+    """
+    if endings and path.suffix.lower() not in endings:
+        raise FileError(f"{path.name}: the name must end in {', '.join(endings)}")
+    try:
+        status = path.stat() if path.exists() else None
+        same = status is not None and any(item.exists() and path.samefile(item) for item in inputs)
+        writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # a name that is too long shows here
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FileError(f"{_shown(path)} cannot be written: {reason(error)}; choose another name") from error
+    if same:
+        raise FileError(f"{path} is an input of this command; choose another name for the output")
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise FileError(f"{path} exists and is not a file; choose another name")
+    if status is not None and not force:
+        raise FileError(f"{path} exists; choose another name, or --force to replace it")
+    if not writable:
+        what = "may not be written to" if path.parent.is_dir() else "does not exist"
+        raise FileError(f"{path} cannot be written: the folder {path.parent} {what}")
+
+
+def _shown(path: Path) -> str:
+    text = str(path)
+    return text if len(text) < 120 else f"{text[:100]}..."
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a private path beside ``path`` that becomes ``path`` by one rename when the block ends without an error.
+
+    Raises:
+        FileError: as :func:`check_output`, before the block and again before the rename; a full disk.
+    """
+    check_output(path, force=force)
+    target = path.resolve()
+    with _disk_errors(path, target.parent, FileError):
+        folder = Path(tempfile.mkdtemp(prefix=".samexport-", dir=target.parent))
+        try:
+            private = folder / target.name
+            yield private
+            _flush(private)
+            check_output(path, force=force)
+            private.replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str, *, force: bool = False) -> None:
+    """Write a whole file in UTF-8; see :func:`new_file` for errors."""
+    with new_file(path, force=force) as private:
+        private.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
+Refusal = Callable[[Path], str]
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = None) -> Iterator[Path]:
+    """Yield a private folder that becomes ``target`` by one rename when the block ends without an error.
+
+    Whatever goes wrong, ``target`` is untouched. With ``force`` an existing folder is replaced if ``refusal``
+    of it is empty; otherwise it says what in there is not ours.
+
+    Raises:
+        BundleError: ``target`` exists and may not be replaced, or cannot be written (permissions, full disk).
+    """
+    _check_target(target, force, refusal)
+    # an absolute path, so that a block that changes the working folder does no harm
+    target = target.absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        private = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+    except OSError as error:
+        raise BundleError(f"{target} cannot be written: {reason(error)}; choose another --out") from error
+    lock = FileLock(private / _LOCK)
+    lock.acquire()
+    try:
+        with _disk_errors(target, private, BundleError):
+            (private / _NEW).mkdir()
+            yield private / _NEW
+            for file in (private / _NEW).rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            _check_target(target, force, refusal)
+            if target.exists():
+                target.rename(private / _OLD)
+            (private / _NEW).rename(target)
+    finally:
+        _tidy(private, target, lock)
+
+
+def _check_target(target: Path, force: bool, refusal: Refusal | None) -> None:
+    try:
+        if not (target.exists() or target.is_symlink()):
+            return
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{_shown(target)} cannot be written: {reason(error)}; choose another --out") from error
+    if not force:
+        raise BundleError(f"{target} exists; choose another --out, or --force to replace it")
+    foreign = "it is a link" if target.is_symlink() else refusal(target) if refusal else "it is not ours"
+    if foreign:
+        raise BundleError(f"{target} exists and is not replaced: {foreign}; nothing was changed, choose another --out")
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path, folder: Path, kind: type[BundleError] | type[FileError]) -> Iterator[None]:
+    """Errors of the disk under ``folder`` as one line; other errors of the block stay what they are.
+
+    Converters report a full disk in many ways, so the disk is asked.
+    """
+    try:
+        yield
+    except Exception as error:
+        ours = isinstance(error, OSError) and error.errno in _FULL
+        if not ours:
+            with contextlib.suppress(OSError):
+                ours = shutil.disk_usage(folder).free < _NEARLY_FULL
+        if ours:
+            raise kind(f"{target} cannot be written: the disk is full; nothing was left there") from error
+        names = [n for n in (getattr(error, "filename", None), getattr(error, "filename2", None)) if n]
+        if isinstance(error, OSError) and any(str(folder) in str(name) for name in names):
+            raise kind(f"{target} cannot be written: {reason(error)}; choose another place") from error
+        raise
+
+
+def _prefix(target: Path) -> str:
+    # a name of 255 bytes leaves no room for the rest
+    name = target.name if len(os.fsencode(target.name)) < 200 else hashlib.sha256(os.fsencode(target.name)).hexdigest()
+    return f".{name}.samexport-"
+
+
+def _tidy(private: Path, target: Path, lock: FileLock) -> None:
+    """Put back what a replacement that did not finish moved aside, and delete the rest."""
+    old = private / _OLD
+    try:
+        if old.exists() and not target.exists():
+            old.rename(target)
+    except OSError as error:
+        raise BundleError(f"{target} could not be put back ({reason(error)}); it is whole in {old}") from error
+    finally:
+        lock.release()
+    shutil.rmtree(private, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Tidy up after processes that were killed: put an old folder back, delete half-written ones.
+
+    A folder whose lock is held belongs to an export that runs, perhaps on another machine.
+    """
+    ours = re.compile(re.escape(_prefix(target)) + r"\w{8}")
+    for private in target.parent.iterdir():
+        if not ours.fullmatch(private.name) or not (private / _LOCK).is_file():
+            continue
+        lock = FileLock(private / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except (Timeout, OSError):
+            continue
+        _tidy(private, target, lock)
+
+
+def _flush(file: Path) -> None:
+    # Windows cannot flush a file that was opened for reading
+    with file.open("r+b" if os.name == "nt" else "rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,1 @@
+"""Weights: files, detectors' files, seeded random numbers."""

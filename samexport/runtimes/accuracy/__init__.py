@@ -1,0 +1,1 @@
+"""How good masks are on annotated pictures."""

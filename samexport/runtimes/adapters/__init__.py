@@ -1,0 +1,1 @@
+"""One class for each runtime, all with the same interface."""

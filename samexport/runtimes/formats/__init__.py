@@ -1,0 +1,1 @@
+"""Readers of TFLite files and CoreML packages."""

@@ -1,0 +1,1 @@
+"""What an app does around the graphs, in numpy and Pillow: pictures, prompts, boxes, masks."""

@@ -1,0 +1,1 @@
+"""Does a file compute what PyTorch computes: golden cases, comparison, reports."""
