@@ -117,11 +117,9 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
     if endings and path.suffix.lower() not in endings:
         raise FileError(f"{path.name}: the name must end in {', '.join(endings)}")
     try:
-        status = path.stat() if path.exists() else None
+        status = path.stat() if _is_there(path) and path.exists() else None
         same = status is not None and any(item.exists() and path.samefile(item) for item in inputs)
         writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # a name that is too long shows here
     except (OSError, ValueError, RuntimeError) as error:
         raise FileError(f"{_shown(path)} cannot be written: {reason(error)}; choose another name") from error
     if same:
@@ -135,8 +133,17 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
         raise FileError(f"{path} cannot be written: the folder {path.parent} {what}")
 
 
+def _is_there(path: Path) -> bool:
+    """Whether the name is taken, a broken link included; OSError or ValueError for a name that no file can have."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _shown(path: Path) -> str:
-    text = str(path)
+    text = repr(str(path))[1:-1]
     return text if len(text) < 120 else f"{text[:100]}..."
 
 
@@ -208,7 +215,7 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
 
 def _check_target(target: Path, force: bool, refusal: Refusal | None) -> None:
     try:
-        if not (target.exists() or target.is_symlink()):
+        if not _is_there(target):
             return
     except (OSError, ValueError, RuntimeError) as error:
         raise BundleError(f"{_shown(target)} cannot be written: {reason(error)}; choose another --out") from error

@@ -153,8 +153,11 @@ class Manifest:
             raise ValueError(f"mask_outputs {list(self.mask_outputs)} of {masks[0]} masks")
 
     def to_json(self) -> str:
-        """Text of ``bundle.json``: sorted keys, no dates, so that equal content is equal bytes."""
-        return to_json(msgspec.to_builtins(self))
+        """Text of ``bundle.json``: sorted keys, no dates, so that equal content is equal bytes.
+
+        ValueError if a reader would refuse it.
+        """
+        return to_json(msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(self), Manifest)))
 
 
 def json_schema() -> dict[str, Any]:

@@ -6,9 +6,6 @@ from samexport.models.contracts import sampler_graph
 from samexport.models.spec import TensorSpec
 from samexport.runtimes.parity.compare import (
     TIERS,
-    ParityReport,
-    Row,
-    Verdict,
     check_names,
     compare_boxes,
     compare_masks,
@@ -17,7 +14,9 @@ from samexport.runtimes.parity.compare import (
     signal_to_noise,
     tier,
 )
+from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
+CHECK = Check("case")
 LOGITS = TensorSpec("low_res_masks", ("N", 4, 16, 16), "", role="mask_logits")
 SCORES = TensorSpec("iou_predictions", ("N", 4), "", role="mask_scores")
 
@@ -27,7 +26,7 @@ def logits() -> np.ndarray:
 
 
 def judge(spec, expected, actual, name="fp32"):
-    return compare_output("case", spec, expected, actual, TIERS[name])
+    return compare_output(CHECK, spec, expected, actual, TIERS[name])
 
 
 def test_signal_to_noise_of_a_hand_worked_case():
@@ -111,19 +110,19 @@ def test_masks_that_differ_in_one_row_fail():
     expected[:, 5:15] = True
     actual = expected.copy()
     actual[1, 14] = False
-    row = compare_masks("case", "masks", expected, actual, TIERS["fp32"])
+    row = compare_masks(CHECK, "masks", expected, actual, TIERS["fp32"])
     assert (row.verdict, row.boundary_flips) == (Verdict.FAIL, 20)
-    assert compare_masks("case", "masks", expected, expected, TIERS["fp32"]).verdict is Verdict.PASS
+    assert compare_masks(CHECK, "masks", expected, expected, TIERS["fp32"]).verdict is Verdict.PASS
 
 
 def test_missing_and_extra_outputs_fail():
-    assert check_names("case", ["a", "b"], ["a", "b"]) == []
-    assert check_names("case", ["a", "b"], ["a"])[0].verdict is Verdict.FAIL
-    assert check_names("case", ["a"], ["a", "b"])[0].verdict is Verdict.FAIL
+    assert check_names(CHECK, ["a", "b"], ["a", "b"]) == []
+    assert check_names(CHECK, ["a", "b"], ["a"])[0].verdict is Verdict.FAIL
+    assert check_names(CHECK, ["a"], ["a", "b"])[0].verdict is Verdict.FAIL
 
 
 def test_a_report_is_as_bad_as_its_worst_row_and_skipped_is_not_passed():
-    rows = {v: Row("case", "output", v) for v in Verdict}
+    rows = {v: Row(CHECK, "output", v) for v in Verdict}
     assert ParityReport(()).verdict is Verdict.SKIPPED
     assert ParityReport((rows[Verdict.SKIPPED],)).verdict is Verdict.SKIPPED
     assert ParityReport((rows[Verdict.SKIPPED], rows[Verdict.PASS])).verdict is Verdict.PASS
@@ -147,7 +146,7 @@ def ranked() -> dict[str, np.ndarray]:
 
 
 def judge_boxes(actual, name="fp32"):
-    return compare_boxes("case", RANKED, ranked(), actual, TIERS[name])
+    return compare_boxes(CHECK, RANKED, ranked(), actual, TIERS[name])
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16"])
@@ -217,4 +216,4 @@ def test_wrong_boxes_fail(change):
 
 
 def test_boxes_without_scores_are_left_to_the_check_of_names():
-    assert compare_boxes("case", RANKED, ranked(), {"boxes": ranked()["boxes"]}, TIERS["fp32"]) == []
+    assert compare_boxes(CHECK, RANKED, ranked(), {"boxes": ranked()["boxes"]}, TIERS["fp32"]) == []
