@@ -5,6 +5,7 @@ It appears complete or not at all: it is written in a private folder beside the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -161,8 +162,12 @@ class Manifest:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of ``bundle.json``, for readers in other languages."""
-    return msgspec.json.schema(Manifest)
+    """JSON Schema of ``bundle.json``, for readers in other languages: ``bundle.schema.json`` beside this file."""
+    schema: dict[str, Any] = msgspec.json.schema(Manifest)
+    for definition in schema["$defs"].values():
+        if "description" in definition:
+            definition["description"] = inspect.cleandoc(definition["description"])
+    return schema
 
 
 @dataclass(frozen=True)

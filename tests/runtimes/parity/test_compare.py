@@ -217,3 +217,47 @@ def test_wrong_boxes_fail(change):
 
 def test_boxes_without_scores_are_left_to_the_check_of_names():
     assert compare_boxes(CHECK, RANKED, ranked(), {"boxes": ranked()["boxes"]}, TIERS["fp32"]) == []
+
+
+@pytest.mark.parametrize("spec", [LOGITS, SCORES])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_reference_that_is_not_finite_passes_nothing(spec, value):
+    expected = logits() if spec is LOGITS else logits()[..., 0, 0]
+    actual = expected.copy()
+    expected[1, 2] = value
+    for found in (actual, -actual, expected.copy()):
+        assert judge(spec, expected, found).verdict is Verdict.FAIL
+
+
+def test_nothing_to_compare_is_a_failure():
+    empty = np.zeros((0, 4, 16, 16), np.float32)
+    assert judge(LOGITS, empty, empty).verdict is Verdict.FAIL
+    assert compare_masks(CHECK, "masks", empty > 0, empty > 0, TIERS["fp32"]).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_no_tier_accepts_a_vanished_object(name):
+    # two masks of 427x640, one of them a 35x35 object: 0.2 % of the pixels
+    expected = np.zeros((2, 427, 640), bool)
+    expected[0, 100:300, 100:500] = True
+    expected[1, 40:75, 40:75] = True
+    actual = expected.copy()
+    actual[1] = False
+    row = compare_masks(CHECK, "masks", expected, actual, TIERS[name])
+    assert (row.verdict, row.mask_iou) == (Verdict.FAIL, 0)
+    assert "mask 1" in row.reason
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("fp32", Verdict.PASS), ("fp16", Verdict.PASS)])
+def test_a_border_that_moves_a_little_is_rounding(name, verdict):
+    expected = np.zeros((1, 427, 640), bool)
+    expected[0, 40:60, 40:60] = True
+    actual = expected.copy()
+    actual[0, 40, 40:60] = False  # one row of the object's border: IoU 0.95
+    assert compare_masks(CHECK, "masks", expected, actual, TIERS[name]).verdict is verdict
+    actual[0, 42, 40:60] = False  # and one inside
+    assert compare_masks(CHECK, "masks", expected, actual, TIERS[name]).verdict is Verdict.FAIL
+
+
+def test_the_loosest_recipe_of_a_chain_judges_it():
+    assert tier("fp32", "fp16") is tier("fp16", "fp32") is TIERS["fp16"]
