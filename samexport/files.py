@@ -15,6 +15,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,24 @@ def reason(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
-def read_bytes(path: Path, *, limit: int) -> bytes:
-    """A regular file of at most ``limit`` bytes; FileError for anything else (a pipe, a device, a folder)."""
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading; FileError for a pipe, a device, a folder, or what cannot be read."""
     try:
         # without O_NONBLOCK, opening a pipe waits for its writer
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise FileError(f"{path} is not a regular file")
-            data = stream.read(limit + 1)
+            yield stream
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """A regular file of at most ``limit`` bytes; FileError for anything else (a pipe, a device, a folder)."""
+    with open_regular(path) as stream:
+        data = stream.read(limit + 1)
     if len(data) > limit:
         raise FileError(f"{path} is larger than {limit >> 20} MiB, which is too large for what it should be")
     return data
@@ -139,14 +147,18 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     check_output(path, force=force)
     target = path.resolve()
     with _disk_errors(path, target.parent, FileError):
-        folder = Path(tempfile.mkdtemp(prefix=".samexport-", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        lock = FileLock(folder / _LOCK)
+        lock.acquire()
         try:
-            private = folder / target.name
+            (folder / _NEW).mkdir()
+            private = folder / _NEW / target.name
             yield private
             _flush(private)
             check_output(path, force=force)
             private.replace(target)
         finally:
+            lock.release()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -174,7 +186,7 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
     target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        sweep(target)
         private = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     except OSError as error:
         raise BundleError(f"{target} cannot be written: {reason(error)}; choose another --out") from error
@@ -248,10 +260,10 @@ def _tidy(private: Path, target: Path, lock: FileLock) -> None:
     shutil.rmtree(private, ignore_errors=True)
 
 
-def _sweep(target: Path) -> None:
-    """Tidy up after processes that were killed: put an old folder back, delete half-written ones.
+def sweep(target: Path) -> None:
+    """Tidy up after processes that were killed: put an old folder back, delete what they had half written.
 
-    A folder whose lock is held belongs to an export that runs, perhaps on another machine.
+    What is locked belongs to a process that runs, perhaps on another machine.
     """
     ours = re.compile(re.escape(_prefix(target)) + r"\w{8}")
     for private in target.parent.iterdir():

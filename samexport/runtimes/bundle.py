@@ -14,6 +14,7 @@ from typing import Any
 from samexport.errors import BundleError, FileError
 from samexport.files import read_json, sha256
 from samexport.models.spec import Frame, GraphSpec
+from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
 from samexport.runtimes.base import Runtime, open_runtime
 from samexport.runtimes.host.detector import SamplerOptions
 
@@ -37,16 +38,6 @@ class Artifact:
     opset: int | None = None
     nodes: int | None = None
     options: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class WeightsInfo:
-    """Where the weights came from: kind "checkpoint" (file names, sha256) or "random" (seed)."""
-
-    kind: str
-    source: str
-    sha256: str | None
-    seed: int | None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 import re
 import subprocess
 import sys
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
 from samexport.errors import ConfigError
-from samexport.models.architectures.sam import Sam, resolve
+from samexport.models.architectures.sam import Sam
 from samexport.models.catalog import MODELS, find_model
 from samexport.models.spec import Frame
 
@@ -21,8 +22,8 @@ def test_catalogue_has_these_models_and_hides_those_for_tests():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_dotted_paths_lead_to_the_builders(name):
-    assert callable(resolve(MODELS[name].image_encoder))
-    assert isinstance(resolve(MODELS[name].encoder_graph), type)
+    assert callable(resolve_name(MODELS[name].image_encoder))
+    assert isinstance(resolve_name(MODELS[name].encoder_graph), type)
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from pkgutil import resolve_name
 
 from torch import nn
 
@@ -12,17 +11,11 @@ from samexport.models.architectures.prompt_encoder import PromptEncoder
 from samexport.models.spec import ModelSpec
 
 
-def resolve(path: str) -> Any:
-    """The object behind ``package.module:name``."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 class Sam(nn.Module):
     """The three parts under their official names; graphs are built from them, it has no forward itself."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.image_encoder: nn.Module = resolve(spec.image_encoder)()
+        self.image_encoder: nn.Module = resolve_name(spec.image_encoder)()
         self.prompt_encoder = PromptEncoder(spec.embed_dim, spec.frame.size)
         self.mask_decoder = MaskDecoder(spec.embed_dim, spec.decoder_mlp_dim)
