@@ -23,13 +23,10 @@ def load_model(
 
     Without checkpoints and seed the official file is used.
     """
-    import torch
-
-    from samexport.models.architectures.sam import Sam
+    from samexport.models.architectures.sam import empty_sam
     from samexport.models.weights.checkpoints import load_weights
 
-    with torch.device("meta"):
-        sam = Sam(spec)
+    sam = empty_sam(spec)
     found = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
     sam.load_state_dict(found.state, strict=True, assign=True)
     sam.eval().requires_grad_(False)

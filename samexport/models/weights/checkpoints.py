@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,11 @@ Files = Sequence[tuple[Path, WeightFile]]
 
 
 class _Misfit(CheckpointError):
-    """The files are read, but they are not this model's."""
+    """The files are read, but they are not this model's; ``verdict`` says which files, and whose they are not."""
+
+    def __init__(self, verdict: str, problem: str) -> None:
+        super().__init__(f"{verdict}: {problem}")
+        self.verdict = verdict
 
 
 def load_weights(
@@ -184,7 +189,8 @@ def checked(value: Tensor, where: str) -> Tensor:
     if tensor.dtype not in floats:
         return tensor
     tensor = tensor.float()
-    if not torch.isfinite(tensor).all():
+    # NaN passes through to both ends; the whole tensor of truths would be as large as the file
+    if tensor.numel() and not all(torch.isfinite(end) for end in tensor.aminmax()):
         raise CheckpointError(f"{where} has NaN or infinite values; give another checkpoint")
     return tensor
 
@@ -236,26 +242,28 @@ def _fit(
     remedy = "give this model's weights"
     if absent and len(absent) < len(parts):
         remedy = f"it has no {' and no '.join(absent)}: a second file is needed, repeat --checkpoint"
-    raise _Misfit(f"{verdict}: {found}; {remedy}")
+    raise _Misfit(verdict, f"{found}; {remedy}")
 
 
 def _kind(tensor: Tensor) -> str:
     return f"{'float' if tensor.is_floating_point() else 'integer'} {tuple(tensor.shape)}"
 
 
+@cache
+def _own_state(spec: ModelSpec) -> dict[str, Any]:
+    from samexport.models.architectures.sam import empty_sam
+
+    return dict(empty_sam(spec).state_dict())
+
+
 def _with_model_that_fits(error: _Misfit, spec: ModelSpec, files: Files, with_decoder: bool) -> CheckpointError:
     """The same error, or one that names the model whose weights the files are."""
-    import torch
-
-    from samexport.models.architectures.sam import Sam
-
     for other in MODELS.values():
         if other is spec or other.hidden:
             continue
-        with torch.device("meta"):
-            expected = Sam(other).state_dict()
+        expected = _own_state(other)
         with contextlib.suppress(CheckpointError):
             _assemble(other, expected, files, with_decoder=with_decoder)
-            verdict = str(error).partition(":")[0]
-            return CheckpointError(f"{verdict}: these are weights of {other.name}; give --encoder {other.encoder}")
+            whose = f"these are weights of {other.name}; give --encoder {other.encoder}"
+            return CheckpointError(f"{error.verdict}: {whose}")
     return error

@@ -79,6 +79,7 @@ class _Group:
     part: str
     is_bare: bool
     entries: dict[str, _Entry] = field(default_factory=dict)
+    repeats: list[_Entry] = field(default_factory=list)
     doubles: list[_Entry] = field(default_factory=list)
     folders: set[tuple[str, ...]] = field(default_factory=set)
 
@@ -86,8 +87,8 @@ class _Group:
         """Take an entry under its official name, which may come again, but not with other values."""
         self.folders.add(entry.folder)
         known = self.entries.setdefault(name, entry)
-        if known is not entry and not _same(known.value, entry.value):
-            self.doubles.append(entry)
+        if known is not entry:
+            (self.repeats if _same(known.value, entry.value) else self.doubles).append(entry)
 
     def surrounds(self, entry: _Entry) -> bool:
         """Whether an entry stands in the same dictionary, with the same prefix."""
@@ -218,7 +219,7 @@ def _sorted_out(
     entries: Sequence[_Entry], chosen: Sequence[_Group], rivals: Sequence[_Group], dialect: Dialect
 ) -> Found:
     """What is taken, what should not be there, and what is left out."""
-    taken = {entry for group in chosen for entry in (*group.entries.values(), *group.doubles)}
+    taken = {entry for group in chosen for entry in (*group.entries.values(), *group.repeats, *group.doubles)}
     rivalling = {entry for group in rivals for entry in group.entries.values()}
     unexpected = {f"{entry.raw} (twice)": entry.value for group in chosen for entry in group.doubles}
     left: list[str] = []

@@ -139,6 +139,8 @@ def _checked_archive(archive: zipfile.ZipFile, path: Path, size: int) -> str:
     entries = archive.infolist()
     names = {entry.filename for entry in entries}
     pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise _holds_code(path, "TorchScript")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(f"{path} has compressed entries, which torch never writes; unpack it, or save it again")
     if len(names) != len(entries) or sum(entry.file_size for entry in entries) > size:
@@ -186,13 +188,17 @@ def _load(stream: io.BufferedReader, path: Path) -> Any:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes the unpickler stumble in any way
         # torch's own message has many lines, and tells how to run the file's code
-        found = re.search(r"GLOBAL (\S+) (?:was not|whose)|(TorchScript)", str(error))
+        found = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
         if found is None:
             raise CheckpointError(f"{path} is cut off, damaged or no checkpoint; download it again") from error
-        raise HoldsCode(
-            f"{path} holds more than tensors ({show(found[1] or found[2])}); loading that could run its code, so it"
-            " is refused: give a file of plain tensors, such as torch.save(model.state_dict(), FILE) writes"
-        ) from error
+        raise _holds_code(path, found[1]) from error
+
+
+def _holds_code(path: Path, what: str) -> HoldsCode:
+    return HoldsCode(
+        f"{path} holds more than tensors ({show(what)}); loading that could run its code, so it is refused: give a"
+        " file of plain tensors, such as torch.save(model.state_dict(), FILE) writes"
+    )
 
 
 class _Beside:
