@@ -16,6 +16,7 @@ from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.files import sha256
 from samexport.models.catalog import find_sampler
 from samexport.models.contracts import sampler_graph
+from samexport.models.loading import require_same
 from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, SamplerInfo, WeightsInfo
@@ -152,9 +153,15 @@ def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int = 0) -
 
 
 def reload_sampler(info: SamplerInfo, graph: GraphSpec, checkpoint: Path) -> LoadedSampler:
-    """The sampler of a bundle again, its weights read from ``checkpoint``; errors as :func:`load_sampler`."""
+    """The sampler of a bundle again, its weights read from ``checkpoint``.
+
+    Errors as :func:`load_sampler`; ConfigError where the bundle's are of another file.
+    """
     ranked = any(tensor.role == "ranked_boxes" for tensor in graph.outputs)
-    return load_sampler(SamplerExport(info.name, checkpoint, info.image_size, info.nms), ranked=ranked)
+    loaded = load_sampler(SamplerExport(info.name, checkpoint, info.image_size, info.nms), ranked=ranked)
+    if info.weights.kind == "checkpoint":
+        require_same(info.weights, loaded.weights, "--sampler-checkpoint")
+    return loaded
 
 
 def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, model: ModelSpec) -> Artifact:

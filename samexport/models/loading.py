@@ -57,20 +57,23 @@ def reload_model(
     return sam
 
 
-def require_same(wanted: WeightsInfo, found: WeightsInfo) -> None:
-    """Refuse other weights than a bundle's, as told by their hashes or seed: ConfigError names both."""
-    hashes, others = (sorted((info.sha256 or "").split(" + ")) for info in (wanted, found))
-    if (wanted.kind, wanted.seed, hashes) != (found.kind, found.seed, others):
+def require_same(wanted: WeightsInfo, found: WeightsInfo, option: str = "--checkpoint") -> None:
+    """Refuse other weights than a bundle's, as told by their hashes or seed: ConfigError names both and ``option``."""
+    if (wanted.kind, wanted.seed, _hashes(wanted)) != (found.kind, found.seed, _hashes(found)):
+        hashes = " + ".join(h[:8] for h in _hashes(wanted)), " + ".join(h[:8] for h in _hashes(found))
         raise ConfigError(
-            f"the bundle was made from {_shown(wanted)}, not {_shown(found)}; give the files that it was made from"
-            " with --checkpoint"
+            f"the bundle was made from {_shown(wanted)}, not {_shown(found)} (sha256 {hashes[0]}, not {hashes[1]});"
+            f" give the files that it was made from with {option}"
         )
 
 
+def _hashes(info: WeightsInfo) -> list[str]:
+    """Of each file, in any order; random weights have none."""
+    return sorted((info.sha256 or "none").split(" + "))
+
+
 def _shown(info: WeightsInfo) -> str:
-    if info.sha256 is None:
-        return f"random weights, {info.source}"
-    return f"{info.source} (sha256 {' + '.join(part[:8] for part in info.sha256.split(' + '))}...)"
+    return info.source if info.kind == "checkpoint" else f"random weights, {info.source}"
 
 
 def _with_random_weights(
