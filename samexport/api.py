@@ -154,7 +154,7 @@ def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official",
 
     ``model``, ``weights`` and ``seed`` are as for :func:`export`.
     """
-    from samexport.exporter.pipeline import load_model as load
+    from samexport.models.loading import load_model as load
     from samexport.models.catalog import find_model
 
     return load(find_model(model), _files(weights), seed if weights == "random" else None)[0]

@@ -157,14 +157,18 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     check_output(path, force=force)
     target = path.resolve()
     with _disk_errors(path, target.parent, FileError):
-        folder = Path(tempfile.mkdtemp(prefix=".samexport-", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        lock = FileLock(folder / _LOCK)
+        lock.acquire()
         try:
-            private = folder / target.name
+            (folder / _NEW).mkdir()
+            private = folder / _NEW / target.name
             yield private
             _flush(private)
             check_output(path, force=force)
             private.replace(target)
         finally:
+            lock.release()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -192,7 +196,7 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
     target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        sweep(target)
         private = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     except OSError as error:
         raise BundleError(f"{target} cannot be written: {reason(error)}; choose another --out") from error
@@ -266,10 +270,10 @@ def _tidy(private: Path, target: Path, lock: FileLock) -> None:
     shutil.rmtree(private, ignore_errors=True)
 
 
-def _sweep(target: Path) -> None:
-    """Tidy up after processes that were killed: put an old folder back, delete half-written ones.
+def sweep(target: Path) -> None:
+    """Tidy up after processes that were killed: put an old folder back, delete what they had half written.
 
-    A folder whose lock is held belongs to an export that runs, perhaps on another machine.
+    What is locked belongs to a process that runs, perhaps on another machine.
     """
     ours = re.compile(re.escape(_prefix(target)) + r"\w{8}")
     for private in target.parent.iterdir():

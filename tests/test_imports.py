@@ -14,7 +14,7 @@ import samexport
 ROOT = Path(samexport.__file__).parent
 MODULES = [m.name for m in pkgutil.walk_packages(samexport.__path__, "samexport.")]
 LAYERS = {
-    "models": {"models", "errors"},
+    "models": {"models", "errors", "files"},
     "runtimes": {"models", "runtimes", "errors", "files", "quiet"},
     "exporter": {"models", "runtimes", "exporter", "errors", "files", "quiet"},
     "benchmarks": {"models", "runtimes", "benchmarks", "errors", "files", "quiet"},

@@ -11,7 +11,7 @@ from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
 from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
 from samexport.runtimes.base import availability
 
-_EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors", "pooch", "pycocotools")
+_EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors", "requests", "pycocotools")
 
 
 @dataclass(frozen=True)

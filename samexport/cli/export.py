@@ -204,7 +204,7 @@ def _export(
 ) -> None:
     from samexport.exporter.pipeline import ExportOptions, export_bundle
     from samexport.models.catalog import find_model
-    from samexport.models.weights.checkpoints import official_checkpoint
+    from samexport.models.weights.downloads import official_checkpoint
 
     if weights not in ("official", "random"):
         raise ConfigError(f"--weights is official or random, not {weights!r}")

@@ -17,6 +17,7 @@ from msgspec import Meta
 from samexport.errors import BundleError, FileError, SamExportError
 from samexport.files import read_json, reason, sha256, to_json
 from samexport.models.spec import Frame, GraphSpec, Identifier, Name
+from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
 from samexport.runtimes.base import Runtime, open_runtime
 from samexport.runtimes.host.detector import SamplerOptions
 from samexport.runtimes.verdicts import Row
@@ -75,16 +76,6 @@ class Artifact:
     calibration: Calibration | None = None
     licence: str = ""
     made_with: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class WeightsInfo:
-    """Where the weights came from: kind "checkpoint" (file names, sha256) or "random" (seed)."""
-
-    kind: Literal["checkpoint", "random"]
-    source: str
-    sha256: Sha256 | None
-    seed: int | None
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,10 @@ import torch
 from samexport.errors import CheckpointError, ConfigError, ParityFailed
 from samexport.exporter import pipeline
 from samexport.exporter.deliver.card import write_card
-from samexport.exporter.pipeline import ExportOptions, export_bundle, load_model, verify_against_pytorch
+from samexport.exporter.pipeline import ExportOptions, export_bundle, verify_against_pytorch
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.verdicts import ParityReport, Verdict
 
@@ -104,11 +106,27 @@ def test_verify_compares_with_pytorch_on_a_checkpoint(tiny_bundle, checkpoint):
     assert all(row.check.against == "PyTorch" for row in report.rows)
 
 
-def test_verify_fails_on_another_checkpoint(tiny_bundle, checkpoint, tmp_path):
+def test_verify_names_the_cause_when_the_weights_are_others(tiny_bundle, checkpoint, tmp_path):
     state = torch.load(checkpoint, weights_only=True)
     state["image_encoder.neck.0.weight"][3] *= 1.1
     torch.save(state, tmp_path / "other.pt")
-    report = verify_against_pytorch(tiny_bundle, verify_bundle(tiny_bundle), [tmp_path / "other.pt"])
+    with pytest.raises(ConfigError, match=r"made from random weights, seed 7, not other\.pt"):
+        verify_against_pytorch(tiny_bundle, ParityReport(()), [tmp_path / "other.pt"])
+    trained = replace(tiny_bundle.manifest.weights, kind="checkpoint", source="mine.pt", sha256="0" * 64, seed=None)
+    bundle = replace(tiny_bundle, manifest=replace(tiny_bundle.manifest, weights=trained))
+    with pytest.raises(ConfigError, match=r"made from mine.pt, not tiny.pt \(sha256 00000000, not [0-9a-f]{8}\)"):
+        verify_against_pytorch(bundle, ParityReport(()), [checkpoint])
+
+
+def test_verify_fails_where_the_files_compute_something_else(own_bundle, checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    state["image_encoder.neck.0.weight"][3] *= 1.1
+    torch.save(state, tmp_path / "other.pt")
+    digest = hashlib.sha256((tmp_path / "other.pt").read_bytes()).hexdigest()
+    # a manifest that lies about the weights of its files
+    claimed = replace(own_bundle.manifest.weights, kind="checkpoint", source="other.pt", sha256=digest, seed=None)
+    bundle = replace(own_bundle, manifest=replace(own_bundle.manifest, weights=claimed))
+    report = verify_against_pytorch(bundle, verify_bundle(own_bundle), [tmp_path / "other.pt"])
     assert {str(row.check).split(" ")[0] for row in report.failures} == {"encoder", "end"}
 
 

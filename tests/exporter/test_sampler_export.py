@@ -11,9 +11,8 @@ import torch
 from onnx import numpy_helper
 
 from samexport.errors import CheckpointError, ConfigError
-from samexport.exporter import pipeline
 from samexport.exporter.pipeline import ExportOptions, verify_against_pytorch
-from samexport.exporter.sampler_export import SamplerExport, load_sampler, write_sampler
+from samexport.exporter.sampler_export import SamplerExport, load_sampler, reload_sampler, write_sampler
 from samexport.exporter.to_coreml.convert import CoreMLOptions
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_onnx.half import to_half
@@ -21,6 +20,7 @@ from samexport.exporter.to_onnx.nms import append_nms
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models.catalog import SAMPLERS, find_model, find_sampler
 from samexport.models.contracts import SAMPLER, sampler_graph
+from samexport.models.loading import load_model
 from samexport.models.weights.checkpoints import load_weights
 from samexport.runtimes.base import open_runtime
 from samexport.runtimes.bundle import open_bundle
@@ -253,7 +253,7 @@ def detector_file(tmp_path):
 def test_verify_compares_the_sampler_with_pytorch_or_says_that_it_did_not(
     sampler_bundle, detector_file, tmp_path, monkeypatch
 ):
-    sam, _ = pipeline.load_model(find_model("test.tinyvit64"), random_seed=7)
+    sam, _ = load_model(find_model("test.tinyvit64"), random_seed=7)
     torch.save(sam.state_dict(), tmp_path / "sam.pt")
     nothing = ParityReport(())
     report = verify_against_pytorch(sampler_bundle, nothing, [tmp_path / "sam.pt"])
@@ -263,9 +263,17 @@ def test_verify_compares_the_sampler_with_pytorch_or_says_that_it_did_not(
     assert [row.verdict for row in sampler_rows(report)] == [Verdict.PASS] * 2
 
 
+def test_another_detector_than_the_bundles_is_told_as_the_cause(detector_file):
+    made = load_sampler(SamplerExport("test", detector_file), ranked=True)
+    assert reload_sampler(made.info, made.graph, detector_file).weights == made.weights
+    other = replace(made.info, weights=replace(made.weights, source="mine.pt", sha256="0" * 64))
+    with pytest.raises(ConfigError, match=r"made from mine\.pt, not detector\.safetensors .*--sampler-checkpoint"):
+        reload_sampler(other, made.graph, detector_file)
+
+
 def test_a_prompt_guided_decoder_takes_the_place_of_the_models_own(tmp_path):
     spec = find_model("test.tinyvit64")
-    own, other = (pipeline.load_model(spec, random_seed=seed)[0].state_dict() for seed in (7, 8))
+    own, other = (load_model(spec, random_seed=seed)[0].state_dict() for seed in (7, 8))
     parts = {"PromtEncoder": "prompt_encoder.", "MaskDecoder": "mask_decoder."}
     guided = {
         part: {k.removeprefix(prefix): v for k, v in other.items() if k.startswith(prefix)}

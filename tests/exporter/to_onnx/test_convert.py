@@ -10,10 +10,10 @@ import torch
 from onnx import TensorProto
 
 from samexport.errors import ConfigError, ExportFailed
-from samexport.exporter.pipeline import load_model
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.models.spec import GraphSpec, TensorSpec
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from samexport.cli.segment import SegmentRequest, run_segment
 from samexport.exporter.formats import WRITERS, Facts
-from samexport.exporter.pipeline import load_model
 from samexport.exporter.to_coreml.convert import CoreMLOptions
 from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.runtimes import base
 from samexport.runtimes.adapters.mil import MilRuntime
 from samexport.runtimes.bundle import Bundle, open_bundle
