@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samexport.errors import BundleError, ParityFailed
+from samexport.errors import BundleError, RuntimeFailed
+from samexport.files import reason
 from samexport.models.spec import GraphSpec, axis_sizes
-from samexport.quiet import quiet_descriptors
+from samexport.quiet import silent
 from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, run_in_buckets
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, check_file
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -64,7 +65,8 @@ class LiteRtRuntime(EntryPoints):
     """A TFLite file on the CPU.
 
     Raises:
-        BundleError: the file cannot be read, or its entry points are not those of the spec.
+        FileError: the file cannot be read.
+        BundleError: LiteRT refuses it, or its entry points are not those of the spec.
     """
 
     name = "litert"
@@ -73,10 +75,12 @@ class LiteRtRuntime(EntryPoints):
         from ai_edge_litert.interpreter import Interpreter
 
         super().__init__(path, graph)
+        check_file(path)
         self._threads = threads or os.cpu_count() or 1
         try:
-            with quiet_descriptors():
-                self._interpreter = Interpreter(str(path), num_threads=self._threads)
+            with silent(output=True):
+                # bytes, since a name need not be valid Unicode
+                self._interpreter = Interpreter(os.fsencode(path), num_threads=self._threads)
                 # creates the delegate, which announces itself
                 self._interpreter.allocate_tensors()
                 self._runners = {
@@ -84,8 +88,7 @@ class LiteRtRuntime(EntryPoints):
                     for name in self._interpreter.get_signature_list()
                 }
         except (ValueError, RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise BundleError(f"{path.name} cannot be opened by LiteRT: {reason}") from error
+            raise BundleError(f"{path.name} cannot be opened by LiteRT: {reason(error)}") from error
         self._read_entry_points(
             {
                 name: (_shapes(runner.get_input_details()), _shapes(runner.get_output_details()))
@@ -97,16 +100,14 @@ class LiteRtRuntime(EntryPoints):
         try:
             outputs: Tensors = self._runners[bucket.name](**inputs)
         except (ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ParityFailed(f"{self.graph.name} does not run in {bucket.name}: {reason}") from error
+            raise RuntimeFailed(f"{self.graph.name} does not run in {bucket.name}: {reason(error)}") from error
         return outputs
 
     def placement(self) -> str:
         """Delegate and threads."""
         return f"CPU (XNNPACK), {self._threads} threads"
 
-    def close(self) -> None:
-        """Free the interpreter and its memory."""
+    def _release(self) -> None:
         del self._runners, self._interpreter
 
 
