@@ -132,7 +132,7 @@ def _coremltools() -> ModuleType:
     if tuple(int(part) for part in np.__version__.split(".")[:2]) >= _NUMPY_LIMIT:
         raise ConfigError(f"coremltools does not work with numpy {np.__version__}: pip install 'numpy<2.4'")
     try:
-        with silent(output=True):
+        with silent(output=True), interruptible():
             import coremltools
     except ModuleNotFoundError as error:
         raise MissingDependency("CoreML export needs coremltools: pip install 'samexport[coreml]'") from error
