@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from samexport import interrupts
-from samexport.interrupts import interruptible
+from samexport.interrupts import interruptible, load
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +36,8 @@ def wait():
 
 
 def swallowed_once():
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         press()
-    except KeyboardInterrupt:
-        pass
     wait()
 
 
@@ -83,12 +82,16 @@ def test_no_second_interrupt_comes_after_the_block():
 
 def test_blocks_inside_each_other_all_end():
     seen = []
-    with pytest.raises(KeyboardInterrupt), interruptible():
+
+    def library():
         try:
             with interruptible():
                 swallowed_at_the_end()
         except KeyboardInterrupt:
             seen.append("inner")
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        library()
     assert seen == ["inner"]
 
 
@@ -119,6 +122,26 @@ def test_other_threads_and_other_handlers_are_left_alone():
     finally:
         signal.signal(signal.SIGINT, before)
     assert calls == [1]
+
+
+def test_ctrl_c_while_a_package_is_imported_comes_before_the_next_import(tmp_path, monkeypatch):
+    """Not in the middle of one: native code would crash."""
+    pressing = (
+        "import signal, sys\nsignal.raise_signal(signal.SIGINT)\nsys.reached = 1\nimport next_one\nsys.reached = 2\n"
+    )
+    (tmp_path / "pressing.py").write_text(pressing)
+    (tmp_path / "next_one.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "reached", 0, raising=False)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        load("pressing")
+    assert sys.reached == 1
+    assert not {"pressing", "next_one"} & set(sys.modules)
+
+
+def test_a_package_that_is_not_installed_is_not_found():
+    with pytest.raises(ModuleNotFoundError):
+        load("no_such_package")
 
 
 CONVERT = """
@@ -152,7 +175,10 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("file_format", ["onnx", "tflite", "coreml"])
 def test_ctrl_c_ends_a_conversion_and_leaves_nothing(tmp_path, file_format):
-    if importlib.util.find_spec({"onnx": "onnx", "tflite": "litert_torch", "coreml": "coremltools"}[file_format]) is None:
+    if (
+        importlib.util.find_spec({"onnx": "onnx", "tflite": "litert_torch", "coreml": "coremltools"}[file_format])
+        is None
+    ):
         pytest.skip("the converter is not installed")
     with subprocess.Popen(
         [sys.executable, "-c", CONVERT, file_format, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE

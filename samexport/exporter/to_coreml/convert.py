@@ -20,7 +20,7 @@ import numpy as np
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.to_onnx.convert import TRACED_SIZES
 from samexport.files import reason
-from samexport.interrupts import interruptible
+from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
 from samexport.runtimes.adapters.entry_points import Bucket, plan
@@ -133,6 +133,7 @@ def _coremltools() -> ModuleType:
         raise ConfigError(f"coremltools does not work with numpy {np.__version__}: pip install 'numpy<2.4'")
     try:
         with silent(output=True), interruptible():
+            load("coremltools")
             import coremltools
     except ModuleNotFoundError as error:
         raise MissingDependency("CoreML export needs coremltools: pip install 'samexport[coreml]'") from error

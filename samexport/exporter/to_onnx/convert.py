@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from samexport.errors import ConfigError, ExportFailed, SamExportError
 from samexport.exporter.to_onnx.versions import OPSETS, ir_version
 from samexport.files import reason
-from samexport.interrupts import interruptible
+from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
 from samexport.runtimes.base import Tensors
@@ -101,6 +101,7 @@ def convert(
 def _convert(
     graph: GraphSpec, module: nn.Module, path: Path, options: OnnxOptions, examples: Sequence[Tensors]
 ) -> OnnxFile:
+    load("torch.onnx", "onnx", "onnxruntime", "onnxscript", "onnxslim")
     import onnx
 
     program = _export(graph, module, options.opset)

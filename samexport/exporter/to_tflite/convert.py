@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
 from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
 from samexport.files import reason
-from samexport.interrupts import interruptible
+from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
 from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, plan
@@ -140,6 +140,7 @@ def _write(graph: GraphSpec, module: nn.Module, path: Path, options: TfliteOptio
 
 def _litert_torch(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket], path: Path) -> None:
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    load("litert_torch")
     import litert_torch
 
     named = _named(graph, module)

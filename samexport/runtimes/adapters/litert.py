@@ -11,9 +11,9 @@ from typing import Any
 
 from samexport.errors import BundleError, RuntimeFailed
 from samexport.files import reason
-from samexport.models.spec import GraphSpec, axis_sizes
+from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, run_in_buckets
+from samexport.runtimes.adapters.entry_points import PROMPT_AXIS, Bucket, of_file, run_in_buckets
 from samexport.runtimes.base import Runtime, Tensors, check_file
 
 Shapes = Mapping[str, Sequence[int]]
@@ -31,24 +31,8 @@ class EntryPoints(Runtime):
         self._path, self._lock = path, threading.Lock()
 
     def _read_entry_points(self, shapes: Mapping[str, tuple[Shapes, Shapes]]) -> None:
-        """Check the file's entry points, given as {name: (shapes of inputs, of outputs)}, against the spec.
-
-        Raises:
-            BundleError: the tensors are not those of the graph.
-        """
-        buckets = []
-        for name, (inputs, outputs) in shapes.items():
-            if (set(inputs), set(outputs)) != (set(self.graph.input_names), set(self.graph.output_names)):
-                found = sorted(inputs), sorted(outputs)
-                raise BundleError(f"{self._path.name} has the tensors {found}, not those of {self.graph.name}")
-            try:
-                sizes = axis_sizes((*self.graph.inputs, *self.graph.outputs), {**inputs, **outputs})
-            except ValueError as error:
-                raise BundleError(f"{self._path.name}, entry point {name}: {error}") from error
-            buckets.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
-        if not buckets:
-            raise BundleError(f"{self._path.name} has no entry points; export it again")
-        self.entry_points = tuple(buckets)
+        """Check the file's entry points, given as {name: (shapes of inputs, of outputs)}; BundleError for others."""
+        self.entry_points = of_file(self._path.name, self.graph, shapes)
 
     def _run(self, inputs: Tensors) -> Tensors:
         with self._lock:

@@ -138,7 +138,8 @@ class MilRuntime(Runtime):
         return f"interpreted, cpu, {precision}; shows what was written, not Apple's kernels"
 
     def _release(self) -> None:
-        self._functions.clear()
+        # the constants are mapped files, which Windows does not rename
+        del self._functions, self._package
 
 
 def check_names(package: Package, graph: GraphSpec, name: str) -> None:
