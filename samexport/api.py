@@ -154,8 +154,8 @@ def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official",
 
     ``model``, ``weights`` and ``seed`` are as for :func:`export`.
     """
-    from samexport.models.loading import load_model as load
     from samexport.models.catalog import find_model
+    from samexport.models.loading import load_model as load
 
     return load(find_model(model), _files(weights), seed if weights == "random" else None)[0]
 

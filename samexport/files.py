@@ -33,7 +33,8 @@ _LOCK, _NEW, _OLD = "lock", "new", "old"
 def reason(error: BaseException) -> str:
     """The first line of an error, at most 200 characters, for a message of one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = text.strip().splitlines()
+    # torch colours its messages
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
 
 

@@ -13,10 +13,10 @@ from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.to_tflite.convert import TfliteOptions, convert, signatures
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.formats.tflite import read_metadata, read_model
+from samexport.runtimes.formats.tflite import read_model
 from samexport.runtimes.parity.compare import compare_output, tier
 from samexport.runtimes.verdicts import Check, Verdict
-from tests.tflite_models import METADATA, built, prompts
+from tests.tflite_models import METADATA, built, prompts, read_metadata
 
 TINY = "test.tinyvit64"
 
