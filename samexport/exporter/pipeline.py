@@ -120,7 +120,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
         for name in options.graphs:
             progress(f"exporting {name}")
             graph, module = build_graph(sam, spec, name)
-            artifacts.append(writer.write(graph, module, folder, options.target, Facts(spec, weights)))
+            facts = Facts(spec, weights, {name: golden.inputs_of(graph)})
+            artifacts.append(writer.write(graph, module, folder, options.target, facts))
         if sampler is not None:
             progress(f"exporting {SAMPLER}")
             artifacts.append(write_sampler(sampler, folder, options.target, spec))

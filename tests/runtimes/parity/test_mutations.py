@@ -316,3 +316,25 @@ def row(kind, verdict, error=0.0):
 def test_a_report_without_compared_numbers_or_with_a_failure_proves_nothing(rows):
     assert not ParityReport(tuple(rows)).proves
     assert ParityReport((row("case", Verdict.PASS), row("lint", Verdict.SKIPPED))).proves
+
+
+def test_an_overflow_inside_a_half_precision_file_is_caught_though_its_runtime_computes_in_float32(
+    half_bundle, tmp_path
+):
+    bundle = open_bundle(shutil.copytree(half_bundle.folder, tmp_path / "bundle"))
+    path = bundle.folder / bundle.artifact("encoder").path
+    loaded = onnx.load(path)
+    node = next(n for n in loaded.graph.node if n.op_type in ("MatMul", "Gemm"))
+    # up and down again: the same numbers, but for a half that ends in between
+    output, node.output[0] = node.output[0], "before"
+    for name, factor in (("up", 2.0**15), ("down", 2.0**-15)):
+        loaded.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float16), name))
+    index = list(loaded.graph.node).index(node)
+    loaded.graph.node.insert(index + 1, onnx.helper.make_node("Mul", ["before", "up"], ["large"], name="grow"))
+    loaded.graph.node.insert(index + 2, onnx.helper.make_node("Mul", ["large", "down"], [output]))
+    onnx.save(loaded, path)
+    report = verify_bundle(sign(bundle))
+    assert not report.proves
+    (row,) = (r for r in report.failures if r.check.kind == "half")
+    assert "half precision ends at 65504: Mul grow reaches" in row.reason
+    assert all(r.verdict is Verdict.PASS for r in verify_bundle(half_bundle).rows if r.check.kind == "half")
