@@ -33,7 +33,8 @@ _LOCK, _NEW, _OLD = "lock", "new", "old"
 def reason(error: BaseException) -> str:
     """The first line of an error, at most 200 characters, for a message of one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = text.strip().splitlines()
+    # torch colours its messages
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
@@ -90,9 +91,12 @@ def to_json(content: Any) -> str:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of the list of a folder's files with their sha256 (an .mlpackage is a folder)."""
+    """SHA-256 of a regular file, or of the list of a folder's files with theirs (an .mlpackage is a folder).
+
+    FileError for anything else.
+    """
     if not path.is_dir():
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     files = sorted(p for p in path.rglob("*") if p.is_file())
     listing = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
@@ -114,11 +118,9 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
     if endings and path.suffix.lower() not in endings:
         raise FileError(f"{path.name}: the name must end in {', '.join(endings)}")
     try:
-        status = path.stat() if path.exists() else None
+        status = path.stat() if _is_there(path) and path.exists() else None
         same = status is not None and any(item.exists() and path.samefile(item) for item in inputs)
         writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # a name that is too long shows here
     except (OSError, ValueError, RuntimeError) as error:
         raise FileError(f"{_shown(path)} cannot be written: {reason(error)}; choose another name") from error
     if same:
@@ -132,8 +134,17 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
         raise FileError(f"{path} cannot be written: the folder {path.parent} {what}")
 
 
+def _is_there(path: Path) -> bool:
+    """Whether the name is taken, a broken link included; OSError or ValueError for a name that no file can have."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _shown(path: Path) -> str:
-    text = str(path)
+    text = repr(str(path))[1:-1]
     return text if len(text) < 120 else f"{text[:100]}..."
 
 
@@ -209,7 +220,7 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
 
 def _check_target(target: Path, force: bool, refusal: Refusal | None) -> None:
     try:
-        if not (target.exists() or target.is_symlink()):
+        if not _is_there(target):
             return
     except (OSError, ValueError, RuntimeError) as error:
         raise BundleError(f"{_shown(target)} cannot be written: {reason(error)}; choose another --out") from error

@@ -21,7 +21,7 @@ from samexport.cli.terminal import Spinner, print_table
 from samexport.errors import ConfigError, ParityFailed
 
 if TYPE_CHECKING:
-    from samexport.runtimes.parity.compare import ParityReport
+    from samexport.runtimes.verdicts import ParityReport
 
 
 def verify(
@@ -44,10 +44,10 @@ def verify(
     """Run the parity checks of a bundle again, from its golden tensors alone."""
     from samexport.runtimes.bundle import open_bundle
     from samexport.runtimes.parity.against import verify_against
-    from samexport.runtimes.parity.compare import ParityReport, Verdict
     from samexport.runtimes.parity.gpu import require_gpu, verify_on_gpu
     from samexport.runtimes.parity.report import where_it_ran, write_report
     from samexport.runtimes.parity.verify import verify_bundle
+    from samexport.runtimes.verdicts import ParityReport, Verdict
 
     if (decoder_checkpoint or sampler_checkpoint) and not checkpoint:
         raise ConfigError("--decoder-checkpoint and --sampler-checkpoint go with --checkpoint")
@@ -75,9 +75,10 @@ def verify(
     _print_rows(found)
     for line in where_it_ran(found):
         print(line)
-    if found.failures:
+    if not found.proves:
         lines = tuple(str(row) for row in found.failures)
-        raise ParityFailed(f"{len(lines)} of {len(found.rows)} checks failed", lines)
+        failed = f"{len(lines)} of {len(found.rows)} checks failed" if lines else "no numbers were compared"
+        raise ParityFailed(failed, lines)
     checked = [row for row in found.rows if row.verdict is not Verdict.SKIPPED]
     print(f"{opened.folder}: {len(checked)} checks {found.verdict.value}")
     for row in found.rows:

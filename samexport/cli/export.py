@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from samexport.exporter.sampler_export import SamplerExport
     from samexport.runtimes.adapters.entry_points import Bucket
     from samexport.runtimes.bundle import Bundle
-    from samexport.runtimes.parity.compare import ParityReport
+    from samexport.runtimes.verdicts import ParityReport
 
 
 def onnx(
@@ -178,12 +178,15 @@ def _sampler_of(
     name: str | None, checkpoint: Path | None, image_size: int | None, nms: str = "host"
 ) -> SamplerExport | None:
     from samexport.exporter.sampler_export import SamplerExport
+    from samexport.runtimes.bundle import Nms
 
     if name is None:
         if checkpoint is not None or image_size is not None or nms != "host":
             raise ConfigError("--sampler-checkpoint, --sampler-size and --nms need --sampler object-aware")
         return None
-    return SamplerExport(name, checkpoint, image_size, nms)
+    if nms not in get_args(Nms):
+        raise ConfigError(f"--nms is one of {', '.join(get_args(Nms))}, not {nms!r}")
+    return SamplerExport(name, checkpoint, image_size, cast(Nms, nms))
 
 
 def _export(
@@ -229,11 +232,11 @@ def _export(
 
 def _print_bundle(bundle: Bundle, report: ParityReport) -> None:
     rows = []
-    linted = any(r.case.endswith(" lint") for r in report.rows)
+    linted = any(r.check.kind == "lint" for r in report.rows)
     for artifact in bundle.manifest.artifacts:
-        about = [r for r in report.rows if artifact.graph in r.case.split(" ")[0].split("+")]
-        lint = [r.output for r in about if r.case.endswith(" lint")]
-        checks = [r for r in about if not r.case.endswith(" lint")]
+        about = [r for r in report.rows if r.check.artifacts[-1:] == (artifact.path,)]
+        lint = [r.output for r in about if r.check.kind == "lint"]
+        checks = [r for r in report.rows if r.check.kind == "case" and artifact.path in r.check.artifacts]
         errors = [r.max_error / r.value_range for r in checks if r.max_error is not None and r.value_range]
         snr = [r.snr_db for r in checks if r.snr_db is not None]
         iou = [r.mask_iou for r in checks if r.mask_iou is not None]

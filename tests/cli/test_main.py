@@ -14,8 +14,8 @@ from samexport import __version__
 from samexport.cli import export as export_commands
 from samexport.runtimes.adapters import litert_gpu
 from samexport.runtimes.parity import gpu as verify_gpu
-from samexport.runtimes.parity.compare import Row, Verdict
 from samexport.runtimes.parity.verify import verify_bundle
+from samexport.runtimes.verdicts import Check, Row, Verdict
 from tests.command_line import one_line_error
 
 
@@ -58,7 +58,9 @@ def test_verify_on_a_gpu_is_for_tflite_and_needs_one(run, tiny_bundle, tflite_bu
 
 def test_what_was_not_checked_on_the_gpu_is_printed_and_not_counted(run, tflite_bundle, monkeypatch):
     monkeypatch.setattr(verify_gpu, "why_unavailable", lambda: "")
-    monkeypatch.setattr(verify_gpu, "compare_with_cpu", lambda path, graph, cases: (Row("on GPU", "y", Verdict.PASS),))
+    monkeypatch.setattr(
+        verify_gpu, "compare_with_cpu", lambda path, graph, cases: (Row(Check("gpu"), "y", Verdict.PASS),)
+    )
     plain = int(re.search(r"(\d+) checks PASS", run("verify", tflite_bundle.folder)[1])[1])
     code, out, _ = run("verify", tflite_bundle.folder, "--gpu")
     assert code == 0

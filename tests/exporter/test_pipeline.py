@@ -14,8 +14,8 @@ from samexport.exporter.pipeline import ExportOptions, export_bundle, verify_aga
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
-from samexport.runtimes.parity.compare import ParityReport, Verdict
 from samexport.runtimes.parity.verify import verify_bundle
+from samexport.runtimes.verdicts import ParityReport, Verdict
 
 
 def code_of(card: str) -> str:
@@ -45,7 +45,7 @@ def test_the_manifest_tells_weights_tools_parity_and_every_file(tiny_bundle):
     manifest = tiny_bundle.manifest
     assert (manifest.weights.kind, manifest.weights.seed) == ("random", 7)
     assert manifest.tools["torch"] == torch.__version__
-    assert {row["verdict"] for row in manifest.parity} == {"PASS"}
+    assert {row.verdict for row in manifest.parity} == {"PASS"}
     on_disk = {p.relative_to(tiny_bundle.folder).as_posix() for p in tiny_bundle.folder.rglob("*") if p.is_file()}
     assert set(manifest.files) == on_disk - {"bundle.json"}
 
@@ -103,7 +103,7 @@ def checkpoint(tmp_path_factory):
 def test_verify_compares_with_pytorch_on_a_checkpoint(tiny_bundle, checkpoint):
     report = verify_against_pytorch(tiny_bundle, ParityReport(()), [checkpoint])
     assert report.verdict is Verdict.PASS
-    assert all(row.case.endswith("(PyTorch)") for row in report.rows)
+    assert all(row.check.against == "PyTorch" for row in report.rows)
 
 
 def test_verify_names_the_cause_when_the_weights_are_others(tiny_bundle, checkpoint, tmp_path):
@@ -127,7 +127,7 @@ def test_verify_fails_where_the_files_compute_something_else(own_bundle, checkpo
     claimed = replace(own_bundle.manifest.weights, kind="checkpoint", source="other.pt", sha256=digest, seed=None)
     bundle = replace(own_bundle, manifest=replace(own_bundle.manifest, weights=claimed))
     report = verify_against_pytorch(bundle, verify_bundle(own_bundle), [tmp_path / "other.pt"])
-    assert {row.case.split(" ")[0] for row in report.failures} == {"encoder", "end"}
+    assert {str(row.check).split(" ")[0] for row in report.failures} == {"encoder", "end"}
 
 
 def test_a_checkpoint_is_recorded_by_name_and_hash(checkpoint, tiny_bundle):

@@ -23,16 +23,17 @@ from samexport.models.contracts import SAMPLER, sampler_graph
 from samexport.models.loading import load_model
 from samexport.models.weights.checkpoints import load_weights
 from samexport.runtimes.base import open_runtime
-from samexport.runtimes.bundle import MANIFEST, open_bundle, relative_files
+from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.formats.tflite_lint import lint
 from samexport.runtimes.host.detector import SamplerOptions, nms
-from samexport.runtimes.parity.compare import ParityReport, Verdict
 from samexport.runtimes.parity.golden import load_golden, structured_picture
 from samexport.runtimes.parity.verify import compare_case, verify_bundle
+from samexport.runtimes.verdicts import Check, ParityReport, Verdict
+from tests.signing import sign
 
 
 def sampler_rows(report):
-    return [row for row in report.rows if row.case.startswith(SAMPLER)]
+    return [row for row in report.rows if SAMPLER in row.check.graphs]
 
 
 def test_a_bundle_says_all_that_a_host_must_know(sampler_bundle):
@@ -73,7 +74,7 @@ def test_every_format_finds_the_boxes_that_pytorch_finds(target, tmp_path):
     artifact = write_sampler(sampler, tmp_path, target, find_model("test.tinyvit64"))
     with open_runtime(tmp_path / artifact.path, sampler.graph, artifact.file_format) as runtime:
         found = runtime.run(case.inputs)
-    rows = list(compare_case(case, sampler.graph, found, artifact.precision))
+    rows = list(compare_case(Check("case"), case, sampler.graph, found, [artifact.recipe]))
     assert [str(row) for row in rows if row.verdict is not Verdict.PASS] == []
     assert len(rows) == 2
     if artifact.file_format == "tflite":
@@ -147,9 +148,7 @@ def edited(bundle, tmp_path, change):
     model = onnx.load(path)
     change(model)
     onnx.save(model, path)
-    files = relative_files(copy.folder, {a.path: a for a in copy.manifest.artifacts})
-    (copy.folder / MANIFEST).write_text(replace(copy.manifest, files=files).to_json())
-    return open_bundle(copy.folder)
+    return sign(copy)
 
 
 def shuffle_a_weight(model):

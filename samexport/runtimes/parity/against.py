@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from samexport.errors import ConfigError
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.parity.compare import Row, compare_masks, tier
+from samexport.runtimes.parity.compare import compare_masks, tier
 from samexport.runtimes.parity.golden import Case, load_golden
-from samexport.runtimes.parity.verify import cases_by_chain, compare_chains, picture_masks, run_chain
+from samexport.runtimes.parity.verify import cases_by_chain, compare_chains, picture_masks, recipes, run_chain
+from samexport.runtimes.verdicts import Check, Row
 
 Progress = Callable[[str], None]
 
@@ -45,8 +46,10 @@ def verify_against(
             progress(f"{case.graphs[-1]} {case.name} in {other.folder.name}")
             outputs = run_chain(runtimes, case.graphs, case.inputs)
             expected[case.graphs].append(replace(case, expected=outputs, strides={}))
-    rows = [*compare_chains(bundle, expected, threads=threads, progress=progress)]
-    progress("end to end")
+    name = other.folder.resolve().name
+    rows = [*compare_chains(bundle, expected, threads=threads, against=name, progress=progress)]
+    progress("from picture to masks")
     wanted, found = (picture_masks(each, golden, None, threads)[0] for each in (other, bundle))
-    rows.append(compare_masks("end to end", "masks", wanted, found, tier(bundle.artifact("encoder").precision)))
-    return tuple(replace(row, case=f"{row.case} (against {other.folder.name})") for row in rows)
+    check = Check("end_to_end", bundle.graph_names, against=name)
+    limits = tier(*recipes(bundle, bundle.graph_names), *recipes(other, other.graph_names))
+    return (*rows, compare_masks(check, "masks", wanted, found, limits))

@@ -16,7 +16,8 @@ from samexport.cli import main as cli
 from samexport.errors import BundleError, ConfigError, MissingDependency
 from samexport.exporter.deliver import android
 from samexport.exporter.deliver.android import DEMO, MANIFEST, MODELS, demo_source, entry_points, fill_demo
-from samexport.runtimes.bundle import Bundle, file_sha256, open_bundle
+from samexport.files import sha256
+from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.formats import tflite as tflite_file
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.golden import load_golden
@@ -32,7 +33,7 @@ def bundle() -> Bundle:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): file_sha256(p) for p in folder.rglob("*") if p.is_file()}
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in folder.rglob("*") if p.is_file()}
 
 
 def test_the_whole_demo_appears_with_the_models_in_it(bundle, tmp_path):
@@ -51,7 +52,7 @@ def test_the_whole_demo_appears_with_the_models_in_it(bundle, tmp_path):
 def test_the_manifest_tells_the_app_files_entry_points_frame_and_parity(bundle, tmp_path):
     folder = fill_demo(bundle, tmp_path / "demo").folder
     data = json.loads((folder / MANIFEST).read_text())
-    assert {n: file_sha256(folder / n) for n in data["files"]} == data["files"]
+    assert {n: sha256(folder / n) for n in data["files"]} == data["files"]
     assert set(data["files"]) == tree(folder).keys() - {MANIFEST}
     graphs = {g["name"]: g for g in data["graphs"]}
     assert list(graphs) == ["encoder", "decoder"]
@@ -104,7 +105,7 @@ def test_only_what_samexport_wrote_is_replaced_and_only_with_force(bundle, tmp_p
         fill_demo(bundle, tmp_path / "demo")
     (folder / "encoder.tflite").write_bytes(b"old")
     fill_demo(bundle, tmp_path / "demo", force=True)
-    assert file_sha256(folder / "encoder.tflite") == bundle.artifact("encoder").sha256
+    assert sha256(folder / "encoder.tflite") == bundle.artifact("encoder").sha256
     (folder / "check" / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match=r"check/notes.txt, which samexport did not write"):
         fill_demo(bundle, tmp_path / "demo", force=True)
