@@ -62,7 +62,7 @@ def require_same(wanted: WeightsInfo, found: WeightsInfo, option: str = "--check
     if (wanted.kind, wanted.seed, _hashes(wanted)) != (found.kind, found.seed, _hashes(found)):
         hashes = " + ".join(h[:8] for h in _hashes(wanted)), " + ".join(h[:8] for h in _hashes(found))
         raise ConfigError(
-            f"the bundle was made from {_shown(wanted)}, not {_shown(found)} (sha256 {hashes[0]}, not {hashes[1]});"
+            f"the bundle was made from {wanted.source}, not {found.source} (sha256 {hashes[0]}, not {hashes[1]});"
             f" give the files that it was made from with {option}"
         )
 
@@ -72,18 +72,15 @@ def _hashes(info: WeightsInfo) -> list[str]:
     return sorted((info.sha256 or "none").split(" + "))
 
 
-def _shown(info: WeightsInfo) -> str:
-    return info.source if info.kind == "checkpoint" else f"random weights, {info.source}"
-
-
 def _with_random_weights(
     spec: ModelSpec, wanted: WeightsInfo, checkpoints: Sequence[Path], decoder: Path | None
 ) -> Sam:
     """From the seed; files may be given if they hold the same numbers."""
-    sam, info = load_model(spec, random_seed=wanted.seed)
+    sam, found = load_model(spec, random_seed=wanted.seed)
+    require_same(wanted, found)
     if checkpoints or decoder:
         other, found = load_model(spec, checkpoints, decoder=decoder)
         own = sam.state_dict()
         if not all(tensor.equal(own[key]) for key, tensor in other.state_dict().items()):
-            require_same(info, found)
+            require_same(wanted, found)
     return sam

@@ -68,7 +68,7 @@ def test_random_weights_come_from_the_seed_or_from_a_file_with_the_same_numbers(
     sam, info = load_model(SPEC, random_seed=7)
     assert equal(sam, reload_model(SPEC, info))
     assert equal(sam, reload_model(SPEC, info, files[:1]))
-    with pytest.raises(ConfigError, match=r"made from random weights, seed 8, not base\.pt \(sha256 none, not "):
+    with pytest.raises(ConfigError, match=r"made from seed 8, not base\.pt \(sha256 none, not "):
         reload_model(SPEC, replace(info, source="seed 8", seed=8), files[:1])
 
 

@@ -157,6 +157,13 @@ def test_a_plain_state_dict_is_read_like_any_state_dict(detector, tmp_path):
             assert torch.equal(value, expected), (name, key)
 
 
+def test_a_tensor_that_the_detector_has_no_place_for_is_refused(detector, tmp_path):
+    path = tmp_path / "more.pt"
+    torch.save(detector.state_dict() | {"model.23.conv.weight": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match=r"more\.pt: .*model\.23\.conv\.weight"):
+        load_detector(path)
+
+
 def test_the_eps_of_a_safetensors_file_is_taken_or_refused(detector, tmp_path):
     path = tmp_path / "detector.safetensors"
     save_file(detector.state_dict(), path, {"batch_norm_eps": "0.01"})
