@@ -15,12 +15,14 @@ ROOT = Path(samexport.__file__).parent
 MODULES = [m.name for m in pkgutil.walk_packages(samexport.__path__, "samexport.")]
 LAYERS = {
     "models": {"models", "errors"},
-    "runtimes": {"models", "runtimes", "errors", "files", "quiet"},
-    "exporter": {"models", "runtimes", "exporter", "errors", "files", "quiet"},
-    "benchmarks": {"models", "runtimes", "benchmarks", "errors", "files", "quiet"},
-    "cli": {"models", "runtimes", "benchmarks", "exporter", "cli", "errors", "files", "quiet"},
+    "runtimes": {"models", "runtimes", "errors", "files", "installation", "quiet"},
+    "exporter": {"models", "runtimes", "exporter", "errors", "files", "installation", "quiet"},
+    "benchmarks": {"models", "runtimes", "benchmarks", "errors", "files", "installation", "quiet"},
+    "cli": {"models", "runtimes", "benchmarks", "exporter", "cli", "errors", "files", "installation", "quiet"},
+    "__main__": {"cli"},
     "errors": set(),
     "files": {"errors"},
+    "installation": set(),
     "quiet": {"errors"},
 }
 HEAVY = {"torch", "onnx", "onnxscript", "onnxslim", "coremltools", "litert_torch", "ai_edge_litert", "openvino"}

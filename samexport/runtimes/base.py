@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import ConfigError, MissingDependency, ParityFailed
+from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec, axis_sizes
 
 if TYPE_CHECKING:
@@ -102,16 +103,17 @@ def describe(runtime: Runtime) -> str:
 
 @dataclass(frozen=True)
 class RuntimeInfo:
-    """How to open one kind of file: the class (dotted path), the package it needs, how to install it.
+    """How to open one kind of file: the class (dotted path), the package it needs, the extra that installs it.
 
-    ``platform`` is the ``sys.platform`` that it is limited to, empty for none.
+    Without an ``extra`` samexport itself needs the package. ``platform`` is the ``sys.platform`` that it is
+    limited to, empty for none.
     """
 
     name: str
     file_format: str
     opener: str
     package: str
-    install: str
+    extra: str
     platform: str = ""
 
     @property
@@ -119,35 +121,38 @@ class RuntimeInfo:
         """Why it cannot run here; empty if it can."""
         if self.platform not in ("", sys.platform):
             return f"runs on {self.platform} only"
-        return "" if _version(self.package) else self.install
+        return "" if _version(self.package) else self.remedy
+
+    @property
+    def remedy(self) -> str:
+        """The command that installs its package."""
+        return install_hint(self.extra) if self.extra else install_hint(package=self.package)
 
 
 RUNTIMES: dict[str, RuntimeInfo] = {
     info.name: info
     for info in (
-        RuntimeInfo(
-            "onnxruntime", "onnx", "samexport.runtimes.adapters.ort:OrtRuntime", "onnxruntime", "pip install samexport"
-        ),
+        RuntimeInfo("onnxruntime", "onnx", "samexport.runtimes.adapters.ort:OrtRuntime", "onnxruntime", ""),
         RuntimeInfo(
             "openvino",
             "onnx",
             "samexport.runtimes.adapters.openvino:OpenVinoRuntime",
             "openvino",
-            "pip install 'samexport[openvino]'",
+            "openvino",
         ),
         RuntimeInfo(
             "litert",
             "tflite",
             "samexport.runtimes.adapters.litert:LiteRtRuntime",
             "ai-edge-litert",
-            "pip install 'samexport[tflite]'",
+            "tflite",
         ),
         RuntimeInfo(
             "coreml",
             "coreml",
             "samexport.runtimes.adapters.coreml:CoreMLRuntime",
             "coremltools",
-            "pip install 'samexport[coreml]'",
+            "coreml",
             platform="darwin",
         ),
         RuntimeInfo(
@@ -155,7 +160,7 @@ RUNTIMES: dict[str, RuntimeInfo] = {
             "coreml",
             "samexport.runtimes.adapters.mil:MilRuntime",
             "coremltools",
-            "pip install 'samexport[coreml]'",
+            "coreml",
         ),
     )
 }
@@ -194,6 +199,16 @@ def _version(package: str) -> str:
         return ""
 
 
+def choose_runtime(file_format: str, runtime: str | None = None) -> RuntimeInfo:
+    """The named runtime, or the first that reads the format here; ConfigError if it does not read the format."""
+    readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
+    chosen = [i for i in readers if runtime == i.name or (runtime is None and i.platform in ("", sys.platform))]
+    if not chosen:
+        names = ", ".join(i.name for i in readers) or "none"
+        raise ConfigError(f"runtime {runtime!r} does not read {file_format} files; these do: {names}")
+    return chosen[0]
+
+
 def open_runtime(
     path: Path, graph: GraphSpec, file_format: str, *, runtime: str | None = None, threads: int | None = None
 ) -> Runtime:
@@ -203,15 +218,10 @@ def open_runtime(
         ConfigError: no such runtime, or it does not read this format.
         MissingDependency: its package is not installed.
     """
-    readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
-    chosen = [i for i in readers if runtime == i.name or (runtime is None and i.platform in ("", sys.platform))]
-    if not chosen:
-        names = ", ".join(i.name for i in readers) or "none"
-        raise ConfigError(f"runtime {runtime!r} does not read {file_format} files; these do: {names}")
-    info = chosen[0]
+    info = choose_runtime(file_format, runtime)
     module, _, attribute = info.opener.partition(":")
     try:
         opened: Runtime = getattr(importlib.import_module(module), attribute)(path, graph, threads=threads)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"{info.name} needs {error.name}: {info.install}") from error
+        raise MissingDependency(f"{info.name} needs {error.name}: {info.remedy}") from error
     return opened

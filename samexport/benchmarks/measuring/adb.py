@@ -16,6 +16,7 @@ from pathlib import Path
 
 from samexport.benchmarks.results.rows import BenchRow, Job, Measurement, Parity, Status
 from samexport.errors import ConfigError, MissingDependency
+from samexport.installation import install_hint
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats.tflite import read_model, shape_of
 from samexport.runtimes.parity.compare import Verdict
@@ -192,7 +193,7 @@ def signatures(path: Path) -> list[tuple[str, int]]:
     try:
         model = read_model(path)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite files needs {error.name}: pip install 'samexport[tflite]'") from error
+        raise MissingDependency(f"reading TFLite files needs {error.name}: {install_hint('tflite')}") from error
     found = []
     for signature in model.signatureDefs:
         tensors = model.subgraphs[signature.subgraphIndex].tensors

@@ -19,6 +19,7 @@ from PIL import Image
 import samexport
 from samexport.errors import BundleError, ConfigError, MissingDependency
 from samexport.files import new_folder, sha256
+from samexport.installation import install_hint
 from samexport.models.contracts import LABELS
 from samexport.models.spec import GraphSpec, axis_sizes
 from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket
@@ -136,7 +137,7 @@ def entry_points(path: Path, graph: GraphSpec) -> tuple[Bucket, ...]:
     try:
         model = read_model(path)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite needs {error.name}: pip install 'samexport[tflite]'") from error
+        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
     found = []
     for signature in model.signatureDefs or ():
         tensors = model.subgraphs[signature.subgraphIndex].tensors

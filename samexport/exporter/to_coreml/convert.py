@@ -21,6 +21,7 @@ import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.to_onnx.convert import TRACED_SIZES, quiet
+from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import Bucket, plan
 from samexport.runtimes.formats.mlpackage import SEVERAL, read_package
@@ -129,7 +130,7 @@ def _coremltools() -> ModuleType:
         with _silent():
             import coremltools
     except ModuleNotFoundError as error:
-        raise MissingDependency("CoreML export needs coremltools: pip install 'samexport[coreml]'") from error
+        raise MissingDependency(f"CoreML export needs coremltools: {install_hint('coreml')}") from error
     module: ModuleType = coremltools
     return module
 

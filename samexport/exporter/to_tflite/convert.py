@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
 from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
+from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec
 from samexport.quiet import quiet_descriptors
 from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, plan
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 Target = Literal["cpu", "gpu"]
 Converter = Literal["litert-torch", "onnx2tf"]
-INSTALL = "pip install 'samexport[tflite]'"
 # offsets in a flatbuffer are 32 bits with a sign
 _LARGEST = 2**31 - 2**20
 
@@ -104,7 +104,7 @@ def convert(
     except SamExportError:
         raise
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"TFLite export needs {error.name}: {INSTALL}") from error
+        raise MissingDependency(f"TFLite export needs {error.name}: {install_hint('tflite')}") from error
     except Exception as error:
         # exceptions of torch.export, JAX and MLIR have no common base
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]

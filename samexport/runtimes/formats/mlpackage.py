@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, MissingDependency
+from samexport.installation import install_hint
 
 Constant = NDArray[Any] | str
 
 SEVERAL = ".mlpackages"
 """Ending of a folder with one package for each entry point."""
 
-_INSTALL = "pip install 'samexport[coreml]'"
 _PROTOS = "samexport_coreml_protos"
 _MODEL_PATH = "@model_path/"
 # sentinel, type of the elements, bytes, offset of the data; the rest of the 64 bytes is not needed
@@ -151,13 +151,13 @@ def _protos() -> ModuleType:
     if _PROTOS not in sys.modules:
         found = importlib.util.find_spec("coremltools")
         if found is None or not found.submodule_search_locations:
-            raise MissingDependency(f"reading an .mlpackage needs coremltools: {_INSTALL}")
+            raise MissingDependency(f"reading an .mlpackage needs coremltools: {install_hint('coreml')}")
         folder = Path(found.submodule_search_locations[0]) / "proto"
         spec = importlib.util.spec_from_file_location(
             _PROTOS, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
         if spec is None or spec.loader is None:
-            raise MissingDependency(f"this coremltools has no protobuf classes: {_INSTALL}")
+            raise MissingDependency(f"this coremltools has no protobuf classes: {install_hint('coreml')}")
         module = importlib.util.module_from_spec(spec)
         sys.modules[_PROTOS] = module
         try:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from samexport.errors import BundleError, MissingDependency
+from samexport.installation import install_hint
 from samexport.runtimes.formats.tflite import constant_bytes, operator_names, read_model, shape_of
 from samexport.runtimes.parity.compare import Row, Verdict
 
@@ -112,7 +113,7 @@ def lint_rows(graph: str, path: Path, target: str) -> tuple[Row, ...]:
     try:
         found = lint(path)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"the linter needs {error.name}: pip install 'samexport[tflite]'") from error
+        raise MissingDependency(f"the linter needs {error.name}: {install_hint('tflite')}") from error
     except BundleError as error:
         return (Row(f"{graph} lint", "operations", Verdict.FAIL, str(error)),)
     rows = []

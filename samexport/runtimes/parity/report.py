@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
-from samexport.errors import ConfigError
+from samexport.files import check_output, write_text
 from samexport.runtimes.parity.compare import ParityReport, Row, Verdict
 
 COLUMNS = ("case", "output", "max error", "of range", "SNR dB", "mask IoU", "verdict")
@@ -36,15 +36,14 @@ def where_it_ran(report: ParityReport) -> list[str]:
     return [f"{', '.join(names)} on {runtime}" for runtime, names in ran.items()]
 
 
-def write_report(report: ParityReport, path: Path, title: str) -> None:
-    """Write the report; ConfigError for an unknown ending or a path that cannot be written."""
-    writers = {".json": _to_json, ".xml": _to_junit, ".md": _to_markdown}
-    if path.suffix not in writers:
-        raise ConfigError(f"{path.name}: a report ends in {', '.join(writers)}")
-    try:
-        path.write_text(writers[path.suffix](report, title), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another --report") from error
+ENDINGS = (".json", ".xml", ".md")
+
+
+def write_report(report: ParityReport, path: Path, title: str, *, force: bool = False) -> None:
+    """Write the report as its ending says; see :func:`samexport.files.check_output` for errors."""
+    check_output(path, force=force, endings=ENDINGS)
+    writers = dict(zip(ENDINGS, (_to_json, _to_junit, _to_markdown), strict=True))
+    write_text(path, writers[path.suffix.lower()](report, title), force=force)
 
 
 def _to_json(report: ParityReport, title: str) -> str:

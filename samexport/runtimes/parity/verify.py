@@ -117,7 +117,7 @@ def compare_cases(
 def _compare_on(bundle: Bundle, golden: Golden, runtime: str, threads: int | None, progress: Progress) -> Iterator[Row]:
     chains = cases_by_chain(bundle, golden)
     yield from compare_chains(bundle, chains, runtime=runtime, threads=threads, progress=progress)
-    progress("end to end")
+    progress("checking from picture to masks")
     yield _end_to_end(bundle, golden, runtime, threads)
 
 
@@ -142,8 +142,9 @@ def compare_chains(
             except SamExportError as error:
                 yield from (Row(_label(case), "run", Verdict.FAIL, str(error)) for case in cases)
                 continue
-            for case in (*cases, *entry_point_cases(cases, runtimes[chain[-1]].entry_points)):
-                progress(f"{chain[-1]} {case.name}")
+            todo = (*cases, *entry_point_cases(cases, runtimes[chain[-1]].entry_points))
+            for number, case in enumerate(todo, 1):
+                progress(f"checking {chain[-1]}: case {number} of {len(todo)}")
                 yield from _check(case, runtimes, bundle)
 
 
