@@ -15,6 +15,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,24 @@ def reason(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
-def read_bytes(path: Path, *, limit: int) -> bytes:
-    """A regular file of at most ``limit`` bytes; FileError for anything else (a pipe, a device, a folder)."""
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading; FileError for a pipe, a device, a folder, or what cannot be read."""
     try:
         # without O_NONBLOCK, opening a pipe waits for its writer
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise FileError(f"{path} is not a regular file")
-            data = stream.read(limit + 1)
+            yield stream
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """A regular file of at most ``limit`` bytes; FileError for anything else (a pipe, a device, a folder)."""
+    with open_regular(path) as stream:
+        data = stream.read(limit + 1)
     if len(data) > limit:
         raise FileError(f"{path} is larger than {limit >> 20} MiB, which is too large for what it should be")
     return data
@@ -82,9 +90,12 @@ def to_json(content: Any) -> str:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of the list of a folder's files with their sha256 (an .mlpackage is a folder)."""
+    """SHA-256 of a regular file, or of the list of a folder's files with theirs (an .mlpackage is a folder).
+
+    FileError for anything else.
+    """
     if not path.is_dir():
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     files = sorted(p for p in path.rglob("*") if p.is_file())
     listing = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)

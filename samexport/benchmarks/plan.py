@@ -101,7 +101,7 @@ def _graph_jobs(bundle: Bundle, artifact: Artifact, form: str, plan: Plan) -> It
                 file = artifact.path if contender.file_format else ""
                 for threads in plan.threads:
                     yield Job(
-                        str(bundle.folder), artifact.graph, file, form, artifact.precision if file else "fp32",
+                        str(bundle.folder), artifact.graph, file, form, artifact.recipe if file else "fp32",
                         contender.name, threads, prompts, batch, () if file else plan.checkpoints,
                     )  # fmt: skip
 
@@ -124,7 +124,7 @@ def _task_jobs(bundle: Bundle, form: str, plan: Plan) -> Iterator[Job]:
             if contender.name in RUNTIMES and contender.file_format == encoders[0].file_format and contender.timed:
                 for threads in plan.threads:
                     yield Job(
-                        str(bundle.folder), name, "", form, encoders[0].precision,
+                        str(bundle.folder), name, "", form, encoders[0].recipe,
                         contender.name, threads, TASKS[name].prompts, photograph=plan.photograph,
                     )  # fmt: skip
 
@@ -180,6 +180,6 @@ def _in_bundle(job: Job, bundle: Bundle | None) -> Job | None:
         same_format = find(job.runtime).file_format in ("", artifact.file_format)
         if artifact.graph == job.graph and same_format and bundle:
             file = artifact.path if job.file else ""
-            moved = replace(job, bundle=str(bundle.folder), file=file, precision=artifact.precision)
+            moved = replace(job, bundle=str(bundle.folder), file=file, precision=artifact.recipe)
             return moved if moved != job else None
     return None

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from samexport.exporter.sampler_export import SamplerExport
     from samexport.runtimes.adapters.entry_points import Bucket
     from samexport.runtimes.bundle import Bundle
-    from samexport.runtimes.parity.compare import ParityReport
+    from samexport.runtimes.verdicts import ParityReport
 
+Nms = Literal["host", "in-graph"]
 _FLEXIBLE = "flexible"
 _MAX_PROMPTS, _MAX_POINTS = 1024, 128
 
@@ -39,7 +40,7 @@ def onnx(
         int, typer.Option(min=18, max=23, metavar="NUMBER", help="ONNX opset.", rich_help_panel=GRAPHS)
     ] = 20,
     nms: Annotated[
-        Literal["host", "in-graph"] | None,
+        Nms | None,
         typer.Option(
             help="Of the boxes: on the host, or in the graph (NonMaxSuppression).",
             show_default="host",
@@ -195,7 +196,7 @@ def print_licence_note() -> None:
     print(f"note: {LICENCE_NOTE}", file=sys.stderr)
 
 
-def _sampler_of(shared: ExportArguments, nms: str | None) -> SamplerExport | None:
+def _sampler_of(shared: ExportArguments, nms: Nms | None) -> SamplerExport | None:
     from samexport.exporter.sampler_export import SamplerExport
 
     if shared.sampler is not None:
@@ -205,7 +206,7 @@ def _sampler_of(shared: ExportArguments, nms: str | None) -> SamplerExport | Non
     return None
 
 
-def _options(shared: ExportArguments, target: Target, nms: str | None) -> ExportOptions:
+def _options(shared: ExportArguments, target: Target, nms: Nms | None) -> ExportOptions:
     from samexport.exporter.pipeline import ExportOptions
 
     return ExportOptions(
@@ -231,7 +232,7 @@ def _import_torch() -> None:
         raise MissingDependency(f"exporting needs {error.name}: {install_hint(package='torch')}") from error
 
 
-def _export(shared: ExportArguments, target: Target, nms: str | None = None) -> None:
+def _export(shared: ExportArguments, target: Target, nms: Nms | None = None) -> None:
     from samexport.exporter.pipeline import export_bundle
     from samexport.models.catalog import find_model
     from samexport.models.weights.checkpoints import official_checkpoint
@@ -274,19 +275,19 @@ def _told(bundle: Bundle, report: ParityReport) -> dict[str, Any]:
 
 def _print_bundle(bundle: Bundle, report: ParityReport) -> None:
     rows = []
-    linted = any(r.case.endswith(" lint") for r in report.rows)
+    linted = any(r.check.kind == "lint" for r in report.rows)
     for artifact in bundle.manifest.artifacts:
-        about = [r for r in report.rows if artifact.graph in r.case.split(" ")[0].split("+")]
-        lint = [r.output for r in about if r.case.endswith(" lint")]
-        checks = [r for r in about if not r.case.endswith(" lint")]
+        about = [r for r in report.rows if r.check.artifacts[-1:] == (artifact.path,)]
+        lint = [r.output for r in about if r.check.kind == "lint"]
+        checks = [r for r in report.rows if r.check.kind == "case" and artifact.path in r.check.artifacts]
         errors = [r.max_error / r.value_range for r in checks if r.max_error is not None and r.value_range]
         snr = [r.snr_db for r in checks if r.snr_db is not None]
         iou = [r.mask_iou for r in checks if r.mask_iou is not None]
-        size, worst = f"{artifact.size / 1e6:.1f} MB", f"{max(errors):.1e}"
+        size, worst = f"{artifact.size / 1e6:.1f} MB", f"{max(errors):.1e}" if errors else ""
         worst_iou = f"{min(iou):.5f}" if iou else ""
         counts = *(str(n or "") for n in (artifact.opset, artifact.nodes)), str(len(checks))
         last = (*(["; ".join(lint)] if linted else []), report.verdict.value)
-        rows.append((artifact.path, size, *counts, worst, f"{min(snr):.0f}", worst_iou, *last))
+        rows.append((artifact.path, size, *counts, worst, f"{min(snr):.0f}" if snr else "", worst_iou, *last))
     columns = (
         "graph",
         "size",

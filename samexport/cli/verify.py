@@ -17,7 +17,7 @@ from samexport.files import check_output, to_json
 
 if TYPE_CHECKING:
     from samexport.runtimes.bundle import Bundle
-    from samexport.runtimes.parity.compare import ParityReport, Row
+    from samexport.runtimes.verdicts import ParityReport, Row
 
 
 def verify(
@@ -63,7 +63,7 @@ def verify(
 ) -> None:
     """Run the parity checks of a bundle again, from its golden tensors alone."""
     from samexport.runtimes.bundle import open_bundle
-    from samexport.runtimes.parity.compare import ParityReport
+    from samexport.runtimes.verdicts import ParityReport
 
     if (decoder_checkpoint or sampler_checkpoint) and not checkpoint:
         raise ConfigError("--decoder-checkpoint and --sampler-checkpoint go with --checkpoint")
@@ -104,13 +104,11 @@ class _Request:
 
     def check(self) -> None:
         """Refuse, before anything runs, what would fail at the end."""
-        from samexport.runtimes.base import choose_runtime
         from samexport.runtimes.parity.against import check_comparable
         from samexport.runtimes.parity.gpu import require_gpu
+        from samexport.runtimes.parity.verify import check_runtime
 
-        if self.runtime is not None:
-            for artifact in self.bundle.manifest.artifacts:
-                choose_runtime(artifact.file_format, self.runtime)
+        check_runtime(self.bundle, self.runtime)
         if self.other is not None:
             check_comparable(self.bundle, self.other)
         if self.gpu:
@@ -132,9 +130,9 @@ class _Request:
     def parts(self, progress: Callable[[str], None]) -> Iterator[tuple[Row, ...]]:
         """The rows of each check that was asked for."""
         from samexport.runtimes.parity.against import verify_against
-        from samexport.runtimes.parity.compare import ParityReport
         from samexport.runtimes.parity.gpu import verify_on_gpu
         from samexport.runtimes.parity.verify import verify_bundle
+        from samexport.runtimes.verdicts import ParityReport
 
         yield verify_bundle(self.bundle, runtime=self.runtime, threads=self.threads, progress=progress).rows
         if self.checkpoints:
@@ -178,8 +176,8 @@ def _run(request: _Request) -> tuple[list[Row], SamExportError | None]:
 
 
 def _print(found: ParityReport, bundle: Bundle, as_json: bool) -> None:
-    from samexport.runtimes.parity.compare import Verdict
     from samexport.runtimes.parity.report import COLUMNS, cells, where_it_ran
+    from samexport.runtimes.verdicts import Verdict
 
     if as_json:
         rows = [row.to_json() for row in found.rows]
@@ -210,12 +208,10 @@ def _write(found: ParityReport, path: Path, force: bool, bundle: Bundle, as_json
 
 def _conclude(found: ParityReport, problem: SamExportError | None) -> None:
     """Return only where everything that was asked for was checked and passed."""
-    from samexport.runtimes.parity.compare import Verdict
-
     if found.failures:
         lines = [*map(str, found.failures), *([f"not finished: {problem}"] if problem else [])]
         raise ParityFailed(f"{len(found.failures)} of {len(found.rows)} checks failed", tuple(lines))
     if problem is not None:
         raise problem
-    if found.verdict is not Verdict.PASS:
-        raise ParityFailed("nothing was checked")
+    if not found.proves:
+        raise ParityFailed("no numbers were compared")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import contextlib
+import importlib.metadata
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import samexport
 from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
-from samexport.files import sha256
+from samexport.files import sha256, to_json
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.bundle import Artifact, WeightsInfo
 from samexport.runtimes.formats.mlpackage import read_package
@@ -52,7 +53,12 @@ class Writer:
 
     file_format: str
     packages: tuple[str, ...]
-    write: Write
+    write_file: Write
+
+    def write(self, graph: GraphSpec, module: nn.Module, folder: Path, options: Any, facts: Facts) -> Artifact:
+        """Write the file of a graph, and say what wrote it under which licence of the weights."""
+        artifact = self.write_file(graph, module, folder, options, facts)
+        return replace(artifact, licence=facts.model.licence, made_with=versions(self.packages))
 
 
 def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: OnnxOptions, _: Facts) -> Artifact:
@@ -80,11 +86,20 @@ def _write_coreml(graph: GraphSpec, module: nn.Module, folder: Path, options: Co
 
         module = FromPicture(module, facts.model.frame)
     path = folder / _file_name(graph, options.precision, "mlpackage")
-    essentials = json.dumps(facts.essentials(graph), sort_keys=True)
+    essentials = to_json(facts.essentials(graph))
     texts = PackageTexts("samexport", facts.model.licence, samexport.__version__, {"dev.samexport": essentials})
     written = to_coreml.convert(graph, module, path, options, texts)
     operations = sum(len(function.operations) for function in read_package(written).functions.values())
     return _artifact(graph, written, "coreml", options.precision, None, operations)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of the packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _file_name(graph: GraphSpec, precision: str, ending: str) -> str:

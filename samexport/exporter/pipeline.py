@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 import samexport
 from samexport.errors import ConfigError, ParityFailed
-from samexport.exporter.formats import WRITERS, Facts, Target
+from samexport.exporter.formats import WRITERS, Facts, Target, versions
 from samexport.exporter.sampler_export import (
     LoadedSampler,
     SamplerExport,
@@ -36,9 +35,9 @@ from samexport.runtimes.bundle import (
     open_bundle,
     relative_files,
 )  # fmt: skip
-from samexport.runtimes.parity.compare import ParityReport, Row, Verdict
 from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases, run_chain
+from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 if TYPE_CHECKING:
     from samexport.models.architectures.sam import Sam
@@ -127,9 +126,10 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
         bundle = Bundle(folder, _manifest(spec, weights, tuple(artifacts), options, sampler))
         rows = tuple(compare_cases(bundle, golden, threads=options.threads, progress=progress))
         report = ParityReport(rows)
-        if report.failures:
+        if not report.proves:
             lines = tuple(str(row) for row in report.failures)
-            raise ParityFailed(f"{len(lines)} of {len(rows)} checks failed; nothing was written", lines)
+            failed = f"{len(lines)} of {len(rows)} checks failed" if lines else "no numbers were compared"
+            raise ParityFailed(f"{failed}; nothing was written", lines)
         _finish(bundle, report)
     return open_bundle(target), report
 
@@ -190,10 +190,11 @@ def verify_against_pytorch(
         loaded = reload_sampler(manifest.sampler, bundle.graph(SAMPLER), sampler)
         golden = replace(golden, cases=(*golden.cases, loaded.golden(golden.picture)))
     elif manifest.sampler is not None:
-        skipped = (Row(SAMPLER, "golden", Verdict.SKIPPED, "no --sampler-checkpoint was given"),)
+        skipped = (Row(Check("case", (SAMPLER,)), "golden", Verdict.SKIPPED, "no --sampler-checkpoint was given"),)
     rows = compare_cases(bundle, golden, runtime=runtime, threads=threads, progress=progress)
-    found = [r for r in rows if not (skipped and r.case == SAMPLER)]
-    return ParityReport((*report.rows, *(replace(r, case=f"{r.case} (PyTorch)") for r in (*found, *skipped))))
+    found = [r for r in rows if not (skipped and r.check.graphs == (SAMPLER,)) and r.check.kind != "lint"]
+    compared = (replace(r, check=replace(r.check, against="PyTorch")) for r in (*found, *skipped))
+    return ParityReport((*report.rows, *compared))
 
 
 def _manifest(
@@ -205,7 +206,7 @@ def _manifest(
 ) -> Manifest:
     tools = {
         "samexport": samexport.__version__,
-        **{name: importlib.metadata.version(name) for name in _TOOLS},
+        **versions(_TOOLS),
     }
     graphs: tuple[GraphSpec, ...] = tuple(spec.graph(name) for name in options.graphs)
     if sampler is not None:
@@ -235,9 +236,7 @@ def _finish(bundle: Bundle, report: ParityReport) -> None:
     from samexport.exporter.deliver.card import write_card
     from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 
-    # the name of the runtime alone: its placement may tell of this machine
-    parity = tuple(r.to_json() | {"runtime": r.runtime.partition(":")[0]} for r in report.rows)
-    manifest = replace(bundle.manifest, parity=parity)
+    manifest = replace(bundle.manifest, parity=tuple(row.kept() for row in report.rows))
     if all(a.file_format == "coreml" for a in manifest.artifacts):
         (bundle.folder / FILE_NAME).write_text(swift_source(bundle), encoding="utf-8")
     (bundle.folder / "README.md").write_text(write_card(manifest), encoding="utf-8")

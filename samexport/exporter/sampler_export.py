@@ -19,7 +19,7 @@ from samexport.models.catalog import find_sampler
 from samexport.models.contracts import sampler_graph
 from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors
-from samexport.runtimes.bundle import Artifact, SamplerInfo, WeightsInfo
+from samexport.runtimes.bundle import Artifact, Nms, SamplerInfo, WeightsInfo
 from samexport.runtimes.host.detector import SamplerOptions, nms
 from samexport.runtimes.parity.golden import Case, sampler_case
 
@@ -43,7 +43,7 @@ class SamplerExport:
     name: str
     checkpoint: Path | None = None
     image_size: int | None = None
-    nms: str = "host"
+    nms: Nms = "host"
 
     def __post_init__(self) -> None:
         find_sampler(self.name)
@@ -75,7 +75,7 @@ class LoadedSampler:
     weights: WeightsInfo
     image_size: int
     candidates: int | None
-    nms: str
+    nms: Nms
     options: SamplerOptions = field(default_factory=SamplerOptions)
 
     @property

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-Dim = int | str
+from msgspec import Meta
+
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
+"""A name of a graph, a tensor or an axis."""
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)]
+"""A name that may become part of a file's name: it cannot leave a folder."""
+
+Dim = Annotated[int, Meta(ge=1, le=1 << 24)] | Identifier
+DType = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 Role = Literal["tensor", "mask_logits", "mask_scores", "ranked_boxes", "ranked_scores"]
 
 
@@ -18,13 +27,13 @@ class TensorSpec:
     and their scores that come by falling score, where near-ties may change places.
     """
 
-    name: str
-    shape: tuple[Dim, ...]
+    name: Identifier
+    shape: Annotated[tuple[Dim, ...], Meta(max_length=8)]
     meaning: str
     low: float | None = None
     high: float | None = None
     role: Role = "tensor"
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -32,20 +41,15 @@ class TensorSpec:
         if any(isinstance(d, int) and d < 1 for d in self.shape):
             raise ValueError(f"tensor {self.name}: sizes must be positive, got {self.shape}")
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
-        """The inverse of ``dataclasses.asdict``."""
-        return cls(**{**data, "shape": tuple(data["shape"])})
-
 
 @dataclass(frozen=True)
 class GraphSpec:
     """One exportable graph: ordered inputs and outputs. The only place where their names are written."""
 
-    name: str
+    name: Identifier
     meaning: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
         names = [t.name for t in (*self.inputs, *self.outputs)]
@@ -72,15 +76,9 @@ class GraphSpec:
         """Plain data for ``bundle.json``."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> GraphSpec:
-        """The inverse of :meth:`to_json`."""
-        return cls(
-            name=data["name"],
-            meaning=data["meaning"],
-            inputs=tuple(TensorSpec.from_json(t) for t in data["inputs"]),
-            outputs=tuple(TensorSpec.from_json(t) for t in data["outputs"]),
-        )
+
+Mean = Annotated[float, Meta(ge=-1024, le=1024)]
+Std = Annotated[float, Meta(gt=0, le=1024)]
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,9 @@ class Frame:
     ``mean`` and ``std`` are RGB on the 0..255 scale; the padding colour is ``mean``.
     """
 
-    size: int
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    size: Annotated[int, Meta(ge=16, le=8192, multiple_of=16)]
+    mean: tuple[Mean, Mean, Mean] = (123.675, 116.28, 103.53)
+    std: tuple[Std, Std, Std] = (58.395, 57.12, 57.375)
 
     @property
     def grid(self) -> int:
@@ -103,11 +101,6 @@ class Frame:
     def low_res(self) -> int:
         """Side of the low-resolution masks (one pixel is 4 pixels of the frame)."""
         return self.size // 4
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Frame:
-        """The inverse of ``dataclasses.asdict``."""
-        return cls(data["size"], tuple(data["mean"]), tuple(data["std"]))
 
 
 @dataclass(frozen=True)

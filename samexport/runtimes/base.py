@@ -199,16 +199,6 @@ def _version(package: str) -> str:
         return ""
 
 
-def choose_runtime(file_format: str, runtime: str | None = None) -> RuntimeInfo:
-    """The named runtime, or the first that reads the format here; ConfigError if it does not read the format."""
-    readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
-    chosen = [i for i in readers if runtime == i.name or (runtime is None and i.platform in ("", sys.platform))]
-    if not chosen:
-        names = ", ".join(i.name for i in readers) or "none"
-        raise ConfigError(f"runtime {runtime!r} does not read {file_format} files; these do: {names}")
-    return chosen[0]
-
-
 def open_runtime(
     path: Path, graph: GraphSpec, file_format: str, *, runtime: str | None = None, threads: int | None = None
 ) -> Runtime:
@@ -218,7 +208,12 @@ def open_runtime(
         ConfigError: no such runtime, or it does not read this format.
         MissingDependency: its package is not installed.
     """
-    info = choose_runtime(file_format, runtime)
+    readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
+    chosen = [i for i in readers if runtime == i.name or (runtime is None and i.platform in ("", sys.platform))]
+    if not chosen:
+        names = ", ".join(i.name for i in readers) or "none"
+        raise ConfigError(f"runtime {runtime!r} does not read {file_format} files; these do: {names}")
+    info = chosen[0]
     module, _, attribute = info.opener.partition(":")
     try:
         opened: Runtime = getattr(importlib.import_module(module), attribute)(path, graph, threads=threads)

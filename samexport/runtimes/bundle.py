@@ -5,47 +5,84 @@ It appears complete or not at all: it is written in a private folder beside the 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from samexport.errors import BundleError, FileError
-from samexport.files import read_json, sha256
-from samexport.models.spec import Frame, GraphSpec
+import msgspec
+from msgspec import Meta
+
+from samexport.errors import BundleError, FileError, SamExportError
+from samexport.files import read_json, reason, sha256, to_json
+from samexport.models.spec import Frame, GraphSpec, Identifier, Name
 from samexport.runtimes.base import Runtime, open_runtime
 from samexport.runtimes.host.detector import SamplerOptions
+from samexport.runtimes.verdicts import Row
 
-SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
+# what file managers leave behind
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Meta(ge=0)]
+FilePath = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\\]+$", max_length=500)]
+"""Path inside the bundle, with forward slashes."""
+
+
+Nms = Literal["host", "in-graph"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The pictures that a quantized file was calibrated with: sha256 of each, in order."""
+
+    pictures: tuple[Sha256, ...]
+    method: str
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file that implements one graph; ``path`` is its name inside the bundle.
+    """One file that implements one graph.
 
-    ``options`` are what it was made with and does not show by itself, such as the target of a TFLite file.
+    Attributes:
+        graph: name of the graph.
+        path: of the file, inside the bundle.
+        file_format: onnx, tflite or coreml.
+        recipe: which numbers are stored and computed in which precision: fp32, fp16.
+        sha256: of the file; of a folder, of the list of its files.
+        size: bytes.
+        opset: of ONNX files.
+        nodes: number of operations.
+        options: what it was made with and does not show by itself, such as the target of a TFLite file.
+        parent: sha256 of the file that this one was quantized from.
+        calibration: of quantized files.
+        licence: of the weights inside.
+        made_with: versions of the packages that wrote it.
     """
 
-    graph: str
-    path: str
-    file_format: str
-    precision: str
-    sha256: str
-    size: int
-    opset: int | None = None
-    nodes: int | None = None
+    graph: Identifier
+    path: FilePath
+    file_format: Name
+    recipe: Name
+    sha256: Sha256
+    size: Count
+    opset: Count | None = None
+    nodes: Count | None = None
     options: dict[str, str] = field(default_factory=dict)
+    parent: Sha256 | None = None
+    calibration: Calibration | None = None
+    licence: str = ""
+    made_with: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
     """Where the weights came from: kind "checkpoint" (file names, sha256) or "random" (seed)."""
 
-    kind: str
+    kind: Literal["checkpoint", "random"]
     source: str
-    sha256: str | None
+    sha256: Sha256 | None
     seed: int | None
 
 
@@ -62,67 +99,67 @@ class SamplerInfo:
         weights: where the detector's weights came from.
     """
 
-    name: str
+    name: Name
     summary: str
     licence: str
-    image_size: int
+    image_size: Annotated[int, Meta(ge=32, le=8192, multiple_of=32)]
     rgb: bool
-    nms: str
+    nms: Nms
     options: SamplerOptions
     weights: WeightsInfo
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SamplerInfo:
-        """The inverse of ``dataclasses.asdict``."""
-        parts = {"options": SamplerOptions(**data["options"]), "weights": WeightsInfo(**data["weights"])}
-        return cls(**{**data, **parts})
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of ``bundle.json``.
+    """The content of ``bundle.json``; its JSON Schema is :func:`json_schema`.
 
-    ``files`` maps every other file to its sha256. ``parity`` holds the rows of the report at export, plain data.
-    ``sampler`` is None in a bundle without ``prompt_sampler``.
+    Readers ignore fields that they do not know, and check those that they know in type and range.
+
+    Attributes:
+        model: name in the catalogue.
+        family: which kind of model it is; says how graphs, pictures and prompts go together.
+        files: every other file and its sha256.
+        tools: versions of what made the bundle.
+        parity: rows of the report at export.
+        sampler: None in a bundle without ``prompt_sampler``.
+        The others: as in :class:`samexport.models.spec.ModelSpec`.
     """
 
-    model: str
+    model: Name
     summary: str
     licence: str
     frame: Frame
-    mask_outputs: tuple[int, ...]
+    mask_outputs: Annotated[tuple[Annotated[int, Meta(ge=0, le=255)], ...], Meta(min_length=1)]
     weights: WeightsInfo
-    graphs: tuple[GraphSpec, ...]
-    artifacts: tuple[Artifact, ...]
-    files: dict[str, str]
+    graphs: Annotated[tuple[GraphSpec, ...], Meta(min_length=1)]
+    artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
+    files: dict[FilePath, Sha256]
     tools: dict[str, str]
-    parity: tuple[dict[str, Any], ...]
+    parity: tuple[Row, ...]
     sampler: SamplerInfo | None = None
+    family: Name = "sam"
+    schema_version: Literal[2] = 2
+
+    def __post_init__(self) -> None:
+        names = [graph.name for graph in self.graphs]
+        paths = [artifact.path for artifact in self.artifacts]
+        for what, given in (("graphs", names), ("artifacts", paths)):
+            if len(set(given)) != len(given):
+                raise ValueError(f"{what} repeat: {given}")
+        if unknown := {artifact.graph for artifact in self.artifacts} - set(names):
+            raise ValueError(f"artifacts of unknown graphs: {sorted(unknown)}")
+        masks = [t.shape[-1] for g in self.graphs for t in g.outputs if t.role == "mask_scores"]
+        if any(isinstance(count, int) and max(self.mask_outputs) >= count for count in masks):
+            raise ValueError(f"mask_outputs {list(self.mask_outputs)} of {masks[0]} masks")
 
     def to_json(self) -> str:
         """Text of ``bundle.json``: sorted keys, no dates, so that equal content is equal bytes."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+        return to_json(msgspec.to_builtins(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """The inverse of :meth:`to_json`; KeyError, TypeError or ValueError where the text is not a manifest."""
-        data = json.loads(text)
-        if data["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {data['schema_version']}, this samexport reads {SCHEMA_VERSION}")
-        return cls(
-            model=data["model"],
-            summary=data["summary"],
-            licence=data["licence"],
-            frame=Frame.from_json(data["frame"]),
-            mask_outputs=tuple(data["mask_outputs"]),
-            weights=WeightsInfo(**data["weights"]),
-            graphs=tuple(GraphSpec.from_json(g) for g in data["graphs"]),
-            artifacts=tuple(Artifact(**a) for a in data["artifacts"]),
-            files=dict(data["files"]),
-            tools=dict(data["tools"]),
-            parity=tuple(data["parity"]),
-            sampler=SamplerInfo.from_json(data["sampler"]) if data.get("sampler") else None,
-        )
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of ``bundle.json``, for readers in other languages."""
+    return msgspec.json.schema(Manifest)
 
 
 @dataclass(frozen=True)
@@ -145,11 +182,22 @@ class Bundle:
         return tuple(dict.fromkeys(a.graph for a in self.manifest.artifacts))
 
     def artifact(self, graph: str) -> Artifact:
-        """The first file of a graph; BundleError if there is none."""
+        """The file of a graph, the first one if it has several; BundleError if there is none."""
         found = [a for a in self.manifest.artifacts if a.graph == graph]
         if not found:
             raise BundleError(f"{self.folder.name} has no {graph}; it has {', '.join(self.graph_names)}")
         return found[0]
+
+    def variants(self) -> Iterator[Bundle]:
+        """The bundle with one file a graph: first the default ones, then each other file beside the default ones."""
+        default = {name: self.artifact(name) for name in self.graph_names}
+        yield self._only(default)
+        for artifact in self.manifest.artifacts:
+            if artifact != default[artifact.graph]:
+                yield self._only({**default, artifact.graph: artifact})
+
+    def _only(self, chosen: dict[str, Artifact]) -> Bundle:
+        return Bundle(self.folder, replace(self.manifest, artifacts=tuple(chosen.values())))
 
     def open(self, graph: str, *, runtime: str | None = None, threads: int | None = None) -> Runtime:
         """Open the file of ``graph``; see :func:`samexport.runtimes.base.open_runtime` for errors."""
@@ -157,15 +205,25 @@ class Bundle:
         path = self.folder / artifact.path
         return open_runtime(path, self.graph(graph), artifact.file_format, runtime=runtime, threads=threads)
 
-    def damaged_files(self) -> list[str]:
-        """One line for each file that is missing or is not the file that was exported."""
-        problems = []
-        for name, expected in sorted(self.manifest.files.items()):
+    def damaged_files(self) -> dict[str, str]:
+        """What is wrong with a file, by its name: it is missing, changed, or not listed in the manifest."""
+        listed = self.manifest.files
+        problems = {a.path: "is not listed" for a in self.manifest.artifacts if a.path not in listed}
+        problems |= {
+            a.path: "is listed with another sha256"
+            for a in self.manifest.artifacts
+            if a.path in listed and listed[a.path] != a.sha256
+        }
+        problems |= dict.fromkeys(sorted(unlisted(self.folder, listed)), "is not listed")
+        for name, expected in sorted(listed.items()):
             path = self.folder / name
-            if not path.exists():
-                problems.append(f"{name} is missing")
-            elif sha256(path) != expected:
-                problems.append(f"{name} has another sha256 than when it was exported")
+            try:
+                if not path.exists():
+                    problems[name] = "is missing"
+                elif sha256(path) != expected:
+                    problems[name] = "has another sha256 than when it was exported"
+            except (OSError, FileError) as error:
+                problems[name] = f"cannot be read: {reason(error)}"
         return problems
 
 
@@ -176,31 +234,53 @@ def open_bundle(folder: Path) -> Bundle:
         BundleError: no bundle there, a damaged manifest, or file names that point outside the folder.
     """
     path = folder / MANIFEST
+    if not path.exists():
+        raise BundleError(f"{folder} is not a bundle (no {MANIFEST}); `samexport onnx` makes one")
     try:
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(f"{folder} is not a bundle (no {MANIFEST}); `samexport onnx` makes one") from error
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise BundleError(f"{path} cannot be read as a manifest ({reason}); export the bundle again") from error
-    root = folder.resolve()
+        content = read_json(path)
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != Manifest.schema_version:
+            raise ValueError(f"schema version {version!r}, this samexport reads {Manifest.schema_version}")
+        manifest = msgspec.convert(content, Manifest)
+    except (SamExportError, ValueError, TypeError) as error:
+        raise BundleError(f"{path} cannot be read as a manifest ({reason(error)}); export the bundle again") from error
     for name in (*manifest.files, *(a.path for a in manifest.artifacts)):
-        if not (folder / name).resolve().is_relative_to(root):
+        if not _inside(folder, name):
             raise BundleError(f"{path} names {name!r}, which is outside the bundle; do not use it")
     return Bundle(folder, manifest)
 
 
-def not_ours(folder: Path) -> str:
+def _inside(folder: Path, name: str) -> bool:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def unlisted(folder: Path, listed: Container[str], manifest: str = MANIFEST) -> set[str]:
+    """Files in ``folder`` that are neither ``listed``, nor in a listed folder, nor the manifest."""
+    found = set()
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder)
+        known = name.as_posix() == manifest or any(p.as_posix() in listed for p in (name, *name.parents) if p.parts)
+        if not known and name.name not in _LITTER and (file.is_symlink() or not file.is_dir()):
+            found.add(name.as_posix())
+    return found
+
+
+def not_ours(folder: Path, manifest: str = MANIFEST) -> str:
     """Empty if every file of ``folder`` is one that its manifest lists, so that --force may replace it."""
     try:
-        listed = read_json(folder / MANIFEST)["files"]
-        known = [folder / name for name in listed] + [folder / MANIFEST]
-    except (FileError, KeyError, TypeError):
-        return "it is not a bundle"
-    for file in folder.rglob("*"):
-        if not file.is_dir() and not any(file == k or k in file.parents for k in known):
-            return f"it holds {file.relative_to(folder)}, which the bundle does not list"
-    return ""
+        listed = dict(read_json(folder / manifest)["files"])
+        if foreign := unlisted(folder, listed, manifest):
+            return f"it holds {min(foreign)}, which {manifest} does not list"
+        # a listed folder may have got files of someone else
+        changed = [n for n, known in listed.items() if (folder / n).is_dir() and sha256(folder / n) != known]
+    except (FileError, OSError, KeyError, TypeError, ValueError):
+        return f"samexport did not write it (no {manifest} that lists its files)"
+    return f"{changed[0]} in it is not as it was exported" if changed else ""
 
 
 def relative_files(folder: Path, artifacts: Mapping[str, object]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from samexport.errors import ConfigError, MissingDependency
 from samexport.installation import install_hint
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats.tflite import read_model, shape_of
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 FOLDER = "/data/local/tmp/samexport"
 ACCELERATORS = ("cpu", "gpu", "npu")
@@ -171,7 +171,7 @@ def run_on_phone(bundle: Bundle, run: PhoneRun) -> list[BenchRow]:
         for signature, prompts in signatures(path):
             for accelerator in run.accelerators:
                 job = Job(
-                    str(bundle.folder), artifact.graph, artifact.path, "export", artifact.precision,
+                    str(bundle.folder), artifact.graph, artifact.path, "export", artifact.recipe,
                     f"litert-{accelerator}", run.threads, prompts,
                 )  # fmt: skip
                 row = BenchRow(

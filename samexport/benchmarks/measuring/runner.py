@@ -33,7 +33,7 @@ from samexport.benchmarks.results.rows import (
     profile_from_json,
 )  # fmt: skip
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 Ask = Callable[[str, Sequence[Job], Effort], dict[str, Any]]
 

@@ -20,9 +20,10 @@ from samexport.errors import SamExportError
 from samexport.models.spec import Frame, GraphSpec
 from samexport.runtimes.base import RUNTIMES, Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle
-from samexport.runtimes.parity.compare import ParityReport, Row, Verdict, check_names, compare_output
+from samexport.runtimes.parity.compare import check_names, compare_output
 from samexport.runtimes.parity.golden import Case, Golden, load_golden
 from samexport.runtimes.parity.verify import run_chain
+from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 POINTS = 2
 """Slots of a timed prompt: a box, or a click and its padding point."""
@@ -124,10 +125,11 @@ class GraphSubject(Subject):
                     if name not in chained:
                         chained[name] = stack.enter_context(self._opened(_sibling(self.job, self.bundle, name)))
                 actual = run_chain(chained, chain, case.inputs)
-                rows += check_names(case.name, case.expected, actual)
+                check = Check("case", tuple(chain), case.name)
+                rows += check_names(check, case.expected, actual)
                 for spec in self.graph.outputs:
                     found = case.sample(spec.name, actual[spec.name])
-                    rows.append(compare_output(case.name, spec, case.expected[spec.name], found, limits))
+                    rows.append(compare_output(check, spec, case.expected[spec.name], found, limits))
         return summarise(rows)
 
     def close(self) -> None:
@@ -200,7 +202,7 @@ def _sibling(job: Job, bundle: Bundle, graph: str) -> Job:
     files = [
         a.path
         for a in bundle.manifest.artifacts
-        if (a.graph, a.precision) == (graph, job.precision) and a.file_format == file_format
+        if (a.graph, a.recipe) == (graph, job.precision) and a.file_format == file_format
     ]
     return replace(job, graph=graph, file=files[0] if files else "", prompts=0, batch=0)
 

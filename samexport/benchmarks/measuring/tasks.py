@@ -24,6 +24,7 @@ from samexport.runtimes.parity.compare import compare_masks
 from samexport.runtimes.parity.golden import picture_prompts
 from samexport.runtimes.tasks.everything import DetectorBoxes, GivenBoxes, GridPoints, Sampling, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
+from samexport.runtimes.verdicts import Check
 
 BOXES = 300
 _SIDE, _FINE_SIDE = 32, 64
@@ -208,7 +209,7 @@ class TaskSubject(Subject):
         self.segmenter.set_image(self.golden.picture)
         results = self.segmenter.predict(picture_prompts(self.golden.picture))
         masks = np.concatenate([r.masks for r in results])
-        return summarise([compare_masks("picture", "masks", self.golden.masks, masks, limits)])
+        return summarise([compare_masks(Check("end_to_end"), "masks", self.golden.masks, masks, limits)])
 
     def placement(self) -> str:
         """The runtime's name; a task has several files."""

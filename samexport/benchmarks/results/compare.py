@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from samexport.benchmarks.results.rows import BenchRow, Pair, Results, Status
 from samexport.errors import ConfigError
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 TOLERANCE = 0.1
 _RANK = {Verdict.PASS: 0, Verdict.SKIPPED: 1, Verdict.FAIL: 2}

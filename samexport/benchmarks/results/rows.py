@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samexport.errors import ConfigError
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 SCHEMA_VERSION = 1
 PHOTOGRAPH = (4032, 3024)

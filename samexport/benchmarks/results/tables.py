@@ -10,7 +10,7 @@ from samexport.benchmarks.measuring.environment import LOADED
 from samexport.benchmarks.measuring.roofline import COPY
 from samexport.benchmarks.plan import is_graph
 from samexport.benchmarks.results.rows import CSV_COLUMNS, BenchRow, Job, Pair, Parity, Results, Status, flat
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 Cells = tuple[str, ...]
 

@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from samexport.models.spec import GraphSpec, axis_sizes
 from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours
 from samexport.runtimes.parity.golden import Golden, load_golden, picture_prompts
+from samexport.runtimes.verdicts import ParityReport, Row
 
 DEMO = "android_demo_assets"
 MODELS = Path("app/src/main/assets/models")
@@ -65,7 +67,7 @@ def fill_demo(bundle: Bundle, out: Path, *, force: bool = False) -> Filled:
     golden = load_golden(bundle.folder, bundle.manifest.frame)
     model = MODELS / _model_name(bundle.manifest)
     if (out / _MARK).is_file():
-        with new_folder(out / model, force=force, refusal=not_ours) as folder:
+        with new_folder(out / model, force=force, refusal=partial(not_ours, manifest=MANIFEST)) as folder:
             entries = _write_model(bundle, golden, folder)
         return Filled(out / model, entries, new_demo=False)
     if out.exists() or out.is_symlink():
@@ -93,15 +95,16 @@ def _check_bundle(bundle: Bundle) -> None:
         raise BundleError(f"{bundle.folder} is {found}; the Android demo takes TFLite, `samexport tflite` makes it")
     damaged = bundle.damaged_files()
     if damaged:
-        raise BundleError(f"{bundle.folder}: {damaged[0]}; export the bundle again")
+        name, problem = next(iter(damaged.items()))
+        raise BundleError(f"{bundle.folder}: {name} {problem}; export the bundle again")
     # what the linter cannot promise is no failed check
-    checks = [row for row in bundle.manifest.parity if not row["case"].endswith(" lint")]
-    if {row["verdict"] for row in checks} != {"PASS"}:
+    checks = [row for row in bundle.manifest.parity if row.check.kind != "lint"]
+    if not ParityReport(tuple(checks)).proves:
         raise BundleError(f"{bundle.folder} did not pass all of its checks; export it again")
 
 
 def _model_name(manifest: Manifest) -> str:
-    precisions = {a.precision for a in manifest.artifacts} - {"fp32"}
+    precisions = {a.recipe for a in manifest.artifacts} - {"fp32"}
     random = ["random"] if manifest.weights.kind == "random" else []
     return "-".join([manifest.model.replace(".", "-"), *sorted(precisions), *random])
 
@@ -185,7 +188,7 @@ def app_manifest(
                 "name": name,
                 "file": artifacts[name].path,
                 "sha256": files[artifacts[name].path],
-                "precision": artifacts[name].precision,
+                "precision": artifacts[name].recipe,
                 "inputs": _shapes(specs[name], "inputs"),
                 "outputs": _shapes(specs[name], "outputs"),
                 "entry_points": [{"name": b.name, "prompts": b.prompts, "points": b.points} for b in buckets],
@@ -215,13 +218,13 @@ def _shapes(graph: GraphSpec, side: str) -> list[dict[str, Any]]:
     return [{"name": t.name, "shape": [d if isinstance(d, int) else 0 for d in t.shape]} for t in getattr(graph, side)]
 
 
-def _worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _worst(rows: Sequence[Row]) -> dict[str, Any]:
     """The bundle's parity with PyTorch on the machine that exported it; a number is absent where no row has it."""
-    errors = [r["max_error"] / r["value_range"] for r in rows if r["max_error"] is not None and r["value_range"]]
+    errors = [r.max_error / r.value_range for r in rows if r.max_error is not None and r.value_range]
     worst = {
         "max_error_of_range": max(errors, default=None),
-        "min_snr_db": min((r["snr_db"] for r in rows if r["snr_db"] is not None), default=None),
-        "min_mask_iou": min((r["mask_iou"] for r in rows if r["mask_iou"] is not None), default=None),
+        "min_snr_db": min((r.snr_db for r in rows if r.snr_db is not None), default=None),
+        "min_mask_iou": min((r.mask_iou for r in rows if r.mask_iou is not None), default=None),
     }
     finite = {name: v for name, v in worst.items() if v is not None and math.isfinite(v)}
     return {"checks": len(rows), **{name: float(f"{v:.4g}") for name, v in finite.items()}}

@@ -60,10 +60,10 @@ def write_card(manifest: Manifest) -> str:
         "",
         "## Files",
         "",
-        "| file | graph | precision | size | sha256 |",
+        "| file | graph | recipe | size | sha256 |",
         "|---|---|---|---|---|",
         *(
-            f"| `{a.path}` | {a.graph} | {a.precision} | {a.size / 1e6:.1f} MB | `{a.sha256[:16]}...` |"
+            f"| `{a.path}` | {a.graph} | {a.recipe} | {a.size / 1e6:.1f} MB | `{a.sha256[:16]}...` |"
             for a in manifest.artifacts
         ),
         "",
@@ -114,8 +114,8 @@ def _sampler_section(sampler: SamplerInfo) -> list[str]:
 def _options(manifest: Manifest) -> list[str]:
     """What the files were made with, and what the linter found: operations that leave a delegate by name."""
     options = sorted({f"{key} {value}" for a in manifest.artifacts for key, value in a.options.items()})
-    found = [row for row in manifest.parity if row["case"].endswith(" lint")]
-    lines = [f"- {r['case']}: {r['output']}{' (' + r['reason'] + ')' if r['reason'] else ''}" for r in found]
+    found = [row for row in manifest.parity if row.check.kind == "lint"]
+    lines = [f"- {r.check}: {r.output}{f' ({r.reason})' if r.reason else ''}" for r in found]
     if not options:
         return []
     return [f"Made with {', '.join(options)}. Operations that would leave a delegate:", "", *lines, ""]

@@ -33,10 +33,8 @@ import numpy as np
 from samexport.errors import MissingDependency, ParityFailed
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import Bucket
-from samexport.runtimes.adapters.litert import EntryPoints, LiteRtRuntime
+from samexport.runtimes.adapters.litert import EntryPoints
 from samexport.runtimes.base import Tensors
-from samexport.runtimes.formats.tflite_lint import lint
-from samexport.runtimes.parity.compare import Row, Tier, Verdict, compare_output
 
 REMEDY = "apt-get install libvulkan1 chromium"
 SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
@@ -46,9 +44,6 @@ _ACCELERATOR = "libLiteRtWebGpuAccelerator.so"
 # a 1024-pixel encoder takes about a minute on SwiftShader with two cores
 _TIMEOUT_SECONDS = 1800
 _LOOK_SECONDS, _LOOKS = 0.1, 3
-
-# GPUs approximate exp, sin and cos; the errors are fractions of the reference's range.
-GPU_TIER = Tier("gpu", max_error=1e-3, snr_db=60, mask_iou=0.999, iou_quantile=0, band=1e-3)
 
 
 def find_driver() -> Path | None:
@@ -147,31 +142,6 @@ class LiteRtGpuRuntime(EntryPoints):
         self._process.kill()
         self._process.wait()
         self._log.close()
-
-
-def compare_with_cpu(path: Path, graph: GraphSpec, cases: Mapping[str, Tensors]) -> tuple[Row, ...]:
-    """Run a file strictly on the GPU and on the CPU, and compare each output with :data:`GPU_TIER`.
-
-    The first row says that all operations compiled for the GPU, and which adapter computes.
-
-    Args:
-        path: a TFLite file.
-        graph: its contract.
-        cases: inputs by the name of the case.
-
-    Raises:
-        MissingDependency: no GPU runtime can be opened here.
-        ParityFailed: an operation would leave the GPU, or it cannot run.
-    """
-    with LiteRtRuntime(path, graph) as cpu, LiteRtGpuRuntime(path, graph) as gpu:
-        total = f"all {lint(path).total} operations compile"
-        rows = [Row(f"{graph.name} on GPU", total, Verdict.PASS, gpu.placement())]
-        for name, inputs in cases.items():
-            expected, actual = cpu.run(inputs), gpu.run(inputs)
-            for spec in graph.outputs:
-                label = f"{graph.name} {name} on GPU"
-                rows.append(compare_output(label, spec, expected[spec.name], actual[spec.name], GPU_TIER))
-    return tuple(rows)
 
 
 class _Worker:

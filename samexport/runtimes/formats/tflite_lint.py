@@ -15,10 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from samexport.errors import BundleError, MissingDependency
-from samexport.installation import install_hint
 from samexport.runtimes.formats.tflite import constant_bytes, operator_names, read_model, shape_of
-from samexport.runtimes.parity.compare import Row, Verdict
 
 Shape = tuple[int, ...]
 Delegate = Literal["gpu", "xnnpack"]
@@ -31,7 +28,7 @@ _GPU_OPERATIONS = ELEMENTWISE | {
     "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "RSQRT", "SIN", "SLICE", "SOFTMAX", "SQRT", "SQUARE",
     "STRIDED_SLICE", "SUM", "TANH", "TRANSPOSE",
 }  # fmt: skip
-_TITLES: dict[Delegate, str] = {"gpu": "GPU", "xnnpack": "XNNPACK"}
+TITLES: dict[Delegate, str] = {"gpu": "GPU", "xnnpack": "XNNPACK"}
 _FLOAT32, _INT32 = 0, 2
 _GPU_RANK = 4
 _XNNPACK_JOINS = 5
@@ -102,27 +99,6 @@ def lint(path: Path) -> Lint:
             for delegate, wrong, reason in look.reasons():
                 findings.append(Finding(delegate, name, place, kind, tensor, reason, wrong))
     return Lint(operations, max(ranks), tuple(findings))
-
-
-def lint_rows(graph: str, path: Path, target: str) -> tuple[Row, ...]:
-    """The linter's result as rows of a report: one a delegate, each operation that would leave it named.
-
-    Operations that leave the GPU fail a file made for it (``target`` "gpu"). Otherwise they are a row that is
-    SKIPPED, since a file for the CPU promises nothing there, and XNNPACK only gets slower.
-    """
-    try:
-        found = lint(path)
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"the linter needs {error.name}: {install_hint('tflite')}") from error
-    except BundleError as error:
-        return (Row(f"{graph} lint", "operations", Verdict.FAIL, str(error)),)
-    rows = []
-    for delegate, title in _TITLES.items():
-        leaving = found.leaving(delegate)
-        verdict = Verdict.PASS if not leaving else Verdict.FAIL if target == delegate else Verdict.SKIPPED
-        text = f"{leaving} of {found.total} leave {title}, rank {found.max_rank}"
-        rows.append(Row(f"{graph} lint", text, verdict, "; ".join(map(str, found.of(delegate)))))
-    return tuple(rows)
 
 
 def operator_kind(model: Any, operator: Any) -> str:

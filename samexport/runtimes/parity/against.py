@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from samexport.errors import ConfigError
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.parity.compare import Row, compare_masks, tier
+from samexport.runtimes.parity.compare import compare_masks, tier
 from samexport.runtimes.parity.golden import Case, load_golden
-from samexport.runtimes.parity.verify import cases_by_chain, compare_chains, picture_masks, run_chain
+from samexport.runtimes.parity.verify import cases_by_chain, compare_chains, picture_masks, recipes, run_chain
+from samexport.runtimes.verdicts import Check, Row
 
 Progress = Callable[[str], None]
 
@@ -62,9 +63,11 @@ def verify_against(
             progress(f"running {case.graphs[-1]} of {other.folder.name}")
             outputs = run_chain(runtimes, case.graphs, case.inputs)
             expected[case.graphs].append(replace(case, expected=outputs, strides={}))
-    rows = [*compare_chains(bundle, expected, runtime=runtime, threads=threads, progress=progress)]
+    name = other.folder.resolve().name
+    rows = [*compare_chains(bundle, expected, runtime=runtime, threads=threads, against=name, progress=progress)]
     progress("checking from picture to masks")
     wanted = picture_masks(other, golden, None, threads)[0]
     found = picture_masks(bundle, golden, runtime, threads)[0]
-    rows.append(compare_masks("end to end", "masks", wanted, found, tier(bundle.artifact("encoder").precision)))
-    return tuple(replace(row, case=f"{row.case} (against {other.folder.name})") for row in rows)
+    check = Check("end_to_end", bundle.graph_names, against=name)
+    limits = tier(*recipes(bundle, bundle.graph_names), *recipes(other, other.graph_names))
+    return (*rows, compare_masks(check, "masks", wanted, found, limits))

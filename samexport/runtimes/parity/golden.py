@@ -8,21 +8,22 @@ all positions within the decoder's 4x4 upsampling appear.
 from __future__ import annotations
 
 import hashlib
-import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from samexport.errors import BundleError, SamExportError
+from samexport.files import read_json, reason, to_json
 from samexport.models.contracts import SAMPLER
-from samexport.models.spec import Frame
+from samexport.models.spec import Frame, Identifier
 from samexport.runtimes.adapters.entry_points import LABELS, Bucket, choose
+from samexport.runtimes.arrays import read_npz
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.host.detector import letterbox
 from samexport.runtimes.host.image import read_image, resize_longest, to_frame, upscale_mask
@@ -202,6 +203,27 @@ def check_resize(golden: Golden, frame: Frame) -> str:
     return "Pillow resizes the golden picture to other pixels than at export; results will differ"
 
 
+@dataclass(frozen=True)
+class _StoredCase:
+    """A case in ``cases.json``: tensors by their key in ``tensors.npz``, pictures by how they are made.
+
+    ``letterbox`` is the side of the detector's square, into which the golden picture is put.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    graphs: Annotated[tuple[Identifier, ...], msgspec.Meta(min_length=1, max_length=16)]
+    inputs: dict[Identifier, str]
+    expected: Annotated[dict[Identifier, str], msgspec.Meta(min_length=1)]
+    strides: dict[Identifier, Annotated[int, msgspec.Meta(ge=1, le=64)]]
+    letterbox: Annotated[int, msgspec.Meta(ge=32, le=4096, multiple_of=32)] | None = None
+
+
+@dataclass(frozen=True)
+class _StoredGolden:
+    resized_sha256: str
+    cases: Annotated[tuple[_StoredCase, ...], msgspec.Meta(max_length=1000)]
+
+
 def save_golden(golden: Golden, folder: Path) -> None:
     """Write ``golden/``: a PNG, an NPZ and a JSON that says which tensor is which."""
     out = folder / FOLDER
@@ -214,18 +236,18 @@ def save_golden(golden: Golden, folder: Path) -> None:
         strides = {n: _STRIDE for n, v in large.items() if min(v.shape[-2:]) > _STRIDE}
         sampled = Case(case.name, case.graphs, case.inputs, case.expected, strides)
         cases.append(
-            {
-                "name": case.name,
-                "graphs": list(case.graphs),
-                "inputs": {n: _store(tensors, v) for n, v in case.inputs.items() if n != "image"},
-                "expected": {n: _store(tensors, sampled.sample(n, v)) for n, v in case.expected.items()},
-                "strides": strides,
-                **({"letterbox": case.inputs["image"].shape[-1]} if case.graphs == (SAMPLER,) else {}),
-            }
+            _StoredCase(
+                case.name,
+                case.graphs,
+                {n: _store(tensors, v) for n, v in case.inputs.items() if n != "image"},
+                {n: _store(tensors, sampled.sample(n, v)) for n, v in case.expected.items()},
+                strides,
+                case.inputs["image"].shape[-1] if case.graphs == (SAMPLER,) else None,
+            )
         )
     np.savez_compressed(out / _TENSORS, allow_pickle=False, masks=np.packbits(golden.masks), **tensors)
-    content = {"resized_sha256": golden.resized_sha256, "cases": cases}
-    (out / _CASES).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    content = msgspec.to_builtins(_StoredGolden(golden.resized_sha256, tuple(cases)))
+    (out / _CASES).write_text(to_json(content), encoding="utf-8")
 
 
 def _store(tensors: dict[str, NDArray[Any]], value: NDArray[Any]) -> str:
@@ -244,23 +266,33 @@ def load_golden(folder: Path, frame: Frame) -> Golden:
     """The inverse of :func:`save_golden`; BundleError if the files are absent or damaged."""
     source = folder / FOLDER
     try:
-        content = json.loads((source / _CASES).read_text(encoding="utf-8"))
+        stored = msgspec.convert(read_json(source / _CASES), _StoredGolden)
         picture = read_image(source / _PICTURE)
-        with np.load(source / _TENSORS, allow_pickle=False) as stored:
-            tensors = {key: stored[key].astype(np.float32) for key in stored.files if key != "masks"}
-            bits = np.unpackbits(stored["masks"])
-        shape = (len(picture_prompts(picture)), *picture.shape[:2])
-        masks = bits[: int(np.prod(shape))].reshape(shape).astype(bool)
-        cases = []
-        for case in content["cases"]:
-            inputs = {n: tensors[k] for n, k in case["inputs"].items()}
-            if case["graphs"] == ["encoder"]:
-                inputs["image"] = to_frame(picture, frame)
-            elif "letterbox" in case:
-                inputs["image"] = letterbox(picture, case["letterbox"])[0]
-            expected = {n: tensors[k] for n, k in case["expected"].items()}
-            cases.append(Case(case["name"], tuple(case["graphs"]), inputs, expected, case["strides"]))
-        return Golden(picture, content["resized_sha256"], masks, tuple(cases))
-    except (SamExportError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise BundleError(f"{source} cannot be read ({reason}); export the bundle again") from error
+        if max(picture.shape[:2]) > 2 * frame.size:
+            raise ValueError(f"{_PICTURE} is larger than twice the frame")
+        tensors = read_npz(source / _TENSORS)
+        masks = _unpack_masks(tensors.pop("masks"), (len(picture_prompts(picture)), *picture.shape[:2]))
+        floats = {key: value.astype(np.float32) for key, value in tensors.items()}
+        cases = tuple(_load_case(case, floats, picture, frame) for case in stored.cases)
+    except (SamExportError, KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+        raise BundleError(f"{source} cannot be read ({reason(error)}); export the bundle again") from error
+    return Golden(picture, stored.resized_sha256, masks, cases)
+
+
+def _unpack_masks(packed: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    if packed.dtype != np.uint8 or packed.shape != ((int(np.prod(shape)) + 7) // 8,):
+        raise ValueError(f"masks are not those of a picture of {shape[1]}x{shape[2]}")
+    return np.unpackbits(packed)[: int(np.prod(shape))].reshape(shape).astype(bool)
+
+
+def _load_case(stored: _StoredCase, tensors: Tensors, picture: NDArray[np.uint8], frame: Frame) -> Case:
+    inputs = {name: tensors[key] for name, key in stored.inputs.items()}
+    if stored.graphs == ("encoder",):
+        inputs["image"] = to_frame(picture, frame)
+    elif stored.letterbox is not None:
+        inputs["image"] = letterbox(picture, stored.letterbox)[0]
+    expected = {name: tensors[key] for name, key in stored.expected.items()}
+    for name, stride in stored.strides.items():
+        if stride > 1 and (name not in expected or expected[name].ndim < 2):
+            raise ValueError(f"case {stored.name}: {name} has no last two axes to sample")
+    return Case(stored.name, stored.graphs, inputs, expected, stored.strides)

@@ -10,33 +10,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import BundleError, MissingDependency, SamExportError
+from samexport.errors import BundleError, ConfigError, MissingDependency, SamExportError
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.base import Runtime, Tensors, checkers, describe
-from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.formats.tflite_lint import lint_rows
-from samexport.runtimes.parity.compare import (
-    ParityReport,
-    Row,
-    Verdict,
-    check_names,
-    compare_boxes,
-    compare_masks,
-    compare_output,
-    tier,
-)
+from samexport.runtimes.base import RUNTIMES, Runtime, Tensors, checkers
+from samexport.runtimes.bundle import Artifact, Bundle
+from samexport.runtimes.parity.compare import check_names, compare_boxes, compare_masks, compare_output, tier
 from samexport.runtimes.parity.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
+from samexport.runtimes.parity.lint import lint_rows
 from samexport.runtimes.tasks.segment import Segmenter
+from samexport.runtimes.verdicts import NUMERIC, Check, ParityReport, Row, Verdict
 
 Progress = Callable[[str], None]
 
 
 def run_chain(runtimes: Mapping[str, Runtime], chain: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-    """Run graphs one after the other, each fed by name; returns the outputs of the last one."""
+    """Run graphs one after the other, each fed by name; returns the outputs of the last one.
+
+    BundleError if an input is neither given nor an output of an earlier graph.
+    """
     known: Tensors = dict(inputs)
     outputs: Tensors = {}
     for name in chain:
         runtime = runtimes[name]
+        if missing := set(runtime.graph.input_names) - set(known):
+            raise BundleError(f"nothing gives {name} its inputs {', '.join(sorted(missing))}")
         outputs = runtime.run({tensor: known[tensor] for tensor in runtime.graph.input_names})
         known |= outputs
     return outputs
@@ -49,46 +46,49 @@ def verify_bundle(
     threads: int | None = None,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
-    """Check files against their sha256, this machine's resizing, and every golden case.
+    """Check files against their sha256, this machine's resizing, and every golden case on every file.
 
     Needs no torch. A file that cannot be opened or run is a failed row, not an exception.
+
+    Raises:
+        ConfigError: ``runtime`` is unknown or reads no file of this bundle.
     """
-    frame = bundle.manifest.frame
-    rows = [Row("files", line.split()[0], Verdict.FAIL, line) for line in bundle.damaged_files()]
+    check_runtime(bundle, runtime)
+    frame, files = bundle.manifest.frame, Check("files")
+    rows = [Row(files, name, Verdict.FAIL, f"{name} {problem}") for name, problem in bundle.damaged_files().items()]
     if not rows:
-        rows.append(Row("files", f"{len(bundle.manifest.files)} files", Verdict.PASS))
+        rows.append(Row(files, f"{len(bundle.manifest.files)} files", Verdict.PASS))
     try:
         golden = load_golden(bundle.folder, frame)
     except BundleError as error:
-        return ParityReport((*rows, Row("golden", "golden", Verdict.FAIL, str(error))))
+        return ParityReport((*rows, Row(Check("golden"), "golden", Verdict.FAIL, str(error))))
     problem = check_resize(golden, frame)
-    rows.append(Row("resize", "picture", Verdict.FAIL if problem else Verdict.PASS, problem))
+    rows.append(Row(Check("resize"), "picture", Verdict.FAIL if problem else Verdict.PASS, problem))
     rows += compare_cases(bundle, golden, runtime=runtime, threads=threads, progress=progress)
     return ParityReport(tuple(rows))
 
 
+def check_runtime(bundle: Bundle, runtime: str | None) -> None:
+    """ConfigError unless ``runtime`` is None or the name of one that reads files of this bundle."""
+    if runtime is None:
+        return
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"there is no runtime {runtime!r}; known: {', '.join(RUNTIMES)}")
+    formats = {artifact.file_format for artifact in bundle.manifest.artifacts}
+    if RUNTIMES[runtime].file_format not in formats:
+        reads, has = RUNTIMES[runtime].file_format, ", ".join(sorted(formats))
+        raise ConfigError(f"{runtime} reads {reads} files, {bundle.folder.name} has {has}")
+
+
 def picture_masks(
     bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None
-) -> tuple[NDArray[np.bool_], str]:
-    """The masks of the golden picture, with the code that ``samexport segment`` runs, and where it ran."""
+) -> tuple[NDArray[np.bool_], str, str]:
+    """The masks of the golden picture, with the code that ``samexport segment`` runs; runtime and its placement."""
     with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
         segmenter.set_image(golden.picture)
         results = segmenter.predict(picture_prompts(golden.picture), multimask=False)
-        where = segmenter.runtime
-    return np.concatenate([r.masks for r in results]), where
-
-
-def _end_to_end(bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None) -> Row:
-    """From picture to masks with the code that ``samexport segment`` runs."""
-    names = "end to end", "masks"
-    try:
-        masks, where = picture_masks(bundle, golden, runtime, threads)
-    except MissingDependency:
-        raise
-    except SamExportError as error:
-        return Row(*names, Verdict.FAIL, str(error))
-    row = compare_masks(*names, golden.masks, masks, tier(bundle.artifact("encoder").precision))
-    return replace(row, runtime=where)
+        name, _, where = segmenter.runtime.partition(": ")
+    return np.concatenate([r.masks for r in results]), name, where
 
 
 def compare_cases(
@@ -99,26 +99,59 @@ def compare_cases(
     threads: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Iterator[Row]:
-    """Rows of every case of ``golden`` whose graphs the bundle has, and a failed row for a graph without any.
+    """Rows of every case of ``golden`` whose graphs the bundle has, and a failed row for a file that none covers.
 
-    Without ``runtime`` on each of :func:`samexport.runtimes.base.checkers`: on macOS CoreML bundles run twice.
+    Every file is checked: where a graph has several, each beside the default ones of the other graphs. Without
+    ``runtime`` on each of :func:`samexport.runtimes.base.checkers`: on macOS CoreML bundles run twice.
     """
-    chains = cases_by_chain(bundle, golden)
     yield from _static_rows(bundle)
-    formats = dict.fromkeys(artifact.file_format for artifact in bundle.manifest.artifacts)
-    names = (runtime,) if runtime else tuple(name for file_format in formats for name in checkers(file_format))
-    for name in names:
-        for row in _compare_on(bundle, golden, name, threads, progress):
-            yield replace(row, case=f"{row.case} ({name})") if len(names) > 1 else row
-    for name in sorted(set(bundle.graph_names) - {name for chain in chains for name in chain}):
-        yield Row(name, "golden", Verdict.FAIL, f"no golden case checks {name}")
+    covered: set[str] = set()
+    done: set[str] = set()
+    for variant in bundle.variants():
+        new = {a.path for a in variant.manifest.artifacts} - done
+        for row in _compare_variant(variant, golden, new, runtime, threads, progress):
+            if row.check.kind in NUMERIC and row.max_error is not None:
+                covered |= set(row.check.artifacts)
+            yield row
+        done |= new
+    for artifact in bundle.manifest.artifacts:
+        if artifact.path not in covered:
+            why = "no golden case checks it" if checkers(artifact.file_format) else "no runtime here reads its format"
+            check = Check("case", (artifact.graph,), artifacts=(artifact.path,))
+            yield Row(check, artifact.path, Verdict.FAIL, f"{artifact.path} was not checked: {why}")
 
 
-def _compare_on(bundle: Bundle, golden: Golden, runtime: str, threads: int | None, progress: Progress) -> Iterator[Row]:
-    chains = cases_by_chain(bundle, golden)
-    yield from compare_chains(bundle, chains, runtime=runtime, threads=threads, progress=progress)
-    progress("checking from picture to masks")
-    yield _end_to_end(bundle, golden, runtime, threads)
+def _compare_variant(
+    bundle: Bundle, golden: Golden, new: set[str], runtime: str | None, threads: int | None, progress: Progress
+) -> Iterator[Row]:
+    """Rows of the cases in which a ``new`` file takes part, on each runtime."""
+    path = {artifact.graph: artifact.path for artifact in bundle.manifest.artifacts}
+    every = cases_by_chain(bundle, golden)
+    chains = {chain: cases for chain, cases in every.items() if {path[name] for name in chain} & new}
+    formats = dict.fromkeys(a.file_format for a in bundle.manifest.artifacts if a.path in new)
+    names = dict.fromkeys(name for each in formats for name in checkers(each))
+    for name in (runtime,) if runtime else names:
+        yield from compare_chains(bundle, chains, runtime=name, threads=threads, progress=progress)
+        progress("checking from picture to masks")
+        yield _end_to_end(bundle, golden, name, threads)
+
+
+def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | None) -> Row:
+    """From picture to masks with the code that ``samexport segment`` runs."""
+    check = Check("end_to_end", bundle.graph_names, artifacts=tuple(a.path for a in bundle.manifest.artifacts))
+    try:
+        masks, name, where = picture_masks(bundle, golden, runtime, threads)
+    except MissingDependency:
+        raise
+    except SamExportError as error:
+        return Row(replace(check, runtime=runtime), "masks", Verdict.FAIL, str(error))
+    check = replace(check, runtime=name, placement=where)
+    return compare_masks(check, "masks", golden.masks, masks, tier(*recipes(bundle, bundle.graph_names)))
+
+
+def recipes(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
+    """The recipes of the files of ``graphs``."""
+    return [bundle.artifact(name).recipe for name in graphs]
 
 
 def compare_chains(
@@ -127,25 +160,42 @@ def compare_chains(
     *,
     runtime: str | None = None,
     threads: int | None = None,
+    against: str = "golden",
     progress: Progress = lambda _: None,
 ) -> Iterator[Row]:
-    """Rows of every case, and of sizes around each entry point of a file that has several of fixed size."""
+    """Rows of every case, and of sizes around each entry point of a file that has several of fixed size.
+
+    Files that ``runtime`` does not read are run by the first one that does.
+    """
     with ExitStack() as stack:
         runtimes: dict[str, Runtime] = {}
         for chain, cases in chains.items():
+            artifacts = [bundle.artifact(name) for name in chain]
+            check = Check("case", chain, "", tuple(a.path for a in artifacts), against=against)
             try:
-                for name in sorted(set(chain) - set(runtimes)):
-                    opened = bundle.open(name, runtime=runtime, threads=threads)
-                    runtimes[name] = stack.enter_context(opened)
+                for artifact in artifacts:
+                    if artifact.graph not in runtimes:
+                        opened = bundle.open(artifact.graph, runtime=_reader(artifact, runtime), threads=threads)
+                        runtimes[artifact.graph] = stack.enter_context(opened)
             except MissingDependency:
                 raise
             except SamExportError as error:
-                yield from (Row(_label(case), "run", Verdict.FAIL, str(error)) for case in cases)
+                for case in cases:
+                    yield Row(replace(check, case=case.name), "run", Verdict.FAIL, str(error))
                 continue
-            todo = (*cases, *entry_point_cases(cases, runtimes[chain[-1]].entry_points))
+            last = runtimes[chain[-1]]
+            check = replace(check, runtime=last.name, placement=last.placement())
+            todo = (*cases, *entry_point_cases(cases, last.entry_points))
             for number, case in enumerate(todo, 1):
                 progress(f"checking {chain[-1]}: case {number} of {len(todo)}")
-                yield from _check(case, runtimes, bundle)
+                yield from _check(replace(check, case=case.name), case, runtimes, bundle)
+
+
+def _reader(artifact: Artifact, runtime: str | None) -> str | None:
+    """``runtime`` if it reads the file, else the first one that does."""
+    if runtime in RUNTIMES and RUNTIMES[runtime].file_format == artifact.file_format:
+        return runtime
+    return next(iter(checkers(artifact.file_format)), None)
 
 
 def cases_by_chain(bundle: Bundle, golden: Golden) -> dict[tuple[str, ...], list[Case]]:
@@ -161,33 +211,28 @@ def _static_rows(bundle: Bundle) -> Iterator[Row]:
     """What can be said of the files without running them."""
     for artifact in bundle.manifest.artifacts:
         if artifact.file_format == "tflite":
-            target = artifact.options.get("target", "")
-            yield from lint_rows(artifact.graph, bundle.folder / artifact.path, target)
+            yield from lint_rows(artifact, bundle.folder / artifact.path)
 
 
-def _check(case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle) -> Iterator[Row]:
-    last = case.graphs[-1]
+def _check(check: Check, case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle) -> Iterator[Row]:
     try:
         actual = run_chain(runtimes, case.graphs, case.inputs)
     except SamExportError as error:
-        yield Row(_label(case), "run", Verdict.FAIL, str(error))
+        yield Row(check, "run", Verdict.FAIL, str(error))
         return
-    where = describe(runtimes[last])
-    for row in compare_case(case, bundle.graph(last), actual, bundle.artifact(last).precision):
-        yield replace(row, runtime=where)
+    yield from compare_case(check, case, bundle.graph(case.graphs[-1]), actual, recipes(bundle, case.graphs))
 
 
-def _label(case: Case) -> str:
-    return f"{'+'.join(case.graphs)} {case.name}"
-
-
-def compare_case(case: Case, graph: GraphSpec, actual: Tensors, precision: str) -> Iterator[Row]:
-    """Judge the outputs that the last graph of a case computed, in the tier of ``precision``."""
-    yield from check_names(_label(case), case.expected, actual)
+def compare_case(
+    check: Check, case: Case, graph: GraphSpec, actual: Tensors, recipes_used: Sequence[str]
+) -> Iterator[Row]:
+    """Judge the outputs that the last graph of a case computed, in the loosest tier of the recipes that took part."""
+    limits = tier(*recipes_used)
+    yield from check_names(check, case.expected, actual)
     if "ranked_boxes" in {spec.role for spec in graph.outputs}:
-        yield from compare_boxes(_label(case), graph, case.expected, actual, tier(precision))
+        yield from compare_boxes(check, graph, case.expected, actual, limits)
         return
     for spec in graph.outputs:
         if spec.name in case.expected and spec.name in actual:
             found = case.sample(spec.name, actual[spec.name])
-            yield compare_output(_label(case), spec, case.expected[spec.name], found, tier(precision))
+            yield compare_output(check, spec, case.expected[spec.name], found, limits)

@@ -1,0 +1,34 @@
+"""What the TFLite linter found, as rows of a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samexport.errors import BundleError, MissingDependency
+from samexport.installation import install_hint
+from samexport.runtimes.bundle import Artifact
+from samexport.runtimes.formats.tflite_lint import TITLES, lint
+from samexport.runtimes.verdicts import Check, Row, Verdict
+
+
+def lint_rows(artifact: Artifact, path: Path) -> tuple[Row, ...]:
+    """The linter's result as rows of a report: one a delegate, each operation that would leave it named.
+
+    Operations that leave the GPU fail a file made for it (option ``target`` "gpu"). Otherwise they are a row that
+    is SKIPPED, since a file for the CPU promises nothing there, and XNNPACK only gets slower.
+    """
+    check = Check("lint", (artifact.graph,), artifacts=(artifact.path,))
+    try:
+        found = lint(path)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"the linter needs {error.name}: {install_hint('tflite')}") from error
+    except BundleError as error:
+        return (Row(check, "operations", Verdict.FAIL, str(error)),)
+    rows = []
+    for delegate, title in TITLES.items():
+        leaving = found.leaving(delegate)
+        made_for_it = artifact.options.get("target") == delegate
+        verdict = Verdict.PASS if not leaving else Verdict.FAIL if made_for_it else Verdict.SKIPPED
+        text = f"{leaving} of {found.total} leave {title}, rank {found.max_rank}"
+        rows.append(Row(check, text, verdict, "; ".join(map(str, found.of(delegate)))))
+    return tuple(rows)
