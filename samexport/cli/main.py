@@ -232,5 +232,5 @@ def doctor(as_json: Json = False) -> None:
         return
     print_table(
         ("what", "state", "version", "remedy"),
-        [(f.name, "ok" if f.ok else "MISSING", f.version, f.remedy) for f in findings],
+        [(f.name, f.state, f.version, f.remedy) for f in findings],
     )

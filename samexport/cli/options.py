@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,22 +16,14 @@ from samexport.errors import ConfigError
 
 # of rich_help_panel: the groups of --help
 WEIGHTS, GRAPHS, BOXES, CHECKS, OUTPUT = "Weights", "Graphs", "Box detector", "Checks", "Output"
-MAX_THREADS = 512
+MAX_THREADS = max(256, os.cpu_count() or 1)
 MAX_SAMPLER_SIZE = 4096
 DEFAULT_SEED = 7
 
 WeightsKind = Literal["official", "random"]
 
 
-def _text(path: Path) -> Path:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{path} is no valid text, and runtimes cannot open files there; rename it") from error
-    return path
-
-
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.", callback=_text)]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]
 Encoder = Annotated[
     str, typer.Option(metavar="NAME", help="Which model; `samexport list` shows all.", rich_help_panel=WEIGHTS)
 ]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 # of a file or pipe, which no line of ours reaches
 _ANY_WIDTH = 100_000
-# columns that the widest cell needs at least
-_READABLE = 16
+# a cell that is folded at this width can still be read
+_READABLE = 24
 _COLOURS = {"PASS": "green", "ok": "green", "FAIL": "bold red", "MISSING": "bold red", "SKIPPED": "yellow"}
 
 
@@ -110,9 +110,10 @@ def _console(*, stderr: bool = False) -> Console:
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows under column names; nothing is cut.
 
-    On a terminal that is too narrow, cells are folded, or where that would be unreadable each row becomes lines
-    of ``column: value``. A file or pipe gets lines of any length.
+    On a terminal that is too narrow, cells are folded, or where that would be unreadable each row becomes a
+    paragraph. A file or pipe gets lines of any length.
     """
+    from rich.padding import Padding
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -123,15 +124,18 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     console = _console()
     if not console.is_terminal:
         console.width = _ANY_WIDTH
+        with console.capture() as captured:
+            console.print(table)
+        print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        return
     widths = [max(map(len, (name, *cells))) for name, *cells in zip(columns, *texts, strict=True)]
-    if sum(widths) - max(widths) + 2 * len(widths) + _READABLE <= console.width:
+    if sum(min(width, _READABLE) + 2 for width in widths) - 2 <= console.width:
         console.print(table)
         return
-    for row in texts:
-        for name, cell in zip(columns, row, strict=True):
-            if cell:
-                console.print(Text.assemble((f"{name}: ", "dim"), cell))
-        console.print()
+    for first, *rest in texts:
+        named = [Text.assemble((f"{name} ", "dim"), cell) for name, cell in zip(columns[1:], rest, strict=True) if cell]
+        console.print(first)
+        console.print(Padding(Text(", ").join(named), (0, 0, 0, 2)))
 
 
 def print_written(paths: Sequence[Path]) -> None:
