@@ -14,8 +14,6 @@ from samexport.cli.guard import uninterrupted
 from samexport.cli.options import BOXES, GRAPHS, OUTPUT, BundleFolder, ExportArguments, Force, Json, takes
 from samexport.cli.terminal import Steps, print_table, print_written, written_files
 from samexport.errors import ConfigError, MissingDependency
-from samexport.files import check_new_folder, reason, to_json
-from samexport.installation import install_hint
 
 if TYPE_CHECKING:
     from samexport.exporter.formats import Target
@@ -155,6 +153,7 @@ def android(
 ) -> None:
     """Put a TFLite bundle into the Android demo: models, manifest, masks to check a phone with."""
     from samexport.exporter.deliver.android import fill_demo
+    from samexport.files import to_json
     from samexport.runtimes.bundle import open_bundle
 
     opened = open_bundle(bundle)
@@ -177,6 +176,7 @@ def android(
 
 def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:
     """The entry points that ``--prompts`` and ``--points`` ask for; ConfigError for anything but bounded numbers."""
+    from samexport.files import reason
     from samexport.runtimes.adapters.entry_points import plan
 
     try:
@@ -225,6 +225,8 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None) -> Export
 
 def _import_torch() -> None:
     """Whatever an export imports of torch comes with it."""
+    from samexport.installation import install_hint
+
     try:
         with uninterrupted():
             importlib.import_module("torch")
@@ -234,6 +236,7 @@ def _import_torch() -> None:
 
 def _export(shared: ExportArguments, target: Target, nms: Nms | None = None) -> None:
     from samexport.exporter.pipeline import export_bundle
+    from samexport.files import check_new_folder, to_json
     from samexport.models.catalog import find_model
     from samexport.models.weights.checkpoints import official_checkpoint
     from samexport.runtimes.bundle import not_ours

@@ -13,7 +13,6 @@ from samexport.cli.export import print_licence_note
 from samexport.cli.options import CHECKS, OUTPUT, BundleFolder, Force, Json, RuntimeName, Threads
 from samexport.cli.terminal import Steps, print_table, print_written
 from samexport.errors import ConfigError, ParityFailed, SamExportError
-from samexport.files import check_output, to_json
 
 if TYPE_CHECKING:
     from samexport.runtimes.bundle import Bundle
@@ -109,6 +108,8 @@ class _Request:
         from samexport.runtimes.parity.verify import check_runtime
 
         check_runtime(self.bundle, self.runtime)
+        if self.sampler is not None and self.bundle.manifest.sampler is None:
+            raise ConfigError(f"--sampler-checkpoint: {self.bundle.folder.name} has no detector")
         if self.other is not None:
             check_comparable(self.bundle, self.other)
         if self.gpu:
@@ -149,6 +150,7 @@ class _Request:
 
 
 def _check_report(report: Path | None, force: bool, request: _Request) -> None:
+    from samexport.files import check_output
     from samexport.runtimes.parity.report import ENDINGS
 
     if report is None:
@@ -176,6 +178,7 @@ def _run(request: _Request) -> tuple[list[Row], SamExportError | None]:
 
 
 def _print(found: ParityReport, bundle: Bundle, as_json: bool) -> None:
+    from samexport.files import to_json
     from samexport.runtimes.parity.report import COLUMNS, cells, where_it_ran
     from samexport.runtimes.verdicts import Verdict
 
