@@ -108,7 +108,7 @@ def _place(error: Exception) -> str:
     """The line of this package that was running."""
     root = Path(samexport.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(root)] or frames
+    ours = [f for f in frames if Path(f.filename).is_relative_to(root) and f.filename != __file__] or frames
     return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
 
 

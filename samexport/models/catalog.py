@@ -149,7 +149,8 @@ def find_model(name: str) -> ModelSpec:
     by_encoder = {m.encoder: m for m in _MODELS}
     model = MODELS.get(name) or by_encoder.get(name)
     if model is None:
-        close = difflib.get_close_matches(name, [*by_encoder, *MODELS], n=3, cutoff=0.4)
+        shown = [known for m in _MODELS if not m.hidden for known in (m.encoder, m.name)]
+        close = difflib.get_close_matches(name, shown, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}?" if close else "see `samexport list`"
         raise ConfigError(f"no encoder is called {name!r}; {hint}")
     return model
