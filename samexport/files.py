@@ -215,13 +215,13 @@ def check_new_folder(target: Path, *, force: bool = False, refusal: Refusal | No
     _check_target(target, force, refusal)
     try:
         str(target).encode()
-        above = next(folder for folder in target.absolute().parents if folder.exists())
+        above = next(folder for folder in target.absolute().parents if folder.exists() or folder.is_symlink())
     except UnicodeEncodeError as error:
         raise BundleError(f"{target} is no valid text, which runtimes cannot open; choose another --out") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise BundleError(f"{_shown(target)} cannot be written: {reason(error)}; choose another --out") from error
     if not above.is_dir() or not os.access(above, os.W_OK):
-        what = "may not be written to" if above.is_dir() else "is a file"
+        what = "may not be written to" if above.is_dir() else "is no folder"
         raise BundleError(f"{target} cannot be written: {above} {what}; choose another --out")
 
 

@@ -199,6 +199,8 @@ def print_licence_note() -> None:
 def _sampler_of(shared: ExportArguments, nms: Nms | None) -> SamplerExport | None:
     from samexport.exporter.sampler_export import SamplerExport
 
+    if shared.sampler_size is not None and shared.sampler_size % 32:
+        raise ConfigError(f"--sampler-size is a multiple of 32, not {shared.sampler_size}")
     if shared.sampler is not None:
         return SamplerExport(shared.sampler, shared.sampler_checkpoint, shared.sampler_size, nms or "host")
     if (shared.sampler_checkpoint, shared.sampler_size, nms) != (None,) * 3:
