@@ -14,11 +14,11 @@ from samexport.cli.terminal import size_text, written_files
 from samexport.errors import ConfigError
 from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
 from samexport.installation import install_hint, installation
-from samexport.models.weights.checkpoints import cache_folder
+from samexport.models.weights.downloads import cache_folder
 from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
 from samexport.runtimes.base import availability
 
-_EXPORT = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxslim", "safetensors", "pooch", "pycocotools")
+_EXPORT = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxslim", "safetensors", "requests", "pycocotools")
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 

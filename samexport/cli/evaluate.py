@@ -15,6 +15,7 @@ from samexport.errors import ConfigError, ParityFailed
 from samexport.exporter.sampler_export import SamplerExport, load_sampler
 from samexport.models.catalog import find_model
 from samexport.models.contracts import SAMPLER
+from samexport.models.loading import load_model, require_same
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.accuracy.annotations import read_annotations
 from samexport.runtimes.accuracy.evaluate import (
@@ -165,9 +166,7 @@ def _reference(bundle: Bundle, request: EvalRequest) -> TorchBundle:
     wanted, info = bundle.manifest.weights, bundle.manifest.sampler
     spec = replace(find_model(bundle.manifest.model), mask_outputs=bundle.manifest.mask_outputs)
     model = torch_bundle(spec, request.checkpoints, wanted.seed, request.decoder_checkpoint)
-    found = model.manifest.weights
-    if found.sha256 != wanted.sha256:
-        raise ConfigError(f"the bundle was made from {wanted.source}, not {found.source}; give --checkpoint")
+    require_same(wanted, model.manifest.weights)
     if request.sampler == DETECTOR and info is not None:
         return _with_detector(model, info, bundle.graph(SAMPLER), request.sampler_checkpoint)
     return model
@@ -192,7 +191,6 @@ def torch_bundle(
     decoder: Path | None = None,
 ) -> TorchBundle:
     """The architecture without any rewrite in PyTorch, to be used like a bundle; errors as ``load_model``."""
-    from samexport.exporter.pipeline import load_model
     from samexport.models.build import build_graph
 
     sam, weights = load_model(spec, checkpoints, random_seed, decoder)

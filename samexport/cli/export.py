@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from samexport.cli.guard import uninterrupted
 from samexport.cli.options import BOXES, GRAPHS, OUTPUT, BundleFolder, ExportArguments, Force, Json, takes
 from samexport.cli.terminal import Steps, print_table, print_written, written_files
 from samexport.errors import ConfigError, MissingDependency
@@ -228,10 +226,10 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None) -> Export
 def _import_torch() -> None:
     """Whatever an export imports of torch comes with it."""
     from samexport.installation import install_hint
+    from samexport.interrupts import load
 
     try:
-        with uninterrupted():
-            importlib.import_module("torch")
+        load("torch")
     except ModuleNotFoundError as error:
         raise MissingDependency(f"exporting needs {error.name}: {install_hint(package='torch')}") from error
 
@@ -240,7 +238,7 @@ def _export(shared: ExportArguments, target: Target, nms: Nms | None = None) -> 
     from samexport.exporter.pipeline import export_bundle
     from samexport.files import check_new_folder, to_json
     from samexport.models.catalog import find_model
-    from samexport.models.weights.checkpoints import official_checkpoint
+    from samexport.models.weights.downloads import official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
     options = _options(shared, target, nms)

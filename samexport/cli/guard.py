@@ -196,27 +196,6 @@ def _closed_descriptors(streams: tuple[TextIO | None, TextIO | None]) -> Iterato
             os.close(number)
 
 
-_postponed: list[BaseException | None] = []
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put signals off until the block ends; for imports whose C code aborts the process on any exception."""
-    _postponed.append(None)
-    try:
-        yield
-    finally:
-        stop = _postponed.pop()
-    if stop is not None:
-        raise stop
-
-
-def _stop(error: BaseException) -> None:
-    if not _postponed:
-        raise error
-    _postponed[-1] = error
-
-
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Ctrl-C is noted besides; SIGTERM and SIGHUP unwind like an error, so that private files are deleted."""
@@ -226,11 +205,11 @@ def _signals() -> Iterator[None]:
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         interrupted.set()
-        _stop(KeyboardInterrupt())
+        raise KeyboardInterrupt
 
     def end(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        _stop(SystemExit(128 + number))
+        raise SystemExit(128 + number)
 
     wanted = {signal.SIGINT: (signal.default_int_handler, interrupt), signal.SIGTERM: (signal.SIG_DFL, end)}
     if hasattr(signal, "SIGHUP"):

@@ -65,7 +65,7 @@ def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: Onnx
     from samexport.exporter.to_onnx import convert as to_onnx
 
     path = folder / _file_name(graph, options.precision, "onnx")
-    nodes = to_onnx.convert(graph, module, path, options)
+    nodes = to_onnx.convert(graph, module, path, options).nodes
     return _artifact(graph, path, "onnx", options.precision, options.opset, nodes)
 
 

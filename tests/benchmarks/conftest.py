@@ -3,7 +3,7 @@ import pytest
 from samexport.benchmarks.contenders.baselines import write_baselines
 from samexport.exporter.pipeline import ExportOptions, export_bundle
 from samexport.exporter.to_onnx.convert import OnnxOptions, convert
-from samexport.runtimes.bundle import new_folder
+from samexport.files import new_folder
 from tests.conftest import once
 
 
@@ -14,7 +14,7 @@ def plain_bundle(tiny_bundle, tmp_path_factory):
     def make(folder):
         with new_folder(folder) as private:
             write_baselines(
-                tiny_bundle, private, lambda graph, module, path: convert(graph, module, path, OnnxOptions())
+                tiny_bundle, private, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes
             )
 
     return once(tmp_path_factory, "plain", make)

@@ -14,7 +14,7 @@ import pytest
 
 import samexport
 from samexport.cli import guard
-from samexport.cli.guard import guarded, interrupted, uninterrupted
+from samexport.cli.guard import guarded, interrupted
 from samexport.cli.terminal import Steps
 from samexport.errors import BundleError, ConfigError, ExportFailed, ParityFailed
 
@@ -273,20 +273,6 @@ def test_a_library_that_turns_ctrl_c_into_its_own_error_is_still_interrupted(cap
     assert capsys.readouterr().err == "error: interrupted; nothing is left half written\n"
     assert guarded(lambda: None) == 0, "the next command in this process is not interrupted"
     assert not interrupted.is_set()
-
-
-def test_signals_wait_for_the_end_of_an_import_that_would_abort(capsys):
-    reached = []
-
-    def command():
-        with uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            reached.append("end of the import")
-        reached.append("after it")
-
-    assert guarded(command) == 130
-    assert reached == ["end of the import"]
-    capsys.readouterr()
 
 
 def test_handlers_are_given_back():

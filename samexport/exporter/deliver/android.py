@@ -21,9 +21,10 @@ from samexport.errors import BundleError, ConfigError, MissingDependency
 from samexport.files import new_folder, reason, sha256, to_json
 from samexport.installation import install_hint
 from samexport.models.contracts import LABELS
-from samexport.models.spec import GraphSpec, axis_sizes
-from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.adapters.entry_points import Bucket, of_file
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours
+from samexport.runtimes.formats.tflite import signatures
 from samexport.runtimes.parity.golden import Golden, load_golden, picture_prompts
 from samexport.runtimes.verdicts import ParityReport, Row, Verdict
 
@@ -148,27 +149,10 @@ def entry_points(path: Path, graph: GraphSpec) -> tuple[Bucket, ...]:
         BundleError: this is no TFLite file, or its tensors are not those of the graph.
         MissingDependency: ai-edge-litert is not installed.
     """
-    from samexport.runtimes.formats.tflite import read_model, shape_of
-
     try:
-        model = read_model(path)
+        found = of_file(path.name, graph, signatures(path))
     except ModuleNotFoundError as error:
         raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
-    found = []
-    for signature in model.signatureDefs or ():
-        tensors = model.subgraphs[signature.subgraphIndex].tensors
-        shapes = {
-            entry.name.decode(): shape_of(tensors[entry.tensorIndex])
-            for entry in (*signature.inputs, *signature.outputs)
-        }
-        name = signature.signatureKey.decode()
-        try:
-            sizes = axis_sizes((*graph.inputs, *graph.outputs), shapes)
-        except (KeyError, ValueError) as error:
-            raise BundleError(f"{path.name}, entry point {name}, is not {graph.name}: {error}") from error
-        found.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
-    if not found:
-        raise BundleError(f"{path.name} has no entry points; export it again")
     return tuple(sorted(found, key=lambda bucket: (bucket.prompts, bucket.points)))
 
 

@@ -14,7 +14,7 @@ from samexport.errors import BundleError, ConfigError, MissingDependency, SamExp
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import RUNTIMES, Runtime, Tensors, checkers
 from samexport.runtimes.bundle import Artifact, Bundle
-from samexport.runtimes.parity.compare import check_names, compare_boxes, compare_masks, compare_output, tier
+from samexport.runtimes.parity.compare import TIERS, check_names, compare_boxes, compare_masks, compare_output, tier
 from samexport.runtimes.parity.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
 from samexport.runtimes.parity.lint import lint_rows
 from samexport.runtimes.tasks.segment import Segmenter
@@ -116,24 +116,32 @@ def compare_cases(
         done |= new
     for artifact in bundle.manifest.artifacts:
         if artifact.path not in covered:
-            why = "no golden case checks it" if checkers(artifact.file_format) else "no runtime here reads its format"
+            why = _why_not(artifact) or "no golden case checks it"
             check = Check("case", (artifact.graph,), artifacts=(artifact.path,))
             yield Row(check, artifact.path, Verdict.FAIL, f"{artifact.path} was not checked: {why}")
+
+
+def _why_not(artifact: Artifact) -> str:
+    """Why a file cannot be checked here; empty if it can."""
+    if not checkers(artifact.file_format):
+        return "no runtime here reads its format"
+    return "" if artifact.recipe in TIERS else f"there is no tolerance for its recipe {artifact.recipe}"
 
 
 def _compare_variant(
     bundle: Bundle, golden: Golden, new: set[str], runtime: str | None, threads: int | None, progress: Progress
 ) -> Iterator[Row]:
     """Rows of the cases in which a ``new`` file takes part, on each runtime."""
-    path = {artifact.graph: artifact.path for artifact in bundle.manifest.artifacts}
+    path = {a.graph: a.path for a in bundle.manifest.artifacts if not _why_not(a)}
     every = cases_by_chain(bundle, golden)
-    chains = {chain: cases for chain, cases in every.items() if {path[name] for name in chain} & new}
+    chains = {k: v for k, v in every.items() if set(k) <= set(path) and {path[name] for name in k} & new}
     formats = dict.fromkeys(a.file_format for a in bundle.manifest.artifacts if a.path in new)
     names = dict.fromkeys(name for each in formats for name in checkers(each))
     for name in (runtime,) if runtime else names:
         yield from compare_chains(bundle, chains, runtime=name, threads=threads, progress=progress)
-        progress("checking from picture to masks")
-        yield _end_to_end(bundle, golden, name, threads)
+        if set(path) == set(bundle.graph_names):
+            progress("checking from picture to masks")
+            yield _end_to_end(bundle, golden, name, threads)
 
 
 def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | None) -> Row:
