@@ -176,7 +176,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 def write_text(path: Path, text: str, *, force: bool = False) -> None:
     """Write a whole file in UTF-8; see :func:`new_file` for errors."""
     with new_file(path, force=force) as private:
-        private.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+        private.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 Refusal = Callable[[Path], str]
@@ -192,7 +192,7 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
     Raises:
         BundleError: ``target`` exists and may not be replaced, or cannot be written (permissions, full disk).
     """
-    _check_target(target, force, refusal)
+    check_new_folder(target, force=force, refusal=refusal)
     # an absolute path, so that a block that changes the working folder does no harm
     target = target.absolute()
     try:
@@ -216,6 +216,25 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
             (private / _NEW).rename(target)
     finally:
         _tidy(private, target, lock)
+
+
+def check_new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = None) -> None:
+    """Refuse a path where :func:`new_folder` will fail, before the work that fills it; makes nothing.
+
+    Raises:
+        BundleError: with what to do instead.
+    """
+    _check_target(target, force, refusal)
+    try:
+        str(target).encode()
+        above = next(folder for folder in target.absolute().parents if folder.exists() or folder.is_symlink())
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{target} is no valid text, which runtimes cannot open; choose another --out") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{_shown(target)} cannot be written: {reason(error)}; choose another --out") from error
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "may not be written to" if above.is_dir() else "is no folder"
+        raise BundleError(f"{target} cannot be written: {above} {what}; choose another --out")
 
 
 def _check_target(target: Path, force: bool, refusal: Refusal | None) -> None:

@@ -56,7 +56,7 @@ def verify_on_gpu(bundle: Bundle, *, progress: Progress = lambda _: None) -> tup
     rows: list[Row] = []
     for chain, cases in cases_by_chain(bundle, golden).items():
         name = chain[-1]
-        progress(f"{name} on GPU")
+        progress(f"checking {name} on the GPU")
         try:
             inputs = _inputs(bundle, chain, cases)
             rows += compare_with_cpu(bundle.folder / bundle.artifact(name).path, bundle.graph(name), inputs)

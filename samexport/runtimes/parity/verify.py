@@ -139,7 +139,7 @@ def _compare_variant(
     for name in (runtime,) if runtime else names:
         yield from compare_chains(bundle, chains, runtime=name, threads=threads, progress=progress)
         if set(path) == set(bundle.graph_names):
-            progress("from picture to masks")
+            progress("checking from picture to masks")
             yield _end_to_end(bundle, golden, name, threads)
 
 
@@ -193,12 +193,13 @@ def compare_chains(
             last = runtimes[chain[-1]]
             check = replace(check, runtime=last.name, placement=last.placement())
             fed: dict[str, list[Tensors]] = {name: [] for name in chain}
-            for case in (*cases, *entry_point_cases(cases, last.entry_points)):
-                progress(f"{chain[-1]}: {case.name}")
+            todo = (*cases, *entry_point_cases(cases, last.entry_points))
+            for number, case in enumerate(todo, 1):
+                progress(f"checking {chain[-1]}: case {number} of {len(todo)}")
                 yield from _check(replace(check, case=case.name), case, runtimes, bundle, fed)
             for artifact in artifacts:
                 if artifact.recipe == "fp16" and artifact.file_format == "onnx" and fed[artifact.graph]:
-                    progress(f"{artifact.graph}: range of half precision")
+                    progress(f"checking {artifact.graph}: range of half precision")
                     yield _half_row(artifact, bundle.folder / artifact.path, fed[artifact.graph], threads)
 
 
