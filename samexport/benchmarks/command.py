@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from samexport.benchmarks.results.rows import PHOTOGRAPH, BenchRow, Job, Pair, Results
 from samexport.errors import ConfigError, MissingDependency
+from samexport.installation import install_hint
 from samexport.runtimes.bundle import Bundle, open_bundle
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _check(request: BenchRequest) -> None:
     try:
         importlib.import_module("psutil")
     except ModuleNotFoundError as error:
-        raise MissingDependency("samexport bench needs psutil: pip install 'samexport[bench]'") from error
+        raise MissingDependency(f"samexport bench needs psutil: {install_hint('bench')}") from error
     existing = [name for name in FILES if (request.out / name).exists()]
     if existing and not request.force:
         raise ConfigError(f"{request.out / existing[0]} exists; choose another --out, or --force to replace it")

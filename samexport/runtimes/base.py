@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import ConfigError, MissingDependency, ParityFailed, RuntimeFailed
 from samexport.files import open_regular, reason
+from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec, axis_sizes
 
 if TYPE_CHECKING:
@@ -117,16 +118,17 @@ def describe(runtime: Runtime) -> str:
 
 @dataclass(frozen=True)
 class RuntimeInfo:
-    """How to open one kind of file: the class (dotted path), the package it needs, how to install it.
+    """How to open one kind of file: the class (dotted path), the package it needs, the extra that installs it.
 
-    ``platform`` is the ``sys.platform`` that it is limited to, empty for none.
+    Without an ``extra`` samexport itself needs the package. ``platform`` is the ``sys.platform`` that it is
+    limited to, empty for none.
     """
 
     name: str
     file_format: str
     opener: str
     package: str
-    install: str
+    extra: str
     platform: str = ""
 
     @property
@@ -134,35 +136,38 @@ class RuntimeInfo:
         """Why it cannot run here; empty if it can."""
         if self.platform not in ("", sys.platform):
             return f"runs on {self.platform} only"
-        return "" if version(self.package) else self.install
+        return "" if version(self.package) else self.remedy
+
+    @property
+    def remedy(self) -> str:
+        """The command that installs its package."""
+        return install_hint(self.extra) if self.extra else install_hint(package=self.package)
 
 
 RUNTIMES: dict[str, RuntimeInfo] = {
     info.name: info
     for info in (
-        RuntimeInfo(
-            "onnxruntime", "onnx", "samexport.runtimes.adapters.ort:OrtRuntime", "onnxruntime", "pip install samexport"
-        ),
+        RuntimeInfo("onnxruntime", "onnx", "samexport.runtimes.adapters.ort:OrtRuntime", "onnxruntime", ""),
         RuntimeInfo(
             "openvino",
             "onnx",
             "samexport.runtimes.adapters.openvino:OpenVinoRuntime",
             "openvino",
-            "pip install 'samexport[openvino]'",
+            "openvino",
         ),
         RuntimeInfo(
             "litert",
             "tflite",
             "samexport.runtimes.adapters.litert:LiteRtRuntime",
             "ai-edge-litert",
-            "pip install 'samexport[tflite]'",
+            "tflite",
         ),
         RuntimeInfo(
             "coreml",
             "coreml",
             "samexport.runtimes.adapters.coreml:CoreMLRuntime",
             "coremltools",
-            "pip install 'samexport[coreml]'",
+            "coreml",
             platform="darwin",
         ),
         RuntimeInfo(
@@ -170,7 +175,7 @@ RUNTIMES: dict[str, RuntimeInfo] = {
             "coreml",
             "samexport.runtimes.adapters.mil:MilRuntime",
             "coremltools",
-            "pip install 'samexport[coreml]'",
+            "coreml",
         ),
     )
 }
@@ -253,8 +258,8 @@ def open_runtime(
     try:
         opened: Runtime = pkgutil.resolve_name(info.opener)(path, graph, threads=threads)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"{info.name} needs {error.name}: {info.install}") from error
+        raise MissingDependency(f"{info.name} needs {error.name}: {info.remedy}") from error
     except ImportError as error:
         # a package whose native part does not load
-        raise MissingDependency(f"{info.name} cannot be loaded: {reason(error)}; try again: {info.install}") from error
+        raise MissingDependency(f"{info.name} cannot be loaded: {reason(error)}; try again: {info.remedy}") from error
     return opened

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from samexport.benchmarks.results.rows import BenchRow, Job, Measurement, Pair, Parity, Results, Status
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 PASS = Parity(Verdict.PASS, "", 1e-6, 118.0, 1.0)
 ENVIRONMENT = {

@@ -7,7 +7,7 @@ from samexport.benchmarks.command import FILES, BenchRequest, run_bench
 from samexport.benchmarks.measuring import runner
 from samexport.benchmarks.results.rows import Status, read_results
 from samexport.errors import BundleError, ConfigError, MissingDependency
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 
 def no_baselines(bundle, folder):

@@ -20,6 +20,7 @@ import numpy as np
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.to_onnx.convert import TRACED_SIZES
 from samexport.files import reason
+from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
@@ -136,7 +137,7 @@ def _coremltools() -> ModuleType:
             load("coremltools")
             import coremltools
     except ModuleNotFoundError as error:
-        raise MissingDependency("CoreML export needs coremltools: pip install 'samexport[coreml]'") from error
+        raise MissingDependency(f"CoreML export needs coremltools: {install_hint('coreml')}") from error
     module: ModuleType = coremltools
     return module
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
 from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
 from samexport.files import reason
+from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 Target = Literal["cpu", "gpu"]
 Converter = Literal["litert-torch", "onnx2tf"]
-INSTALL = "pip install 'samexport[tflite]'"
 # offsets in a flatbuffer are 32 bits with a sign
 _LARGEST = 2**31 - 2**20
 
@@ -104,7 +104,7 @@ def convert(
     except SamExportError:
         raise
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"TFLite export needs {error.name}: {INSTALL}") from error
+        raise MissingDependency(f"TFLite export needs {error.name}: {install_hint('tflite')}") from error
     except Exception as error:
         # exceptions of torch.export, JAX and MLIR have no common base
         why = f"{type(error).__name__}: {reason(error)}"

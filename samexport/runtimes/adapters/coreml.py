@@ -10,6 +10,7 @@ import numpy as np
 
 from samexport.errors import BundleError, ConfigError, MissingDependency, RuntimeFailed
 from samexport.files import reason
+from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import run_in_buckets
 from samexport.runtimes.adapters.mil import buckets_of, check_names, whole_pixels
@@ -46,7 +47,7 @@ class CoreMLRuntime(Runtime):
             try:
                 import coremltools
             except ModuleNotFoundError as error:
-                raise MissingDependency("CoreML needs coremltools: pip install 'samexport[coreml]'") from error
+                raise MissingDependency(f"CoreML needs coremltools: {install_hint('coreml')}") from error
             file = self._package.files[name]
             function = {"function_name": name} if [*self._package.files.values()].count(file) > 1 else {}
             units = coremltools.ComputeUnit[self._compute_units]

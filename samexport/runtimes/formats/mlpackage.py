@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError, FileError, MissingDependency
 from samexport.files import read_bytes, read_json, reason
+from samexport.installation import install_hint
 
 Constant = NDArray[Any] | str
 
 SEVERAL = ".mlpackages"
 """Ending of a folder with one package for each entry point."""
 
-_INSTALL = "pip install 'samexport[coreml]'"
 # the limit of a protobuf
 _LARGEST_MODEL = 2**31
 _PROTOS = "samexport_coreml_protos"
@@ -151,13 +151,13 @@ def _protos() -> ModuleType:
     if _PROTOS not in sys.modules:
         found = importlib.util.find_spec("coremltools")
         if found is None or not found.submodule_search_locations:
-            raise MissingDependency(f"reading an .mlpackage needs coremltools: {_INSTALL}")
+            raise MissingDependency(f"reading an .mlpackage needs coremltools: {install_hint('coreml')}")
         folder = Path(found.submodule_search_locations[0]) / "proto"
         spec = importlib.util.spec_from_file_location(
             _PROTOS, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
         if spec is None or spec.loader is None:
-            raise MissingDependency(f"this coremltools has no protobuf classes: {_INSTALL}")
+            raise MissingDependency(f"this coremltools has no protobuf classes: {install_hint('coreml')}")
         module = importlib.util.module_from_spec(spec)
         sys.modules[_PROTOS] = module
         try:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError, FileError, MissingDependency
 from samexport.files import read_bytes, to_json
+from samexport.installation import install_hint
 
 METADATA_NAME = "samexport.json"
 _IDENTIFIER = b"TFL3"
@@ -41,7 +42,7 @@ def read_model(path: Path) -> Any:
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite needs {error.name}: pip install 'samexport[tflite]'") from error
+        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
     try:
         content = read_bytes(path, limit=_LARGEST)
     except FileError as error:

@@ -5,8 +5,8 @@ import torch
 
 from samexport.benchmarks.contenders.baselines import PLAIN_GRAPHS, gmac, rebuild
 from samexport.errors import ConfigError
-from samexport.exporter.pipeline import load_model
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.runtimes.parity.verify import verify_bundle
 
 MOBILE = "mobilesam.tinyvit"
@@ -56,6 +56,6 @@ def test_other_weights_than_the_bundles_are_refused(tiny_bundle, tmp_path):
 
 def test_the_baseline_is_a_bundle_whose_files_compute_the_same(plain_bundle):
     assert plain_bundle.graph_names == PLAIN_GRAPHS
-    rows = [r for r in verify_bundle(plain_bundle).rows if r.case not in ("files", "resize")]
+    rows = [r for r in verify_bundle(plain_bundle).rows if r.check.kind not in ("files", "resize")]
     assert {r.verdict.value for r in rows} == {"PASS"}
     assert len(rows) > 10

@@ -10,7 +10,7 @@ from samexport.benchmarks.contenders.ort_variants import profile, save_optimised
 from samexport.benchmarks.measuring.roofline import probe
 from samexport.errors import BundleError, ConfigError
 from samexport.models.build import build_graph
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.measuring.test_subject import job_of, opened
 
 

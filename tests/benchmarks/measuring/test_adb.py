@@ -8,7 +8,7 @@ from samexport.benchmarks.measuring.adb import Phone, PhoneRun, arguments, find_
 from samexport.benchmarks.results.rows import Status
 from samexport.errors import ConfigError, MissingDependency
 from samexport.runtimes.bundle import Artifact, Bundle
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 # what TensorFlow Lite's benchmark_model prints, recorded from runs
 WITH_PERCENTILES = """\

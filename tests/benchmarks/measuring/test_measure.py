@@ -7,7 +7,7 @@ import pytest
 from samexport.benchmarks.measuring import measure as measure_module
 from samexport.benchmarks.measuring.measure import Effort, measure, measure_pair
 from samexport.benchmarks.results.rows import Status
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.measuring.test_subject import job_of
 from tests.benchmarks.rows_of import PASS, job
 

@@ -14,7 +14,7 @@ from samexport.benchmarks.measuring import runner
 from samexport.benchmarks.measuring.measure import Effort
 from samexport.benchmarks.measuring.runner import ask_process, run_jobs, run_pairs
 from samexport.benchmarks.results.rows import Measurement, Pair, Status
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.measuring.test_subject import job_of
 from tests.benchmarks.rows_of import PASS, pair
 

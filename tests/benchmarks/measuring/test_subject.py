@@ -8,13 +8,13 @@ from samexport.benchmarks.measuring import subject as subject_module
 from samexport.benchmarks.measuring.subject import GraphSubject, cases_of, run_batched, summarise, timing_inputs
 from samexport.benchmarks.results.rows import Job
 from samexport.runtimes.host.prompts import check_tensors
-from samexport.runtimes.parity.compare import Row, Verdict
 from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.verdicts import Row, Verdict
 
 
 def job_of(bundle, graph, **changes):
     artifact = bundle.artifact(graph)
-    job = Job(str(bundle.folder), graph, artifact.path, "export", artifact.precision, "onnxruntime", 1)
+    job = Job(str(bundle.folder), graph, artifact.path, "export", artifact.recipe, "onnxruntime", 1)
     return replace(job, **changes)
 
 

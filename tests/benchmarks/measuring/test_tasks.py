@@ -9,7 +9,7 @@ from samexport.benchmarks.measuring.tasks import TASKS, TaskSubject
 from samexport.benchmarks.results.rows import Job
 from samexport.runtimes.host.grid import generate
 from samexport.runtimes.host.masks import decode_rle
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 
 HW = 60, 90
 

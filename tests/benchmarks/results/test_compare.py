@@ -5,7 +5,7 @@ import pytest
 from samexport.benchmarks.results.compare import COMPARE_COLUMNS, change_cells, compare
 from samexport.benchmarks.results.rows import Parity, Status
 from samexport.errors import ConfigError
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.rows_of import pair, results, row
 
 FAIL = Parity(Verdict.FAIL, "differs by 3")

@@ -12,7 +12,7 @@ from samexport.benchmarks.results.tables import (
     to_markdown,
     verdict,
 )  # fmt: skip
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.rows_of import pair, results, row
 
 

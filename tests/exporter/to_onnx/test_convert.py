@@ -11,12 +11,12 @@ from onnx import TensorProto, helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from samexport.errors import ConfigError, ExportFailed
-from samexport.exporter.pipeline import load_model
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx import versions
 from samexport.exporter.to_onnx.maximum import name_places
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.models.spec import GraphSpec, TensorSpec
 
 
