@@ -177,7 +177,7 @@ def test_what_was_not_checked_on_the_gpu_is_printed_and_not_counted(run, tflite_
     code, out, _ = run("verify", tflite_bundle.folder, "--gpu")
     assert code == 0
     assert f"{plain + 3} checks PASS" in out
-    assert "SKIPPED  on GPU, fp16, OpenCL and Metal, phones: the check computes in float32" in out
+    assert "SKIPPED  limits on GPU, fp16, OpenCL and Metal, phones: the check computes in float32" in out
 
 
 def test_verify_against_another_bundle_adds_rows(run, tflite_bundle, tiny_bundle):
