@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from samexport.errors import ImageError
-from samexport.runtimes.host.image import check_image
+from samexport.runtimes.host.image import check_image, resize_longest, strips
 
 PALETTE = (
     (30, 144, 255),
@@ -50,22 +51,36 @@ def overlay(
     Raises:
         ImageError: the image is not uint8 [H, W, 3], or the masks have another size.
     """
-    _check_image(image)
+    check_image(image)
     if masks.shape[1:] != image.shape[:2]:
         raise ImageError(f"masks of an image {list(image.shape[:2])} are [M, H, W], got {list(masks.shape)}")
-    unit = _line_width(image)
     largest_first = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
-    filled = draw_masks(image, ((int(i), 0, 0, masks[i].astype(np.bool_)) for i in largest_first), opacity)
-    picture = Image.fromarray(filled)
-    draw = ImageDraw.Draw(picture)
-    for x0, y0, x1, y1 in np.asarray(boxes, np.float64).reshape(-1, 4):
-        draw.rectangle((x0 - unit, y0 - unit, x1 + unit, y1 + unit), outline=(0, 0, 0), width=3 * unit)
-        draw.rectangle((x0, y0, x1, y1), outline=(255, 255, 255), width=unit)
+    canvas = draw_masks(image, ((int(i), 0, 0, masks[i].astype(np.bool_)) for i in largest_first), opacity)
+    draw_prompts(canvas, points=points, labels=labels, boxes=boxes)
+    return canvas
+
+
+def draw_prompts(
+    canvas: NDArray[np.uint8], *, points: ArrayLike = (), labels: ArrayLike = (), boxes: ArrayLike = ()
+) -> None:
+    """Draw prompts as :func:`overlay` does, in place."""
+    unit = _line_width(canvas)
     radius = 7 * unit
-    for (x, y), label in zip(np.asarray(points, np.float64).reshape(-1, 2), np.ravel(labels), strict=True):
-        marker = _marker(radius, positive=bool(label == 1))
-        picture.paste(marker, (round(x) - radius, round(y) - radius), marker)
-    return np.array(picture)
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    clicks = [
+        (round(x) - radius, round(y) - radius, _marker(radius, positive=bool(label == 1)))
+        for (x, y), label in zip(np.asarray(points, np.float64).reshape(-1, 2), np.ravel(labels), strict=True)
+    ]
+
+    def paint(strip: Image.Image, top: int) -> None:
+        for box in corners:
+            _rectangle(strip, top, box, unit, (0, 0, 0), 3 * unit)
+            _rectangle(strip, top, box, 0, (255, 255, 255), unit)
+        for left, upper, marker in clicks:
+            strip.paste(marker, (left, upper - top), marker)
+
+    if len(corners) or clicks:
+        _paint_strips(canvas, paint)
 
 
 def draw_masks(
@@ -93,19 +108,116 @@ def draw_masks(
     return canvas
 
 
-def outline_boxes(image: NDArray[np.uint8], boxes: Mapping[int, Sequence[float]]) -> NDArray[np.uint8]:
-    """Draw boxes x0, y0, x1, y1, by number, in the colours of :func:`draw_masks`; returns a new uint8 [H, W, 3]."""
-    picture, line = Image.fromarray(image), _line_width(image)
-    draw = ImageDraw.Draw(picture)
-    for number, (x0, y0, x1, y1) in boxes.items():
-        draw.rectangle((x0 - line, y0 - line, x1 + line, y1 + line), outline=(0, 0, 0), width=4 * line)
-        draw.rectangle((x0, y0, x1, y1), outline=PALETTE[number % len(PALETTE)], width=2 * line)
-    return np.array(picture)
+def outline_boxes(canvas: NDArray[np.uint8], boxes: Mapping[int, Sequence[float]]) -> None:
+    """Draw boxes x0, y0, x1, y1, by number, in the colours of :func:`draw_masks`, in place."""
+    line = _line_width(canvas)
+
+    def paint(strip: Image.Image, top: int) -> None:
+        for number, box in boxes.items():
+            _rectangle(strip, top, box, line, (0, 0, 0), 4 * line)
+            _rectangle(strip, top, box, 0, PALETTE[number % len(PALETTE)], 2 * line)
+
+    if boxes:
+        _paint_strips(canvas, paint)
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One mask on a sheet of panels.
+
+    Attributes:
+        title: shown above it.
+        number: chooses its colour.
+        mask: bool [H, W], at the size of the picture.
+        points: [P, 2], x and y in pixels of the picture.
+        labels: [P], 1 or 0.
+        boxes: [B, 4], x0, y0, x1, y1 in pixels of the picture.
+    """
+
+    title: str
+    number: int
+    mask: NDArray[np.bool_]
+    points: ArrayLike = field(default=())
+    labels: ArrayLike = field(default=())
+    boxes: ArrayLike = field(default=())
+
+
+def panel_sheet(
+    image: NDArray[np.uint8], panels: Iterable[Panel], *, columns: int, legend: str = "", side: int = 640
+) -> NDArray[np.uint8]:
+    """Masks side by side, each on a copy of the picture of its own, row by row; uint8 [h, w, 3].
+
+    The long side of a panel is that of the picture, but 320 at least and ``side`` at most. One panel at a time is
+    taken, so ``panels`` may make their masks on the way.
+
+    Raises:
+        ImageError: the image is not uint8 [H, W, 3].
+    """
+    small = resize_longest(image, min(max(320, *image.shape[:2]), side))
+    height, width = small.shape[:2]
+    rows, left = ((np.arange(n) + 0.5) * (whole / n) for n, whole in zip((height, width), image.shape, strict=False))
+    across = width / image.shape[1], height / image.shape[0]
+    font = ImageFont.load_default(16)
+    tiles = []
+    for panel in panels:
+        mask = panel.mask[rows.astype(np.intp)][:, left.astype(np.intp)]
+        drawn = draw_masks(small, [(panel.number, 0, 0, mask)])
+        points = np.asarray(panel.points, np.float64).reshape(-1, 2) * across
+        boxes = np.asarray(panel.boxes, np.float64).reshape(-1, 4) * (across * 2)
+        draw_prompts(drawn, points=points, labels=panel.labels, boxes=boxes)
+        tiles.append(_titled(drawn, panel, font))
+    return _sheet(tiles, columns, legend, font)
+
+
+_GAP, _BAR = 8, 26
+
+
+def _titled(drawn: NDArray[np.uint8], panel: Panel, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> Image.Image:
+    height, width = drawn.shape[:2]
+    tile = Image.new("RGB", (max(width, round(font.getlength(panel.title)) + _BAR), _BAR + height), (255, 255, 255))
+    draw = ImageDraw.Draw(tile)
+    draw.rectangle((0, 5, 15, 20), fill=PALETTE[panel.number % len(PALETTE)])
+    draw.text((22, 3), panel.title, (0, 0, 0), font)
+    tile.paste(Image.fromarray(drawn), (0, _BAR))
+    return tile
+
+
+def _sheet(
+    tiles: Sequence[Image.Image], columns: int, legend: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+) -> NDArray[np.uint8]:
+    cell_width = _GAP + max((tile.width for tile in tiles), default=0)
+    cell_height = _GAP + max((tile.height for tile in tiles), default=0)
+    bottom = -(-len(tiles) // columns) * cell_height + _GAP
+    width = max(min(columns, len(tiles)) * cell_width, round(font.getlength(legend)) + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, bottom + (_BAR if legend else 0)), (255, 255, 255))
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        sheet.paste(tile, (_GAP + column * cell_width, _GAP + row * cell_height))
+    ImageDraw.Draw(sheet).text((_GAP, bottom), legend, (60, 60, 60), font)
+    return np.array(sheet)
+
+
+def _paint_strips(canvas: NDArray[np.uint8], paint: Callable[[Image.Image, int], None]) -> None:
+    """Let ``paint`` draw on each strip of the canvas, whose first row it is told."""
+    for rows in strips((canvas.shape[0], canvas.shape[1])):
+        strip = Image.fromarray(canvas[rows])
+        paint(strip, rows.start)
+        canvas[rows] = np.asarray(strip)
+
+
+def _rectangle(
+    strip: Image.Image, top: int, box: Sequence[float] | NDArray[np.float64], grow: int,
+    colour: tuple[int, int, int], width: int,
+) -> None:  # fmt: skip
+    # whole pixels first: Pillow rounds towards zero, which for a strip is another place than for the picture
+    x0, y0, x1, y1 = (int(value) for value in (box[0] - grow, box[1] - grow, box[2] + grow, box[3] + grow))
+    ImageDraw.Draw(strip).rectangle((x0, y0 - top, x1, y1 - top), outline=colour, width=width)
 
 
 def _line_width(image: NDArray[np.uint8]) -> int:
-    side: int = max(image.shape)
-    return max(1, round(side / 500))
+    """Grows with the picture, but not with the length of a thin one, whose markers would have no room."""
+    short, long = sorted(map(int, image.shape[:2]))
+    return max(1, round(min(long, 4 * short) / 500))
 
 
 def _inner(
