@@ -97,7 +97,8 @@ class Prompt:
             point_array = point_array.reshape(0, 2)
         elif point_array.shape == (2,):
             point_array = point_array[None]
-        label_array = np.ones(point_array.shape[:1]) if labels is None else _numbers("labels", labels, MAX_POINTS, "iufb")
+        inside = np.ones(point_array.shape[:1])
+        label_array = inside if labels is None else _numbers("labels", labels, MAX_POINTS, "iufb")
         if not np.isin(label_array, (0, 1)).all():  # before the cast to integers hides a half
             raise PromptError(f"labels are 1 (inside) or 0 (outside), got {label_array.tolist()}")
         return cls(

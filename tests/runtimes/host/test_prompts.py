@@ -286,7 +286,7 @@ def test_boxes_are_cut_off_at_the_edges_and_those_without_area_are_left_out():
         [10, 10, 10, 50],
         [500, 10, 640.3, 427.2],
         [700, 1, 800, 9],
-        [20, 20, 300, 400],
+        [20, 20, 30, 40],
     ]
     boxes, kept = clip_boxes(np.array(given_boxes), (427, 640))
     np.testing.assert_array_equal(kept, [0, 2, 4])
