@@ -182,6 +182,11 @@ def clip_boxes(boxes: NDArray[Any], image_hw: tuple[int, int]) -> tuple[NDArray[
     return inside[kept], kept
 
 
+def look_normalised(coordinates: NDArray[Any]) -> bool:
+    """Whether all coordinates lie within 0..1, so that they may be parts of the image where pixels are meant."""
+    return coordinates.size > 0 and bool(coordinates.min() >= 0 and coordinates.max() <= 1)
+
+
 def pack(prompts: Sequence[Prompt], image_hw: tuple[int, int], frame: Frame) -> Tensors:
     """Turn N prompts into the decoder's tensors, in the frame.
 
