@@ -12,11 +12,13 @@ import typer
 
 from samexport.cli import bundles as bundle_commands
 from samexport.cli import export as export_commands
+from samexport.cli.everything import everything, old_spelling
 from samexport.cli.options import (
     Checkpoints,
     Force,
     Json,
 )
+from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
 from samexport.errors import ConfigError, ParityFailed, SamExportError
 
@@ -34,7 +36,7 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: errors of ours become one line and their exit code."""
     try:
-        app()
+        app(old_spelling(sys.argv[1:]))
     except SamExportError as error:
         for line in error.details if isinstance(error, ParityFailed) else ():
             print(f"FAIL  {line}", file=sys.stderr)
@@ -61,7 +63,7 @@ def _options(
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     export_commands.onnx, export_commands.tflite, export_commands.coreml, export_commands.android,
-    bundle_commands.verify, bundle_commands.segment,
+    bundle_commands.verify, segment, everything,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command()(_command)

@@ -26,7 +26,7 @@ ABSENT = -2
 
 MAX_POINTS = 1000
 """Of a prompt; a decoder's memory grows with their square."""
-_MAX_MASK = 4096 * 4096
+_MAX_NUMBERS = 4096 * 4096
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -92,31 +92,31 @@ class Prompt:
         Raises:
             PromptError: see the class; a mask of several; values that are no real numbers.
         """
-        point_array = _numbers("points", points, 2 * MAX_POINTS)
+        point_array = _numbers("points", points)
         if point_array.size == 0:
             point_array = point_array.reshape(0, 2)
         elif point_array.shape == (2,):
             point_array = point_array[None]
         inside = np.ones(point_array.shape[:1])
-        label_array = inside if labels is None else _numbers("labels", labels, MAX_POINTS, "iufb")
+        label_array = inside if labels is None else _numbers("labels", labels, "iufb")
         if not np.isin(label_array, (0, 1)).all():  # before the cast to integers hides a half
             raise PromptError(f"labels are 1 (inside) or 0 (outside), got {label_array.tolist()}")
         return cls(
             points=point_array,
             labels=np.atleast_1d(label_array).astype(np.int64),
-            box=None if box is None else _numbers("box", box, 4),
+            box=None if box is None else _numbers("box", box),
             mask_input=None if mask_input is None else _one_mask(mask_input),
         )
 
 
-def _numbers(name: str, values: ArrayLike, most: int, kinds: str = "iuf") -> NDArray[np.float64]:
-    """A copy in float64; ``most`` bounds its size before anything is allocated."""
+def _numbers(name: str, values: ArrayLike, kinds: str = "iuf") -> NDArray[np.float64]:
+    """A copy in float64, whose size is bounded before it is allocated."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PromptError(f"{name} must be an array of numbers; {reason(error)}") from error
-    if array.size > most:
-        raise PromptError(f"{name}: {array.size} numbers are too many, {most} at most")
+    if array.size > _MAX_NUMBERS:
+        raise PromptError(f"{name}: {array.size} numbers are too many, at most {_MAX_NUMBERS}")
     if array.size and array.dtype.kind not in kinds:
         raise PromptError(f"{name} must be an array of numbers, got {array.dtype}")
     with np.errstate(over="ignore"):  # what overflows is then refused as infinite
@@ -124,7 +124,7 @@ def _numbers(name: str, values: ArrayLike, most: int, kinds: str = "iuf") -> NDA
 
 
 def _one_mask(values: ArrayLike) -> NDArray[np.float32]:
-    mask = _numbers("mask_input", values, _MAX_MASK)  # a mask of True and False is no prompt for SAM
+    mask = _numbers("mask_input", values)  # a mask of True and False is no prompt for SAM
     while mask.ndim > 2 and len(mask) == 1:
         mask = mask[0]
     if mask.ndim == 3 and mask.shape[1] == mask.shape[2]:
@@ -149,7 +149,7 @@ def _check_box(box: NDArray[np.float64]) -> None:
 
 
 def fit_box(prompt: Prompt, image_hw: tuple[int, int]) -> Prompt:
-    """The prompt with its box cut off at the edges of the image, height and width ``image_hw``.
+    """The prompt with its box cut off at the edges of the image, height and width ``image_hw``; itself if it fits.
 
     Raises:
         PromptError: nothing of the box is inside.
@@ -159,7 +159,7 @@ def fit_box(prompt: Prompt, image_hw: tuple[int, int]) -> Prompt:
     inside, _ = clip_boxes(prompt.box[None], image_hw)
     if len(inside) == 0:
         raise PromptError(f"box {prompt.box.tolist()} is outside the image, {image_hw[1]} wide and {image_hw[0]} high")
-    return replace(prompt, box=inside[0])
+    return prompt if np.array_equal(inside[0], prompt.box) else replace(prompt, box=inside[0])
 
 
 def clip_boxes(boxes: NDArray[Any], image_hw: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from samexport.runtimes.host.masks import Rle
+from samexport.runtimes.host.drawing import Panel, draw_masks, draw_prompts, outline_boxes, panel_sheet
+from samexport.runtimes.host.masks import Rle, decode_rle
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.tasks.everything import ObjectMask
 from samexport.runtimes.tasks.segment import Segmentation
@@ -96,3 +98,55 @@ def of_objects(masks: Iterable[ObjectMask]) -> list[MaskResult]:
             )
         )  # fmt: skip
     return results
+
+
+def draw(image: NDArray[np.uint8], masks: Sequence[MaskResult]) -> NDArray[np.uint8]:
+    """The picture with the masks of prompts and the prompts themselves; one mask at a time is unpacked."""
+    canvas = _painted(image, masks)
+    seen = {mask.prompt: mask for mask in masks}.values()
+    draw_prompts(
+        canvas,
+        points=[point for mask in seen for point in mask.points],
+        labels=[label for mask in seen for label in mask.labels],
+        boxes=[mask.box for mask in seen if mask.box is not None],
+    )
+    return canvas
+
+
+def draw_everything(image: NDArray[np.uint8], masks: Sequence[MaskResult], *, boxes: bool = False) -> NDArray[np.uint8]:
+    """The picture with every mask in a colour; with ``boxes`` also the box that each answers."""
+    canvas = _painted(image, masks)
+    if boxes:
+        outline_boxes(canvas, {number: mask.box for number, mask in enumerate(masks) if mask.box is not None})
+    return canvas
+
+
+def draw_panels(image: NDArray[np.uint8], masks: Sequence[MaskResult], *, columns: int) -> NDArray[np.uint8]:
+    """Every mask in a panel of its own with its score, a row a prompt; the one that answers the prompt is marked."""
+    several = len({mask.prompt for mask in masks}) > 1
+    panels = (
+        Panel(
+            ("" if not several else f"prompt {mask.prompt}, ") + f"mask {mask.mask}: score {mask.score:.3f}"
+            + (" (the answer)" if mask.chosen else ""),
+            number,
+            decode_rle(mask.segmentation),
+            mask.points,
+            mask.labels,
+            [] if mask.box is None else [mask.box],
+        )
+        for number, mask in enumerate(masks)
+    )  # fmt: skip
+    legend = "the answer: without --multimask; score: predicted IoU; green plus: inside, red minus: outside"
+    return panel_sheet(image, panels, columns=columns, legend=legend)
+
+
+def _painted(image: NDArray[np.uint8], masks: Sequence[MaskResult]) -> NDArray[np.uint8]:
+    """The largest first, so that small ones stay visible; mask i in colour i."""
+    largest_first = sorted(range(len(masks)), key=lambda number: -masks[number].area)
+    return draw_masks(image, ((number, *_unpacked(masks[number])) for number in largest_first))
+
+
+def _unpacked(mask: MaskResult) -> tuple[int, int, NDArray[np.bool_]]:
+    """x, y and pixels of the mask's box."""
+    x, y, width, height = mask.bbox
+    return x, y, np.ascontiguousarray(decode_rle(mask.segmentation)[y : y + height, x : x + width])

@@ -132,11 +132,8 @@ class Segmenter:
         """As :meth:`predict`, one prompt after the other, so that only one has masks of the picture's size."""
         if self._embeddings is None:
             raise PromptError("no picture was set; call set_image first")
-        manifest = self.bundle.manifest
-        tensors = pack(prompts, self._image_hw, manifest.frame)
+        manifest, tensors = self.bundle.manifest, self.check(prompts, self._image_hw)
         counts, boxed = count_tokens(tensors["point_labels"]), has_box(tensors["point_labels"])
-        self.open_decoder(masked="mask_input" in tensors)
-        self._check_room(prompts, tensors)
         self.timings |= {"decode": 0.0, "upscale": 0.0}
         for begin in range(0, len(prompts), self.chunk):
             start = time.perf_counter()
@@ -150,6 +147,31 @@ class Segmenter:
                 masks = upscale_mask(own[chosen], self._image_hw, manifest.frame)
                 self.timings["upscale"] += 1e3 * (time.perf_counter() - start)
                 yield Segmentation(masks, found[chosen], own[chosen], tuple(chosen), best)
+
+    def check(self, prompts: Sequence[Prompt], image_hw: tuple[int, int]) -> Tensors:
+        """Refuse, before a picture of height and width ``image_hw`` is encoded, prompts that cannot be decoded for it.
+
+        Returns:
+            the prompts as :func:`samexport.runtimes.host.prompts.pack` makes them.
+
+        Raises:
+            PromptError: a prompt does not fit the picture or the model, or has more points than its file takes.
+        """
+        tensors = dict(pack(prompts, image_hw, self.bundle.manifest.frame))
+        masked = "mask_input" in tensors
+        self.open_decoder(masked=masked)
+        room = max((entry.points for entry in self._open(self._decoders(masked)[-1]).entry_points), default=None)
+        for number, needed in enumerate(count_tokens(tensors["point_labels"])):
+            if room is None or needed <= room:
+                continue
+            # as a user counts, without SAM's padding point
+            boxed = prompts[number].box is not None
+            most, beside = (room - 2, " with a box") if boxed else (room - 1, "")
+            raise PromptError(
+                f"prompt {number} has {len(prompts[number].points)} points{beside}; this file takes at most"
+                f" {most}{beside}: give fewer, or export it with --points {needed}"
+            )
+        return tensors
 
     def decode(self, tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Raw decoder on tensors as ``pack`` makes them: logits [N, 4, L, L] and scores [N, 4], in chunks.
@@ -197,20 +219,6 @@ class Segmenter:
         if masked:
             return ("decoder_with_mask",)
         return ("decoder_prologue", "decoder_step") if "decoder_step" in self.bundle.graph_names else ("decoder",)
-
-    def _check_room(self, prompts: Sequence[Prompt], tensors: Tensors) -> None:
-        """Where a file of fixed size has too few slots, count points as a user does, not SAM's padding point."""
-        decoder = self._open(self._decoders("mask_input" in tensors)[-1])
-        room = max((entry.points for entry in decoder.entry_points), default=None)
-        for number, needed in enumerate(count_tokens(tensors["point_labels"])):
-            if room is None or needed <= room:
-                continue
-            boxed = prompts[number].box is not None
-            most, beside = (room - 2, " with a box") if boxed else (room - 1, "")
-            raise PromptError(
-                f"prompt {number} has {len(prompts[number].points)} points{beside}; this file takes at most"
-                f" {most}{beside}: give fewer, or export it with --points {needed}"
-            )
 
     def _decode_chunk(self, tensors: Tensors) -> Tensors:
         graph, image = self._decoders("mask_input" in tensors)[-1], {"image_embeddings": self._embeddings}
