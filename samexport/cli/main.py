@@ -12,9 +12,11 @@ import typer
 
 from samexport.cli import bundles as bundle_commands
 from samexport.cli import export as export_commands
+from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
 from samexport.cli.help import CHECK, EXPORT, LOOK, USE, GroupedCommand, GroupedCommands, examples
 from samexport.cli.options import Checkpoints, Force, Json
+from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
 from samexport.cli.verify import verify
 from samexport.errors import ConfigError, ParityFailed
@@ -37,7 +39,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point; see :mod:`samexport.cli.guard` for errors and exit codes."""
-    sys.exit(guarded(lambda: app(prog_name="samexport", standalone_mode=False)))
+    sys.exit(guarded(lambda: app(old_spelling(sys.argv[1:]), prog_name="samexport", standalone_mode=False)))
 
 
 def _version(shown: bool) -> None:
@@ -68,7 +70,8 @@ _command("onnx", EXPORT)(export_commands.onnx)
 _command("tflite", EXPORT)(export_commands.tflite)
 _command("coreml", EXPORT)(export_commands.coreml)
 _command("android", EXPORT)(export_commands.android)
-_command("segment", USE)(bundle_commands.segment)
+_command("segment", USE)(segment)
+_command("everything", USE)(everything)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(bundle_commands.evaluate)
 
