@@ -3,7 +3,7 @@ import pytest
 from samexport.benchmarks.contenders.baselines import write_baselines
 from samexport.exporter.pipeline import ExportOptions, export_bundle
 from samexport.exporter.to_onnx.convert import OnnxOptions, convert
-from samexport.runtimes.bundle import new_folder
+from samexport.files import new_folder
 from tests.conftest import once
 
 
