@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from samexport.benchmarks.contenders.baselines import can_rebuild_detector
 from samexport.benchmarks.contenders.known import KNOWN, Contender, find, why_not
 from samexport.benchmarks.measuring.measure import Effort
 from samexport.benchmarks.measuring.tasks import TASKS
-from samexport.benchmarks.results.rows import PHOTOGRAPH, Form, Job
+from samexport.benchmarks.results.rows import PHOTOGRAPH, Form, Job, Source
 from samexport.errors import ConfigError
 from samexport.models.contracts import SAMPLER
 from samexport.runtimes.base import RUNTIMES
@@ -81,15 +82,14 @@ class Plan:
         """The tasks that may take part."""
         return tuple(TASKS) if self.tasks == (ALL,) else self.tasks
 
-    def identity(self, bundle: Bundle, graph: str) -> dict[str, str]:
-        """The fields of a job that tell its bundle from others."""
+    def source(self, bundle: Bundle, graph: str) -> Source:
+        """What tells a bundle's job from those of others."""
         manifest = bundle.manifest
         weights = weights_key(manifest.weights)
         if manifest.sampler is not None and (graph == SAMPLER or (graph in TASKS and TASKS[graph].detector)):
             detector = weights_key(manifest.sampler.weights)
             weights = detector if graph == SAMPLER else f"{weights} {detector}"
-        label = self.labels.get(str(bundle.folder), bundle.folder.resolve().name)
-        return {"label": label, "model": manifest.model, "weights": weights}
+        return Source(self.labels.get(str(bundle.folder), bundle.folder.resolve().name), manifest.model, weights)
 
 
 def weights_key(weights: WeightsInfo) -> str:
@@ -102,21 +102,23 @@ def recipe_of(artifact: Artifact) -> tuple[str, str]:
     return artifact.recipe, " ".join(f"{key}={value}" for key, value in sorted(artifact.options.items()))
 
 
-def labels_of(folders: Sequence[Path]) -> dict[str, str]:
+def labels_of(folders: Sequence[Path], rivals: Sequence[Path] = ()) -> dict[str, str]:
     """A short name for each bundle: the folder's own, with as many folders above it as tell it from the others.
 
     Raises:
-        ConfigError: a folder is named twice.
+        ConfigError: one of ``folders`` is named twice; ``rivals`` may be among them.
     """
-    paths = {str(folder): folder.resolve() for folder in folders}
-    if len(paths) < len(folders) or len(set(paths.values())) < len(paths):
-        twice = next(f for i, f in enumerate(folders) if f.resolve() in [g.resolve() for g in folders[:i]])
-        raise ConfigError(f"{twice} is named twice; name each bundle once")
+    resolved = [folder.resolve() for folder in folders]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise ConfigError(f"{folders[number]} is named twice; name each bundle once")
+    paths = {str(folder): folder.resolve() for folder in (*folders, *rivals)}
     labels: dict[str, str] = {}
     for folder, path in paths.items():
-        others = [p for p in paths.values() if p != path]
-        depth = next((d for d in range(1, len(path.parts)) if _tail(path, d) not in [_tail(o, d) for o in others]), 0)
-        labels[folder] = _tail(path, depth) if depth else str(path)
+        others = {other for other in paths.values() if other != path}
+        lengths = range(1, len(path.parts))
+        unlike = (n for n in lengths if _tail(path, n) not in {_tail(other, n) for other in others})
+        labels[folder] = _tail(path, next(unlike, len(path.parts)))
     return labels
 
 
@@ -158,11 +160,13 @@ def not_measured(bundles: Sequence[Bundle], plan: Plan, jobs: Sequence[Job]) -> 
         if not any(job.graph == name for job in jobs):
             reason = f"whole tasks run on {', '.join(RUNTIMES)}: none that was asked for reads the files"
             if not any(TASKS[name].suits(b) for b in bundles):
-                reason = f"it needs a bundle with {'a detector (prompt_sampler)' if TASKS[name].detector else 'an encoder'}"
+                reason = (
+                    f"it needs a bundle with {'a detector (prompt_sampler)' if TASKS[name].detector else 'an encoder'}"
+                )
             wanted.append((name, (runtimes or tuple(RUNTIMES))[0], reason))
     return [
         (Job(
-            str(bundle.folder), graph, "", "export", "fp32", runtime, plan.threads[0], **plan.identity(bundle, graph)
+            str(bundle.folder), graph, "", "export", "fp32", runtime, plan.threads[0], source=plan.source(bundle, graph)
         ), reason)
         for graph, runtime, reason in wanted
     ]  # fmt: skip
@@ -173,26 +177,34 @@ def _once(jobs: Sequence[Job]) -> list[Job]:
     kept: dict[object, Job] = {}
     for job in jobs:
         shared = not job.file and is_graph(job)
-        kept.setdefault(replace(job, bundle="", label="") if shared else job, job)
+        kept.setdefault(replace(job, bundle="", source=replace(job.source, label="")) if shared else job, job)
     return list(kept.values())
 
 
 def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> Iterator[Job]:
     takes_prompts = "N" in bundle.graph(artifact.graph).axes
     precision, options = recipe_of(artifact)
-    identity = plan.identity(bundle, artifact.graph)
+    source = plan.source(bundle, artifact.graph)
     for prompts in plan.prompts if takes_prompts else (0,):
         for batch in _batches(prompts, form, plan):
             for contender in plan.contenders:
                 if contender.file_format not in ("", artifact.file_format):
+                    continue
+                if artifact.graph == SAMPLER and not contender.file_format and not _torch_has_detector(bundle):
                     continue
                 has_file = bool(contender.file_format)
                 for threads in plan.threads:
                     yield Job(
                         str(bundle.folder), artifact.graph, artifact.path if has_file else "", form,
                         precision if has_file else "fp32", contender.name, threads, prompts, batch,
-                        () if has_file else plan.checkpoints, options=options if has_file else "", **identity,
+                        () if has_file else plan.checkpoints, options=options if has_file else "", source=source,
                     )  # fmt: skip
+
+
+def _torch_has_detector(bundle: Bundle) -> bool:
+    """NMS in the graph has no counterpart in PyTorch's."""
+    info = bundle.manifest.sampler
+    return info is not None and info.nms == "host" and can_rebuild_detector(info)
 
 
 def _batches(prompts: int, form: str, plan: Plan) -> tuple[int, ...]:
@@ -216,7 +228,7 @@ def _task_jobs(bundle: Bundle, form: Form, plan: Plan) -> Iterator[Job]:
                     yield Job(
                         str(bundle.folder), name, "", form, precision, contender.name, threads, TASKS[name].prompts,
                         checkpoints=plan.checkpoints, photograph=plan.photograph, options=options,
-                        **plan.identity(bundle, name),
+                        source=plan.source(bundle, name),
                     )  # fmt: skip
 
 
@@ -263,16 +275,18 @@ def _rival(job: Job, rival: str, plan: Plan) -> Job | None:
         fits = rival != job.runtime and other.file_format in ("", find(job.runtime).file_format)
         if not fits or other.file_format:
             return replace(job, runtime=rival) if fits else None
-        return replace(
-            job, runtime=rival, file="", precision="fp32", options="", checkpoints=plan.checkpoints
-        )
+        return replace(job, runtime=rival, file="", precision="fp32", options="", checkpoints=plan.checkpoints)
     if not is_baseline(rival):
         return _in_bundle(job, open_bundle(Path(rival)), plan)
     if rival == "single" and job.prompts == 0:
         return None
     # both halves of the decoder together are the plain decoder; after the first prompt only the step remains
     graph = "decoder" if job.graph == "decoder_step" else job.graph
-    same = [b for b in plan.baselines if (b.manifest.model, weights_key(b.manifest.weights)) == (job.model, job.weights)]
+    same = [
+        b
+        for b in plan.baselines
+        if (b.manifest.model, weights_key(b.manifest.weights)) == (job.source.model, job.source.weights)
+    ]
     batch = 1 if rival == "single" and job.prompts > 1 else 0
     plain = replace(job, graph=graph, form="plain", precision="fp32", options="", batch=batch)
     return _in_bundle(plain, same[0], plan) if same else None
@@ -281,14 +295,12 @@ def _rival(job: Job, rival: str, plan: Plan) -> Job | None:
 def _in_bundle(job: Job, bundle: Bundle, plan: Plan) -> Job | None:
     """The job on the file of another bundle, if it has such a one; one made alike comes first."""
     file_format, made = find(job.runtime).file_format, (job.precision, job.options)
-    fitting = [
-        a for a in bundle.manifest.artifacts if a.graph == job.graph and file_format in ("", a.file_format)
-    ]
+    fitting = [a for a in bundle.manifest.artifacts if a.graph == job.graph and file_format in ("", a.file_format)]
     for artifact in sorted(fitting, key=lambda a: recipe_of(a) != made):
         precision, options = recipe_of(artifact) if job.file else made
         moved = replace(
             job, bundle=str(bundle.folder), file=artifact.path if job.file else "", precision=precision,
-            options=options, **plan.identity(bundle, job.graph),
+            options=options, source=plan.source(bundle, job.graph),
         )  # fmt: skip
         return moved if moved != job else None
     return None

@@ -71,8 +71,12 @@ _KNOWN = (
         for info in RUNTIMES.values()
     ),
     Contender(
-        "openvino-bf16", "onnx", f"{_HERE}.known:open_openvino_bf16",
-        arithmetic="bf16", package="openvino", default=False,
+        "openvino-bf16",
+        "onnx",
+        f"{_HERE}.known:open_openvino_bf16",
+        arithmetic="bf16",
+        package="openvino",
+        default=False,
     ),
     _ort("onnxruntime-basic"),
     _ort("onnxruntime-extended"),

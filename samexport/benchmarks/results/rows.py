@@ -40,6 +40,21 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Source:
+    """The bundle that a job is of, as result files tell it from others.
+
+    Attributes:
+        label: its name for people, different for every bundle of a run.
+        model: name in the catalogue.
+        weights: their sha256, or their seed.
+    """
+
+    label: str = ""
+    model: str = ""
+    weights: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
     """What one row measures; this is what goes to the measuring process.
 
@@ -54,10 +69,8 @@ class Job:
         batch: prompts in one call; 0 for all of them. 1 is what exporters do that trace a single prompt.
         checkpoints: weights for PyTorch, where the bundle's are not random.
         photograph: width and height of a task's picture; (0, 0) for a graph.
-        label: the bundle's name for people, different for every bundle of a run.
-        model: name in the catalogue.
-        weights: their sha256, or their seed.
         options: how the file was made besides the precision, such as "target=gpu".
+        source: more of the bundle.
     """
 
     bundle: str
@@ -71,16 +84,14 @@ class Job:
     batch: Count = 0
     checkpoints: tuple[str, ...] = ()
     photograph: tuple[Count, Count] = (0, 0)
-    label: str = ""
-    model: str = ""
-    weights: str = ""
     options: str = ""
+    source: Source = Source()
 
     @property
     def work(self) -> tuple[object, ...]:
         """What makes two jobs the same work in two result files, wherever the bundle is and whatever its name."""
         return (
-            self.model, self.weights, self.graph, self.form, self.precision, self.options, self.runtime,
+            self.source.model, self.source.weights, self.graph, self.form, self.precision, self.options, self.runtime,
             self.prompts, self.batch, self.threads, self.photograph,
         )  # fmt: skip
 
@@ -91,7 +102,7 @@ class Job:
         batch = f" by {self.batch}" if 0 < self.batch < self.prompts else ""
         form = " plain" if self.form == "plain" else ""
         picture = f" in {self.photograph[0]}x{self.photograph[1]}" if self.photograph[0] else ""
-        label = f"{self.label}: " if self.label else ""
+        label = f"{self.source.label}: " if self.source.label else ""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return f"{label}{self.graph}{form}{prompts}{batch}{picture}, {self.kind}, {self.runtime}, {threads}"
 
@@ -213,10 +224,11 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a job goes, longest first."""
+    """Where the time of a job goes, longest first; ``reason`` says why there is nothing."""
 
     job: Job
     operators: tuple[OperatorTime, ...]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,7 +293,7 @@ def from_plain(data: Any, kind: type[Kind]) -> Kind:
 
 CSV_COLUMNS = (
     "device", "status", "reason", "size_mb", "gmac", "gmac_per_s", "peak_share", "loaded", "ms_per_prompt",
-    *(f.name for f in fields(Job) if f.name != "checkpoints"),
+    *(f.name for f in fields(Source)), *(f.name for f in fields(Job) if f.name not in ("checkpoints", "source")),
     *(f.name for f in fields(Measurement) if f.name != "parity"),
     *(f.name for f in fields(Parity) if f.name != "reason"), "parity_reason",
 )  # fmt: skip
@@ -293,5 +305,5 @@ def flat(row: BenchRow) -> dict[str, Any]:
     job, measured = data.pop("job"), data.pop("measured")
     parity = measured.pop("parity")
     parity["parity_reason"] = parity.pop("reason")
-    data |= {**job, **measured, **parity, "ms_per_prompt": row.ms_per_prompt}
+    data |= {**job.pop("source"), **job, **measured, **parity, "ms_per_prompt": row.ms_per_prompt}
     return {name: data[name] for name in CSV_COLUMNS}
