@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ _STYLE: dict[Any, Any] = {
 
 
 _MARGIN_DB = 10
+_MARKS = "os^Dv<>P"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def draw(results: Results) -> list[Plot]:
         ("tasks.png", "Whole tasks on a photograph", _latency, tasks),
     )
     plots = []
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "samexport"}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "samexport"}), warnings.catch_warnings():
+        # matplotlib's font has no Chinese; the names stand in the tables
+        warnings.filterwarnings("ignore", "Glyph")
         for file, caption, drawing, chosen in drawings:
             figure = drawing(chosen) if chosen else None
             if figure is not None:
@@ -124,9 +129,25 @@ def _line_names(rows: Sequence[BenchRow], *, batch: bool = True) -> list[str]:
     # the usual form and device go without saying
     silent = {"", "export", "cpu"}
     return [
-        " ".join(text for text, show in zip(texts, differ, strict=True) if show and text not in silent)
+        " ".join(_verbatim(text) for text, show in zip(texts, differ, strict=True) if show and text not in silent)
         for texts in parts
     ]
+
+
+def _verbatim(text: str) -> str:
+    """Names of folders may have dollar signs, between which matplotlib reads formulas, and what is no text at all."""
+    readable = text.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "?" for c in readable).replace("$", r"\$")
+
+
+def _markers(runtimes: Sequence[str]) -> list[str]:
+    """A mark for each line or point: those of the same runtime, which have one colour, differ."""
+    seen: Counter[str] = Counter()
+    found = []
+    for runtime in runtimes:
+        found.append(_MARKS[seen[runtime] % len(_MARKS)])
+        seen[runtime] += 1
+    return found
 
 
 def _latency(rows: list[BenchRow]) -> Figure:
@@ -175,13 +196,14 @@ def _prompts(rows: list[BenchRow]) -> Figure | None:
         return None
     figure, axes = _figure(9, 3.3 * len(graphs), ratios=[1.0] * len(graphs))
     for axis, (graph, lines) in zip(axes, graphs.items(), strict=True):
-        for (name, runtime), line in lines.items():
+        marks = _markers([runtime for _, runtime in lines])
+        for ((name, runtime), line), mark in zip(lines.items(), marks, strict=True):
             plain = line[0].job.form == "plain"
             best: dict[int, float] = {}
             for row in line:
                 best[row.job.prompts] = min(best.get(row.job.prompts, 1e9), row.ms_per_prompt or 1e9)
             xs = sorted(best)
-            style, alpha = ("o--", 0.6) if plain else ("o-", 1.0)
+            style, alpha = (f"{mark}--", 0.6) if plain else (f"{mark}-", 1.0)
             ys = [best[x] for x in xs]
             axis.plot(xs, ys, style, color=_colour(runtime), label=name, markersize=4, alpha=alpha)
         axis.set_xscale("log", base=2)
@@ -211,10 +233,11 @@ def _accuracy(rows: list[BenchRow]) -> Figure | None:
             graphs.setdefault(row.job.graph, []).append((row, name))
     figure, axes = _figure(9, 2.9 * len(graphs), ratios=[1.0] * len(graphs))
     for axis, (graph, panel) in zip(axes, graphs.items(), strict=True):
-        for row, name in panel:
-            size = 30 + 8 * (row.size_mb or 5)
-            axis.scatter([row.measured.p50_ms or 0], [row.measured.parity.snr_db or 0], s=size, label=name,
-                         color=_colour(row.job.runtime), alpha=0.35 if row.job.form == "plain" else 0.8)  # fmt: skip
+        marks = _markers([row.job.runtime for row, _ in panel])
+        for (row, name), mark in zip(panel, marks, strict=True):
+            size, alpha = 30 + 8 * (row.size_mb or 5), 0.35 if row.job.form == "plain" else 0.8
+            place = [row.measured.p50_ms or 0], [row.measured.parity.snr_db or 0]
+            axis.scatter(*place, s=size, label=name, marker=mark, color=_colour(row.job.runtime), alpha=alpha)
         axis.set_title(graph)
         axis.set_ylabel("SNR, dB")
         # a few dB are noise, and should not look like a difference
