@@ -12,13 +12,17 @@ Item = TypeVar("Item")
 
 
 class Steps:
-    """Counts steps on stderr, with an estimate of what is left: a bar on a terminal, else a line a step."""
+    """Counts steps on stderr, with an estimate of what is left: a bar on a terminal, else a line a step.
 
-    def __init__(self, total: int) -> None:
+    Of many small steps, ``lines`` of them get a line.
+    """
+
+    def __init__(self, total: int, lines: int | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._total, self._done, self._start = total, 0, 0.0
+        self._every = 1 if lines is None else max(1, total // lines)
         console = Console(stderr=True)
         self._plain = not console.is_terminal
         # names of folders may look like rich's markup
@@ -36,10 +40,9 @@ class Steps:
     def begin(self, name: str) -> None:
         """The next step is under way."""
         self._start = self._start or time.monotonic()
-        if self._plain:
+        if self._plain and self._done % self._every == 0:
             print(f"[{self._done + 1}/{self._total}] {name}{self._left()}", file=sys.stderr, flush=True)
-        else:
-            self._bar.update(self._task, description=name, left=self._left())
+        self._bar.update(self._task, description=name, left=self._left())
 
     def end(self) -> None:
         """It is done."""

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from samexport.cli.export import print_licence_note
-from samexport.cli.options import (
-    Checkpoints,
-    DecoderCheckpoint,
-    Force,
-    RuntimeName,
-    SamplerCheckpoint,
-    Threads,
-    Weights,
-)
+from samexport.cli.options import Force, RuntimeName, Threads
 from samexport.cli.terminal import Spinner, print_table
 from samexport.errors import ConfigError, ParityFailed
 
@@ -130,57 +122,6 @@ def segment(
         raise ConfigError("samplers, --coco and --draw-boxes need --everything")
     request = SegmentRequest(bundle, image, tuple(point or ()), tuple(box or ()), mask, multimask)
     run_segment(request, out=out, masks=masks, logits=logits, runtime=runtime, threads=threads, force=force)
-
-
-def evaluate(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; none: PyTorch alone.")] = None,
-    *,
-    annotations: Annotated[Path, typer.Option(help="COCO's or LVIS's instances .json.")],
-    images: Annotated[Path, typer.Option(help="Folder of the annotated pictures.")],
-    prompts: Annotated[str, typer.Option(help="What to measure: click,box,everything.")] = "click,box,everything",
-    click: Annotated[str, typer.Option(help="interior: farthest from the outside. random: seeded.")] = "interior",
-    sampler: Annotated[str, typer.Option(help="What proposes: grid, or detector, the bundle's own.")] = "grid",
-    points_per_side: Annotated[int, typer.Option(min=1, help="Grid of proposals; the papers use 64.")] = 32,
-    max_images: Annotated[int | None, typer.Option(min=1, help="Take so many; without --seed the first.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of images, random clicks, random weights.")] = None,
-    pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch too, with the bundle's weights.")] = False,
-    checkpoint: Checkpoints = None,
-    decoder_checkpoint: DecoderCheckpoint = None,
-    sampler_checkpoint: SamplerCheckpoint = None,
-    encoder: Annotated[str, typer.Option(help="The model of PyTorch alone; `samexport list` shows all.")] = "",
-    weights: Weights = "official",
-    max_drop: Annotated[
-        float | None, typer.Option(min=0, help="Fail if the bundle falls further below PyTorch, all sizes.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the report: .json or .md.")] = None,
-    runtime: RuntimeName = None,
-    threads: Threads = None,
-    force: Force = False,
-) -> None:
-    """Measure accuracy on annotated pictures: AR of object proposals, mIoU of clicks and boxes."""
-    from samexport.cli.evaluate import EvalRequest, run_eval
-
-    if weights not in ("official", "random"):
-        raise ConfigError(f"--weights is official or random, not {weights!r}")
-    request = EvalRequest(
-        annotations,
-        images,
-        bundle=bundle,
-        pytorch=pytorch or bool(checkpoint),
-        encoder=encoder,
-        checkpoints=tuple(checkpoint or ()),
-        random_weights=weights == "random",
-        prompts=tuple(dict.fromkeys(name for name in prompts.split(",") if name)),
-        click=click,
-        sampler=sampler,
-        decoder_checkpoint=decoder_checkpoint,
-        sampler_checkpoint=sampler_checkpoint,
-        points_per_side=points_per_side,
-        max_images=max_images,
-        seed=seed,
-        max_drop=max_drop,
-    )
-    run_eval(request, out=out, runtime=runtime, threads=threads, force=force)
 
 
 def _print_rows(report: ParityReport) -> None:

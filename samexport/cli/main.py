@@ -12,6 +12,7 @@ import typer
 from samexport.cli import bundles as bundle_commands
 from samexport.cli import export as export_commands
 from samexport.cli.bench import bench
+from samexport.cli.evaluate import evaluate
 from samexport.cli.options import Json
 from samexport.cli.terminal import print_table
 from samexport.errors import ParityFailed, SamExportError
@@ -57,9 +58,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command()(_command)
-app.command("eval")(bundle_commands.evaluate)
-
-
+app.command("eval")(evaluate)
 app.command("bench")(bench)
 
 
