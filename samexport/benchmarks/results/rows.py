@@ -271,7 +271,7 @@ def read_results(path: Path) -> Results:
     try:
         data = read_json(path)
     except FileError as error:
-        raise ConfigError(f"{error}; it is not a result file of samexport bench") from error
+        raise ConfigError(f"{path} is not a result file of samexport bench ({error})") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise ConfigError(
