@@ -140,8 +140,9 @@ def _output(request: BenchRequest) -> Iterator[None]:
     """A folder where every result can be written, checked before the first measurement; none if nothing comes."""
     from samexport.benchmarks.results.plots import PLOT_FILES
 
-    out, new = request.out, not request.out.exists()
+    out, new = request.out, False
     try:
+        new = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise FileError(f"{str(out)[:200]} cannot be written: {reason(error)}; choose another --out") from error

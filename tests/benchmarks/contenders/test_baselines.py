@@ -56,6 +56,6 @@ def test_other_weights_than_the_bundles_are_refused(tiny_bundle, tmp_path):
 
 def test_the_baseline_is_a_bundle_whose_files_compute_the_same(plain_bundle):
     assert plain_bundle.graph_names == PLAIN_GRAPHS
-    rows = [r for r in verify_bundle(plain_bundle).rows if r.case not in ("files", "resize")]
+    rows = [r for r in verify_bundle(plain_bundle).rows if r.check.kind not in ("files", "resize")]
     assert {r.verdict.value for r in rows} == {"PASS"}
     assert len(rows) > 10
