@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from samexport.benchmarks.contenders.baselines import can_rebuild_detector
 from samexport.benchmarks.contenders.known import KNOWN, Contender, find, why_not
 from samexport.benchmarks.measuring.measure import Effort
 from samexport.benchmarks.measuring.tasks import TASKS
-from samexport.benchmarks.results.rows import PHOTOGRAPH, Job
+from samexport.benchmarks.results.rows import PHOTOGRAPH, Form, Job, Source
 from samexport.errors import ConfigError
+from samexport.models.contracts import SAMPLER
 from samexport.runtimes.base import RUNTIMES
-from samexport.runtimes.bundle import Artifact, Bundle, open_bundle
+from samexport.runtimes.bundle import Artifact, Bundle, WeightsInfo, open_bundle
+from samexport.runtimes.host.image import MAX_PIXELS
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
+
+ALL = "all"
+MOST_PROMPTS, MOST_THREADS = 4096, 1024
 
 
 @dataclass(frozen=True)
@@ -21,43 +27,103 @@ class Plan:
     """What to measure.
 
     Attributes:
-        runtimes: names; empty takes every default one that can run here.
+        runtimes: names; empty takes every default one that can run here, "all" every one that can run here.
         graphs: names of graphs; empty takes all.
-        tasks: names of ``tasks.TASKS``.
+        tasks: names of ``tasks.TASKS``; "all" takes those that a bundle has the graphs for.
         prompts: numbers of prompts for the graphs that take prompts.
         batches: prompts in one call; empty takes what an app gets: all, at most ``segment.DEFAULT_CHUNK``.
         threads: numbers of threads.
-        baselines: bundles of the same models whose graphs are "plain"; also run one prompt a call.
+        baselines: bundles of the same weights whose graphs are "plain"; also run one prompt a call.
         checkpoints: weights for PyTorch.
         photograph: width and height of the picture for tasks.
         effort: when to stop.
+        labels: names of bundles for people, by folder; see :func:`labels_of`.
     """
 
     runtimes: tuple[str, ...] = ()
     graphs: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    prompts: tuple[int, ...] = (1, 16, 64)
+    prompts: tuple[int, ...] = (1, 16)
     batches: tuple[int, ...] = ()
     threads: tuple[int, ...] = (2,)
     baselines: tuple[Bundle, ...] = ()
     checkpoints: tuple[str, ...] = ()
     photograph: tuple[int, int] = PHOTOGRAPH
     effort: Effort = field(default_factory=Effort)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.runtimes:
+        for name in self.runtimes if self.runtimes != (ALL,) else ():
             find(name)
-        if unknown := set(self.tasks) - set(TASKS):
-            raise ConfigError(f"no task is called {sorted(unknown)[0]!r}; known: {', '.join(TASKS)}")
-        if not self.threads or min((*self.prompts, *self.threads, *self.batches), default=1) < 1:
-            raise ConfigError("numbers of prompts, prompts a call and threads are at least 1")
+        if self.tasks != (ALL,) and (unknown := set(self.tasks) - set(TASKS)):
+            raise ConfigError(f"no task is called {sorted(unknown)[0]!r}; known: all, {', '.join(TASKS)}")
+        if not self.threads or not self.prompts:
+            raise ConfigError("numbers of prompts and of threads are at least 1")
+        for numbers, most, what in (
+            (self.prompts, MOST_PROMPTS, "prompts"),
+            (self.batches, MOST_PROMPTS, "prompts a call"),
+            (self.threads, MOST_THREADS, "threads"),
+        ):
+            if wrong := [n for n in numbers if not 1 <= n <= most]:
+                raise ConfigError(f"{wrong[0]} {what} cannot be; the number is at least 1 and at most {most}")
+        width, height = self.photograph
+        if min(width, height) < 1 or width * height > MAX_PIXELS:
+            raise ConfigError(f"a picture of {width}x{height} cannot be; at most {MAX_PIXELS} pixels, at least one")
 
     @property
     def contenders(self) -> list[Contender]:
         """The runtimes that take part; a named one that cannot run here becomes a SKIPPED row."""
-        if self.runtimes:
+        if self.runtimes and self.runtimes != (ALL,):
             return [KNOWN[name] for name in self.runtimes]
-        return [c for c in KNOWN.values() if c.default and not why_not(c)]
+        return [c for c in KNOWN.values() if (c.default or self.runtimes) and not why_not(c)]
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks that may take part."""
+        return tuple(TASKS) if self.tasks == (ALL,) else self.tasks
+
+    def source(self, bundle: Bundle, graph: str) -> Source:
+        """What tells a bundle's job from those of others."""
+        manifest = bundle.manifest
+        weights = weights_key(manifest.weights)
+        if manifest.sampler is not None and (graph == SAMPLER or (graph in TASKS and TASKS[graph].detector)):
+            detector = weights_key(manifest.sampler.weights)
+            weights = detector if graph == SAMPLER else f"{weights} {detector}"
+        return Source(self.labels.get(str(bundle.folder), bundle.folder.resolve().name), manifest.model, weights)
+
+
+def weights_key(weights: WeightsInfo) -> str:
+    """What tells weights from others: their sha256, or their seed."""
+    return weights.sha256 or f"seed {weights.seed}"
+
+
+def recipe_of(artifact: Artifact) -> tuple[str, str]:
+    """How a file was made: its precision, and whatever else was chosen, such as "target=gpu"."""
+    return artifact.recipe, " ".join(f"{key}={value}" for key, value in sorted(artifact.options.items()))
+
+
+def labels_of(folders: Sequence[Path], rivals: Sequence[Path] = ()) -> dict[str, str]:
+    """A short name for each bundle: the folder's own, with as many folders above it as tell it from the others.
+
+    Raises:
+        ConfigError: one of ``folders`` is named twice; ``rivals`` may be among them.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise ConfigError(f"{folders[number]} is named twice; name each bundle once")
+    paths = {str(folder): folder.resolve() for folder in (*folders, *rivals)}
+    labels: dict[str, str] = {}
+    for folder, path in paths.items():
+        others = {other for other in paths.values() if other != path}
+        lengths = range(1, len(path.parts))
+        unlike = (n for n in lengths if _tail(path, n) not in {_tail(other, n) for other in others})
+        labels[folder] = _tail(path, next(unlike, len(path.parts)))
+    return labels
+
+
+def _tail(path: Path, parts: int) -> str:
+    return "/".join(path.parts[-parts:])
 
 
 def jobs_of(bundles: Sequence[Bundle], plan: Plan) -> list[Job]:
@@ -78,32 +144,67 @@ def jobs_of(bundles: Sequence[Bundle], plan: Plan) -> list[Job]:
         for artifact in bundle.manifest.artifacts:
             if not wanted or artifact.graph in wanted:
                 jobs += _graph_jobs(bundle, artifact, "plain", plan)
-    return _once(jobs, (*bundles, *plan.baselines))
+    return _once(jobs)
 
 
-def _once(jobs: Sequence[Job], bundles: Sequence[Bundle]) -> list[Job]:
+def not_measured(bundles: Sequence[Bundle], plan: Plan, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+    """What was asked for by name and has no job in any bundle, each with the reason: rows that are SKIPPED."""
+    bundle, runtimes = bundles[0], plan.runtimes if plan.runtimes != (ALL,) else ()
+    formats = ", ".join(dict.fromkeys(a.file_format for b in bundles for a in b.manifest.artifacts))
+    wanted: list[tuple[str, str, str]] = []
+    for name in runtimes:
+        if not any(job.runtime == name for job in jobs):
+            graph = (plan.graphs or bundle.graph_names)[0]
+            wanted.append((graph, name, f"it reads {find(name).file_format} files, the bundles have {formats}"))
+    for name in plan.tasks if plan.tasks != (ALL,) else ():
+        if not any(job.graph == name for job in jobs):
+            reason = f"whole tasks run on {', '.join(RUNTIMES)}: none that was asked for reads the files"
+            if not any(TASKS[name].suits(b) for b in bundles):
+                reason = (
+                    f"it needs a bundle with {'a detector (prompt_sampler)' if TASKS[name].detector else 'an encoder'}"
+                )
+            wanted.append((name, (runtimes or tuple(RUNTIMES))[0], reason))
+    return [
+        (Job(
+            str(bundle.folder), graph, "", "export", "fp32", runtime, plan.threads[0], source=plan.source(bundle, graph)
+        ), reason)
+        for graph, runtime, reason in wanted
+    ]  # fmt: skip
+
+
+def _once(jobs: Sequence[Job]) -> list[Job]:
     """Each job once; PyTorch reads no file, so bundles of the same weights share its rows."""
-    weights = {str(b.folder): (b.manifest.model, b.manifest.weights) for b in bundles}
     kept: dict[object, Job] = {}
     for job in jobs:
         shared = not job.file and is_graph(job)
-        kept.setdefault((replace(job, bundle=""), weights[job.bundle]) if shared else job, job)
+        kept.setdefault(replace(job, bundle="", source=replace(job.source, label="")) if shared else job, job)
     return list(kept.values())
 
 
-def _graph_jobs(bundle: Bundle, artifact: Artifact, form: str, plan: Plan) -> Iterator[Job]:
+def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> Iterator[Job]:
     takes_prompts = "N" in bundle.graph(artifact.graph).axes
+    precision, options = recipe_of(artifact)
+    source = plan.source(bundle, artifact.graph)
     for prompts in plan.prompts if takes_prompts else (0,):
         for batch in _batches(prompts, form, plan):
             for contender in plan.contenders:
                 if contender.file_format not in ("", artifact.file_format):
                     continue
-                file = artifact.path if contender.file_format else ""
+                if artifact.graph == SAMPLER and not contender.file_format and not _torch_has_detector(bundle):
+                    continue
+                has_file = bool(contender.file_format)
                 for threads in plan.threads:
                     yield Job(
-                        str(bundle.folder), artifact.graph, file, form, artifact.recipe if file else "fp32",
-                        contender.name, threads, prompts, batch, () if file else plan.checkpoints,
+                        str(bundle.folder), artifact.graph, artifact.path if has_file else "", form,
+                        precision if has_file else "fp32", contender.name, threads, prompts, batch,
+                        () if has_file else plan.checkpoints, options=options if has_file else "", source=source,
                     )  # fmt: skip
+
+
+def _torch_has_detector(bundle: Bundle) -> bool:
+    """NMS in the graph has no counterpart in PyTorch's."""
+    info = bundle.manifest.sampler
+    return info is not None and info.nms == "host" and can_rebuild_detector(info)
 
 
 def _batches(prompts: int, form: str, plan: Plan) -> tuple[int, ...]:
@@ -116,16 +217,18 @@ def _batches(prompts: int, form: str, plan: Plan) -> tuple[int, ...]:
     return tuple(dict.fromkeys(0 if b >= prompts else b for b in chosen))
 
 
-def _task_jobs(bundle: Bundle, form: str, plan: Plan) -> Iterator[Job]:
+def _task_jobs(bundle: Bundle, form: Form, plan: Plan) -> Iterator[Job]:
     """Tasks run on the runtimes that read a bundle, with its first encoder's format and precision."""
     encoders = [a for a in bundle.manifest.artifacts if a.graph == "encoder"]
-    for name in (n for n in plan.tasks if TASKS[n].form == form and TASKS[n].suits(bundle)):
+    for name in (n for n in plan.task_names if TASKS[n].form == form and TASKS[n].suits(bundle)):
+        precision, options = recipe_of(encoders[0])
         for contender in plan.contenders:
             if contender.name in RUNTIMES and contender.file_format == encoders[0].file_format and contender.timed:
                 for threads in plan.threads:
                     yield Job(
-                        str(bundle.folder), name, "", form, encoders[0].recipe,
-                        contender.name, threads, TASKS[name].prompts, photograph=plan.photograph,
+                        str(bundle.folder), name, "", form, precision, contender.name, threads, TASKS[name].prompts,
+                        checkpoints=plan.checkpoints, photograph=plan.photograph, options=options,
+                        source=plan.source(bundle, name),
                     )  # fmt: skip
 
 
@@ -141,7 +244,7 @@ def pairs_of(jobs: Sequence[Job], rivals: Sequence[str], plan: Plan) -> list[tup
         jobs: of the form "export"; graphs only.
         rivals: "plain" (the baseline, all prompts in a call), "single" (the baseline, one prompt a call), the name
             of a runtime (the same file on it), or the folder of another bundle (the same graph there).
-        plan: for the baselines.
+        plan: for the baselines and the labels.
 
     Raises:
         ConfigError: a rival is none of these, or leads to no pair.
@@ -156,30 +259,48 @@ def pairs_of(jobs: Sequence[Job], rivals: Sequence[str], plan: Plan) -> list[tup
     return list(dict.fromkeys(pairs))
 
 
+def is_baseline(rival: str) -> bool:
+    """Whether a rival is a form of the baseline, which has to be exported first."""
+    return rival in ("plain", "single")
+
+
+def is_bundle(rival: str) -> bool:
+    """Whether a rival is the folder of a bundle."""
+    return not is_baseline(rival) and rival not in KNOWN
+
+
 def _rival(job: Job, rival: str, plan: Plan) -> Job | None:
     if rival in KNOWN:
         other = KNOWN[rival]
         fits = rival != job.runtime and other.file_format in ("", find(job.runtime).file_format)
-        return replace(job, runtime=rival, file=job.file if other.file_format else "") if fits else None
-    if rival in ("plain", "single"):
-        if rival == "single" and job.prompts == 0:
-            return None
-        # both halves of the decoder together are the plain decoder; after the first prompt only the step remains
-        graph = "decoder" if job.graph == "decoder_step" else job.graph
-        source = next(
-            (b for b in plan.baselines if b.manifest.model == open_bundle(Path(job.bundle)).manifest.model), None
-        )
-        batch = 1 if rival == "single" and job.prompts > 1 else 0
-        return _in_bundle(replace(job, graph=graph, form="plain", precision="fp32", batch=batch), source)
-    return _in_bundle(job, open_bundle(Path(rival)))
+        if not fits or other.file_format:
+            return replace(job, runtime=rival) if fits else None
+        return replace(job, runtime=rival, file="", precision="fp32", options="", checkpoints=plan.checkpoints)
+    if not is_baseline(rival):
+        return _in_bundle(job, open_bundle(Path(rival)), plan)
+    if rival == "single" and job.prompts == 0:
+        return None
+    # both halves of the decoder together are the plain decoder; after the first prompt only the step remains
+    graph = "decoder" if job.graph == "decoder_step" else job.graph
+    same = [
+        b
+        for b in plan.baselines
+        if (b.manifest.model, weights_key(b.manifest.weights)) == (job.source.model, job.source.weights)
+    ]
+    batch = 1 if rival == "single" and job.prompts > 1 else 0
+    plain = replace(job, graph=graph, form="plain", precision="fp32", options="", batch=batch)
+    return _in_bundle(plain, same[0], plan) if same else None
 
 
-def _in_bundle(job: Job, bundle: Bundle | None) -> Job | None:
-    """The job on the file of another bundle, if it has such a one."""
-    for artifact in bundle.manifest.artifacts if bundle else ():
-        same_format = find(job.runtime).file_format in ("", artifact.file_format)
-        if artifact.graph == job.graph and same_format and bundle:
-            file = artifact.path if job.file else ""
-            moved = replace(job, bundle=str(bundle.folder), file=file, precision=artifact.recipe)
-            return moved if moved != job else None
+def _in_bundle(job: Job, bundle: Bundle, plan: Plan) -> Job | None:
+    """The job on the file of another bundle, if it has such a one; one made alike comes first."""
+    file_format, made = find(job.runtime).file_format, (job.precision, job.options)
+    fitting = [a for a in bundle.manifest.artifacts if a.graph == job.graph and file_format in ("", a.file_format)]
+    for artifact in sorted(fitting, key=lambda a: recipe_of(a) != made):
+        precision, options = recipe_of(artifact) if job.file else made
+        moved = replace(
+            job, bundle=str(bundle.folder), file=artifact.path if job.file else "", precision=precision,
+            options=options, source=plan.source(bundle, job.graph),
+        )  # fmt: skip
+        return moved if moved != job else None
     return None

@@ -1,9 +1,13 @@
+import pkgutil
+from dataclasses import replace
+
 import pytest
 
 from samexport.benchmarks import plan as plan_module
 from samexport.benchmarks.contenders.known import KNOWN
-from samexport.benchmarks.plan import Plan, jobs_of, pairs_of
+from samexport.benchmarks.plan import Plan, jobs_of, labels_of, not_measured, pairs_of
 from samexport.errors import ConfigError
+from samexport.models.contracts import SAMPLER
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ORT = ("onnxruntime",)
@@ -57,8 +61,78 @@ def test_runtimes_that_do_not_read_the_format_are_left_out(tiny_bundle):
 def test_every_available_runtime_takes_part_when_none_is_named(tiny_bundle, monkeypatch):
     monkeypatch.setattr(plan_module, "why_not", lambda c: "no" if c.device == "cuda" or c.name == "openvino" else "")
     names = {j.runtime for j in jobs_of([tiny_bundle], Plan(graphs=("encoder",)))}
-    assert {"onnxruntime", "openvino-bf16", "pytorch", "pytorch-compile"} <= names
+    assert {"onnxruntime", "pytorch"} <= names
     assert not names & {"openvino", "pytorch-cuda", "onnxruntime-basic", "litert"}
+
+
+SLOW = {"pytorch-compile", "pytorch-bf16", "openvino-bf16", "onnxruntime-basic"}
+
+
+def test_what_is_slow_or_unusual_takes_part_only_when_it_is_named(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(plan_module, "why_not", lambda c: "")
+    by_default, every, one = (
+        {j.runtime for j in jobs_of([tiny_bundle], Plan(names, ("encoder",)))}
+        for names in ((), ("all",), ("pytorch-compile",))
+    )
+    assert not by_default & (SLOW | {"pytorch-cuda-compile"})
+    assert every > SLOW
+    assert by_default < every
+    assert one == {"pytorch-compile"}
+
+
+def test_what_was_named_and_has_no_job_is_told_with_the_reason(tiny_bundle, sampler_bundle):
+    detector = "everything: 300 boxes of the detector"
+    plan = Plan(("onnxruntime", "litert"), ("encoder",), tasks=("one click", detector))
+    missing = not_measured([tiny_bundle], plan, jobs_of([tiny_bundle], plan))
+    assert [(job.graph, job.runtime, reason) for job, reason in missing] == [
+        ("encoder", "litert", "it reads tflite files, the bundles have onnx"),
+        (detector, "onnxruntime", "it needs a bundle with a detector (prompt_sampler)"),
+    ]
+    bundles = [tiny_bundle, sampler_bundle]
+    assert [job.runtime for job, _ in not_measured(bundles, plan, jobs_of(bundles, plan))] == ["litert"]
+    for plan in (Plan(("all",), ("encoder",), tasks=("all",)), Plan()):
+        assert not_measured([tiny_bundle], plan, jobs_of([tiny_bundle], plan)) == []
+    plan = Plan(("pytorch",), tasks=("one click",))
+    ((job, reason),) = not_measured([tiny_bundle], plan, jobs_of([tiny_bundle], plan))
+    assert (job.graph, reason[:22]) == ("one click", "whole tasks run on onn")
+
+
+def test_bundles_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
+    folders = [tmp_path / name for name in ("a/sam", "b/sam", "b/other")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert list(labels_of(folders).values()) == ["a/sam", "b/sam", "other"]
+    assert labels_of(folders[:1])[str(folders[0])] == "sam"
+    again = tmp_path / "b" / ".." / "b" / "sam"
+    with pytest.raises(ConfigError, match="named twice"):
+        labels_of([*folders, again])
+    assert labels_of(folders[1:], [again]) == {str(folders[1]): "sam", str(folders[2]): "other", str(again): "sam"}
+
+
+def test_a_job_says_of_which_weights_and_how_its_file_was_made(sampler_bundle):
+    artifacts = tuple(replace(a, options={"target": "gpu", "a": "b"}) for a in sampler_bundle.manifest.artifacts)
+    bundle = replace(sampler_bundle, manifest=replace(sampler_bundle.manifest, artifacts=artifacts))
+    plan = Plan(("onnxruntime", "pytorch"), labels={str(bundle.folder): "mine"}, tasks=("all",), prompts=(1,))
+    jobs = jobs_of([bundle], plan)
+    assert {j.options for j in jobs if j.runtime == "onnxruntime"} == {"a=b target=gpu"}
+    assert {j.options for j in jobs if j.runtime == "pytorch"} == {""}
+    assert {(j.source.label, j.source.model) for j in jobs} == {("mine", "test.tinyvit64")}
+    weights = {j.graph: j.source.weights for j in jobs}
+    assert (weights["encoder"], weights["one click"]) == ("seed 7", "seed 7")
+    assert weights["everything: 300 boxes of the detector"] == "seed 7 seed 7"
+    other = replace(bundle, manifest=replace(bundle.manifest, weights=replace(
+        bundle.manifest.weights, kind="checkpoint", seed=None, sha256="1" * 64
+    )))  # fmt: skip
+    assert {j.source.weights for j in jobs_of([other], plan) if j.graph == "encoder"} == {"1" * 64}
+
+
+def test_pytorch_runs_a_detector_that_it_can_have(sampler_bundle):
+    plan = Plan(("pytorch",), (SAMPLER,))
+    assert [j.graph for j in jobs_of([sampler_bundle], plan)] == [SAMPLER]
+    info = sampler_bundle.manifest.sampler
+    for other in (replace(info, nms="in-graph"), replace(info, weights=replace(info.weights, kind="checkpoint"))):
+        bundle = replace(sampler_bundle, manifest=replace(sampler_bundle.manifest, sampler=other))
+        assert jobs_of([bundle], plan) == []
 
 
 def test_baselines_run_all_prompts_at_once_and_one_by_one(tiny_bundle, plain_bundle):
@@ -85,6 +159,12 @@ def test_tasks_are_jobs_too(tiny_bundle):
         ({"tasks": ("dance",)}, "no task is called 'dance'"),
         ({"prompts": (0,)}, "at least 1"),
         ({"threads": ()}, "at least 1"),
+        ({"threads": (1, 100_000)}, "100000 threads cannot be; the number is at least 1 and at most 1024"),
+        ({"threads": (99999999999,)}, "at most 1024"),
+        ({"prompts": (10**9,)}, "at most 4096"),
+        ({"batches": (-1,)}, "at least 1"),
+        ({"photograph": (0, 10)}, "a picture of 0x10 cannot be"),
+        ({"photograph": (10**6, 10**6)}, "a picture of 1000000x1000000 cannot be; at most"),
     ],
 )
 def test_what_does_not_exist_is_refused(options, message):
@@ -115,6 +195,24 @@ def test_the_step_is_compared_with_the_whole_plain_decoder(split_bundle, plain_b
     assert (step.graph, plain.graph, plain.form) == ("decoder_step", "decoder", "plain")
 
 
+def test_a_baseline_is_of_the_same_weights(tiny_bundle, plain_bundle):
+    manifest = tiny_bundle.manifest
+    other = replace(tiny_bundle, manifest=replace(manifest, weights=replace(manifest.weights, seed=8)))
+    plan = Plan(ORT, ("encoder",), baselines=(plain_bundle,))
+    with pytest.raises(ConfigError, match="nothing to compare with 'plain'"):
+        pairs_of(jobs_of([other], plan), ("plain",), plan)
+
+
+def test_of_several_files_of_another_bundle_the_one_made_alike_is_the_rival(tiny_bundle, split_bundle):
+    (encoder,) = (a for a in split_bundle.manifest.artifacts if a.graph == "encoder")
+    half = replace(encoder, recipe="fp16", path="encoder.half.onnx")
+    rival = replace(split_bundle, manifest=replace(split_bundle.manifest, artifacts=(half, encoder)))
+    plan = Plan(ORT, ("encoder",))
+    (job,) = jobs_of([tiny_bundle], plan)
+    assert plan_module._in_bundle(job, rival, plan).file == "encoder.onnx"
+    assert plan_module._in_bundle(replace(job, precision="fp16"), rival, plan).file == "encoder.half.onnx"
+
+
 def test_pairs_with_another_runtime_and_another_bundle(tiny_bundle, split_bundle):
     plan = Plan(ORT, ("encoder",))
     jobs = jobs_of([tiny_bundle], plan)
@@ -135,10 +233,9 @@ def test_a_rival_without_a_pair_is_refused(tiny_bundle):
 
 
 def test_every_contender_says_how_it_is_opened():
-    from samexport.benchmarks.contenders.known import resolve
     from samexport.benchmarks.contenders.torch_variants import MODES
 
     for contender in KNOWN.values():
-        assert callable(resolve(contender.opener))
-        assert not contender.prepare or callable(resolve(contender.prepare))
+        assert callable(pkgutil.resolve_name(contender.opener))
+        assert not contender.prepare or callable(pkgutil.resolve_name(contender.prepare))
     assert {name for name in KNOWN if name.startswith("pytorch")} == set(MODES)

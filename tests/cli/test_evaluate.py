@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 import sys
@@ -7,9 +8,10 @@ import onnx
 import pytest
 from PIL import Image
 
+from samexport.cli import evaluation
 from samexport.cli import main as cli
-from samexport.cli.evaluate import torch_bundle
-from samexport.errors import BundleError
+from samexport.cli.evaluation import torch_bundle
+from samexport.errors import BundleError, ConfigError
 from samexport.models.catalog import find_model
 from samexport.runtimes.accuracy.evaluate import grid_proposals
 from samexport.runtimes.host.grid import GridOptions
@@ -81,7 +83,7 @@ def test_a_bundle_is_as_accurate_as_pytorch_and_finds_pytorchs_own_objects(
     assert 0 < found_in_ten < 1
     assert pytorch["values"]["AR@10"]["all"] == pytest.approx(found_in_ten)
     for model in (bundle, pytorch):
-        assert list(model["values"]) == list(KINDS)
+        assert sorted(model["values"]) == sorted(KINDS)
         assert model["values"]["AR@1000"]["all"] == 1.0
         assert model["proposals"] > 10
         assert 0 < model["values"]["mIoU click"]["all"] < 1
@@ -156,10 +158,12 @@ def test_only_the_prompts_asked_for_are_measured(evaluate, tiny_bundle, by_hand,
         (["--prompts", ""], "--prompts is one or more of"),
         (["--click", "middle"], "--click is interior or random"),
         (["--max-drop", "0.1"], "give the bundle and --pytorch"),
+        (["--pytorch", "--max-drop", "2"], "--max-drop is from 0 to 1"),
+        (["--out", "instances.json/report.md"], "cannot be written"),
         (["--encoder", "tinyvit"], "leave --encoder and --weights out"),
         (["--weights", "random"], "leave --encoder and --weights out"),
         (["--weights", "some"], "--weights is official or random"),
-        (["--out", "report.txt"], ".json or .md"),
+        (["--out", "report.txt"], "must end in .json, .md"),
         (["--checkpoint", "absent.pt"], "a checkpoint exclude each other"),
         (["--runtime", "tflow"], "onnxruntime"),
         (["--annotations", "absent.json"], "absent.json cannot be read"),
@@ -207,3 +211,114 @@ def test_without_scipy_interior_clicks_say_what_to_install_and_random_ones_work(
     code, _, err = evaluate(tiny_bundle.folder, *by_hand, "--prompts", "click")
     assert (code, "pip install 'samexport[eval]'" in one_line_error(err)) == (2, True)
     assert evaluate(tiny_bundle.folder, *by_hand, "--prompts", "click", "--click", "random")[0] == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
+def test_a_limit_that_nothing_can_exceed_is_none(tmp_path, value):
+    with pytest.raises(ConfigError, match="--max-drop is from 0 to 1"):
+        evaluation.EvalRequest(tmp_path, tmp_path, bundle=tmp_path, pytorch=True, max_drop=value)
+
+
+def boxes(*more):
+    return ("--prompts", "box", *more)
+
+
+def test_a_damaged_picture_is_counted_and_the_others_are_scored_as_without_it(evaluate, tiny_bundle, tmp_path):
+    annotations, pictures = annotated.write(tmp_path, annotated.coco_data())
+    arguments = (tiny_bundle.folder, "--annotations", annotations, "--images", pictures)
+    alone, both = tmp_path / "alone.json", tmp_path / "both.json"
+    # picture 3 comes first, 8 second
+    assert evaluate(*arguments, *boxes("--max-images", 1, "--out", alone))[0] == 0
+    (pictures / "second.png").write_bytes(b"no picture")
+    code, printed, err = evaluate(*arguments, *boxes("--pytorch", "--out", both))
+    assert (code, "1 of 2 pictures were not measured" in one_line_error(err)) == (2, True)
+    assert err.count("not measured: ") == 1
+    assert "second.png" in err
+    report = json.loads(both.read_text())
+    assert report["complete"]
+    assert [("second.png" in problem) for problem in report["problems"]] == [True]
+    name = tiny_bundle.folder.name
+    assert report["models"][name]["values"] == json.loads(alone.read_text())["models"][name]["values"]
+    assert report["objects"]["all"] == 3
+    assert "mIoU box" in printed
+
+
+def test_a_damaged_picture_does_not_open_the_gate(evaluate, tiny_bundle, tmp_path):
+    annotations, pictures = annotated.write(tmp_path, annotated.coco_data())
+    for name in ("first.png", "second.png"):
+        (pictures / name).write_bytes(b"no picture")
+    arguments = (tiny_bundle.folder, "--annotations", annotations, "--images", pictures)
+    code, printed, err = evaluate(*arguments, *boxes("--pytorch", "--max-drop", 1))
+    assert (code, "nothing was measured" in one_line_error(err)) == (1, True)
+    assert "no metric fell" not in printed
+
+
+def test_a_model_that_answers_nan_has_no_score(evaluate, own_bundle, by_hand, tmp_path):
+    path = own_bundle.folder / "decoder.onnx"
+    model = onnx.load(path)
+    (node,) = (n for n in model.graph.node if "low_res_masks" in n.output)
+    node.output[list(node.output).index("low_res_masks")] = "right_masks"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([np.nan]), "no_number"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["right_masks", "no_number"], ["low_res_masks"]))
+    onnx.save(model, path)
+    code, printed, err = evaluate(own_bundle.folder, *by_hand, *boxes("--pytorch", "--max-drop", 1))
+    assert code == 1
+    assert "NaN" in err
+    assert "nothing was measured" in one_line_error(err)
+    assert "0.0000" not in printed
+    code, printed, err = evaluate(own_bundle.folder, *by_hand, *boxes())
+    assert (code, "2 of 2 pictures were not measured" in one_line_error(err)) == (1, True)
+
+
+def test_what_was_scored_is_kept_when_the_user_stops(evaluate, tiny_bundle, by_hand, tmp_path, monkeypatch):
+    real, seen = evaluation.score_picture, []
+
+    def stop_at_the_second(image, *arguments):
+        seen.append(image.id)
+        if len(seen) == 2:
+            # as after a power cut: the report is on the disk already
+            assert json.loads(out.read_text())["models"][tiny_bundle.folder.name]["images"] == 1
+            raise KeyboardInterrupt
+        return real(image, *arguments)
+
+    out = tmp_path / "report.json"
+    monkeypatch.setattr(evaluation, "score_picture", stop_at_the_second)
+    with contextlib.suppress(KeyboardInterrupt):
+        assert evaluate(tiny_bundle.folder, *by_hand, *boxes("--out", out))[0] != 0
+    report = json.loads(out.read_text())
+    assert (report["complete"], report["models"][tiny_bundle.folder.name]["images"]) == (False, 1)
+
+
+@pytest.mark.parametrize("name", ["instances.json", "bundle.json", "pictures"])
+def test_a_report_never_replaces_an_input(evaluate, own_bundle, tmp_path, name):
+    annotations, pictures = annotated.write(tmp_path, annotated.coco_data())
+    out = own_bundle.folder / name if name == "bundle.json" else tmp_path / name
+    before = annotations.read_bytes(), (own_bundle.folder / "bundle.json").read_bytes()
+    arguments = (own_bundle.folder, "--annotations", annotations, "--images", pictures)
+    code, _, err = evaluate(*arguments, *boxes("--out", out, "--force"))
+    assert code == 2, err
+    assert "input of this command" in one_line_error(err) or name == "pictures"
+    assert (annotations.read_bytes(), (own_bundle.folder / "bundle.json").read_bytes()) == before
+
+
+def test_what_is_left_out_of_the_annotations_is_said(evaluate, tiny_bundle, tmp_path):
+    data = annotated.coco_data()
+    data["annotations"].append(annotated.annotation(50, 3, annotated.SMALL, segmentation=[[]]))
+    annotations, pictures = annotated.write(tmp_path, data)
+    Image.open(pictures / "second.png").save(pictures / "turned.png", exif=exif(3))
+    (pictures / "turned.png").rename(pictures / "second.png")
+    out = tmp_path / "report.md"
+    arguments = (tiny_bundle.folder, "--annotations", annotations, "--images", pictures)
+    code, printed, _ = evaluate(*arguments, *boxes("--out", out))
+    assert code == 0
+    for text in (printed, out.read_text()):
+        assert "left out: 2 crowds (iscrowd 1)" in text
+        assert "left out: 1 annotations with an empty segmentation" in text
+        assert "left out: 1 pictures without an object" in text
+        assert "1 of the pictures (second.png) is turned by its EXIF orientation" in text
+
+
+def exif(orientation):
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samexport.errors import ConfigError
 from samexport.files import sha256
-from samexport.models.catalog import find_model
+from samexport.models.catalog import find_model, find_sampler
+from samexport.models.contracts import SAMPLER
 from samexport.models.loading import reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
-from samexport.runtimes.bundle import Artifact, Bundle, Manifest
+from samexport.runtimes.adapters.pytorch import TorchBundle
+from samexport.runtimes.bundle import MANIFEST, Artifact, Bundle, Manifest, SamplerInfo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +39,54 @@ def rebuild(manifest: Manifest, checkpoints: Sequence[Path] = ()) -> tuple[Model
     return spec, reload_model(spec, manifest.weights, checkpoints)
 
 
+def can_rebuild_detector(info: SamplerInfo | None) -> bool:
+    """Whether :func:`detector_graph` has what it takes."""
+    return info is not None and info.weights.kind == "random"
+
+
+def detector_graph(bundle: Bundle, *, plain: bool) -> tuple[GraphSpec, nn.Module]:
+    """The bundle's detector, without NMS, and its contract; its export form, or the untouched architecture.
+
+    Raises:
+        ConfigError: there is none, or its weights are not random and so cannot be made again from a seed.
+    """
+    from samexport.models.build import build_sampler
+    from samexport.models.graphs.detector import count_anchors
+    from samexport.models.weights.detector_checkpoint import random_detector
+
+    info = bundle.manifest.sampler
+    if info is None or not can_rebuild_detector(info):
+        raise ConfigError("PyTorch can only be given a detector's weights here where they are random")
+    spec = find_sampler(info.name)
+    ranked = any(tensor.role == "ranked_boxes" for tensor in bundle.graph(SAMPLER).outputs)
+    candidates = min(spec.candidates, count_anchors(info.image_size)) if ranked else None
+    detector = random_detector(spec, info.weights.seed or 0)
+    return build_sampler(detector, info.image_size, candidates, plain=plain)
+
+
+def torch_bundle(bundle: Bundle, checkpoints: Sequence[Path] = (), *, detector: bool = False) -> TorchBundle:
+    """The untouched architecture in PyTorch with the bundle's weights, to be used like a bundle.
+
+    Args:
+        bundle: any format.
+        checkpoints: where its weights are, unless they are random.
+        detector: with the bundle's detector; the host's NMS gives what one in the graph gives.
+
+    Raises:
+        ConfigError, CheckpointError: see :func:`rebuild` and :func:`detector_graph`.
+    """
+    from samexport.models.build import build_graph
+
+    spec, sam = rebuild(bundle.manifest, checkpoints)
+    built = {name: build_graph(sam, spec, name, plain=True) for name in PLAIN_GRAPHS}
+    if detector:
+        built[SAMPLER] = detector_graph(bundle, plain=True)
+    graphs = tuple(graph for graph, _ in built.values())
+    sampler = bundle.manifest.sampler if detector else None
+    manifest = replace(bundle.manifest, graphs=graphs, artifacts=(), sampler=sampler)
+    return TorchBundle(bundle.folder, manifest, {name: module for name, (_, module) in built.items()})
+
+
 def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints: Sequence[Path] = ()) -> Bundle:
     """Write the untouched architectures as ONNX files: the straightforward export of the same weights.
 
@@ -48,11 +100,7 @@ def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints:
         ConfigError, CheckpointError: see :func:`rebuild`.
         ExportFailed: ``convert`` failed.
     """
-    import shutil
-    from dataclasses import replace
-
     from samexport.models.build import build_graph
-    from samexport.runtimes.bundle import MANIFEST
 
     spec, sam = rebuild(bundle.manifest, checkpoints)
     artifacts, graphs = [], []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +12,8 @@ from samexport.errors import ConfigError
 from samexport.installation import install_hint
 from samexport.runtimes.base import RUNTIMES, Runtime, availability, open_runtime
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.parity.compare import Tier, tier
 
 _HERE = "samexport.benchmarks.contenders"
-# bfloat16 has three bits of mantissa fewer than float16: errors are 8 times, 18 dB, larger than that tier's.
-BF16 = Tier("bf16", max_error=0.1, snr_db=22, mask_iou=0.96, iou_quantile=0.05, band=8e-3, max_flips=0.04)
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,12 @@ class Contender:
     prepare: str = ""
 
     def computes(self, precision: str) -> str:
-        """The arithmetic for a file of ``precision``: what roofline and tolerance depend on."""
+        """The arithmetic for a file of ``precision``: what the roofline depends on."""
         return self.arithmetic or precision
 
-    def tolerance(self, precision: str) -> Tier:
-        """How close is close enough; ConfigError for a precision without a tier."""
-        return BF16 if self.computes(precision) == "bf16" else tier(self.computes(precision))
+    def recipes(self, precision: str) -> tuple[str, str]:
+        """What decides how close is close enough: the file's precision and the arithmetic."""
+        return precision, self.computes(precision)
 
 
 def _ort(name: str, **options: str) -> Contender:
@@ -62,10 +57,9 @@ def _ort(name: str, **options: str) -> Contender:
     return Contender(name, "onnx", opener, device=device, default=device != "cpu", prepare=prepare)
 
 
-def _torch(name: str, **options: str) -> Contender:
+def _torch(name: str, arithmetic: str = "fp32", device: str = "cpu", *, default: bool = True) -> Contender:
     opener = f"{_HERE}.torch_variants:open_variant"
-    arithmetic, device = options.get("arithmetic", "fp32"), options.get("device", "cpu")
-    return Contender(name, "", opener, arithmetic=arithmetic, device=device)
+    return Contender(name, "", opener, arithmetic=arithmetic, device=device, default=default)
 
 
 _UNTIMED = ("mil",)  # an interpreter that stands in for an iPhone
@@ -77,17 +71,25 @@ _KNOWN = (
         )
         for info in RUNTIMES.values()
     ),
-    Contender("openvino-bf16", "onnx", f"{_HERE}.known:open_openvino_bf16", arithmetic="bf16", package="openvino"),
+    Contender(
+        "openvino-bf16",
+        "onnx",
+        f"{_HERE}.known:open_openvino_bf16",
+        arithmetic="bf16",
+        package="openvino",
+        default=False,
+    ),
     _ort("onnxruntime-basic"),
     _ort("onnxruntime-extended"),
     _ort("onnxruntime-saved", prepare=f"{_HERE}.ort_variants:save_optimised"),
     _ort("onnxruntime-cuda", device="cuda"),
     _ort("onnxruntime-tensorrt", device="cuda"),
     _torch("pytorch"),
-    _torch("pytorch-compile"),
-    _torch("pytorch-bf16", arithmetic="bf16"),
+    # a compilation takes a minute a row, and bfloat16 is slow on most processors
+    _torch("pytorch-compile", default=False),
+    _torch("pytorch-bf16", arithmetic="bf16", default=False),
     _torch("pytorch-cuda", device="cuda"),
-    _torch("pytorch-cuda-compile", device="cuda"),
+    _torch("pytorch-cuda-compile", device="cuda", default=False),
     _torch("pytorch-cuda-graph", device="cuda"),
     _torch("pytorch-cuda-fp16", device="cuda", arithmetic="fp16"),
     _torch("pytorch-cuda-bf16", device="cuda", arithmetic="bf16"),
@@ -142,10 +144,3 @@ def open_openvino_bf16(job: Job, bundle: Bundle) -> Runtime:
     from samexport.runtimes.adapters.openvino import OpenVinoBf16Runtime
 
     return OpenVinoBf16Runtime(bundle.folder / job.file, bundle.graph(job.graph), threads=job.threads)
-
-
-def resolve(path: str) -> Callable[[Job, Bundle], object]:
-    """The function behind ``package.module:name``."""
-    module, _, name = path.partition(":")
-    found: Callable[[Job, Bundle], object] = getattr(importlib.import_module(module), name)
-    return found

@@ -29,7 +29,7 @@ _SLICE = 16
 def official_grid(
     decode: Decode, image_hw: tuple[int, int], frame: Frame, options: GridOptions, timings: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Masks of a grid over the whole picture, by falling predicted IoU: rle, bbox (xyxy) and predicted_iou.
+    """Masks of a grid over the whole picture, by falling predicted IoU: rle, bbox (xyxy), predicted_iou and point.
 
     Adds milliseconds to ``timings``: "decode", and "upscale" for all that comes after.
     """
@@ -39,13 +39,15 @@ def official_grid(
     found: list[dict[str, Any]] = []
     for begin in range(0, len(points), options.points_per_batch):
         start = time.perf_counter()
-        logits, scores = decode(points[begin : begin + options.points_per_batch] * to_frame)
+        batch = points[begin : begin + options.points_per_batch]
+        logits, scores = decode(batch * to_frame)
         timings["decode"] += 1e3 * (time.perf_counter() - start)
         start = time.perf_counter()
         flat_logits, flat_scores = logits.reshape(-1, *logits.shape[2:]), scores.reshape(-1)
+        origin = np.repeat(batch, logits.shape[1], axis=0)
         for first in range(0, len(flat_logits), _SLICE):
             part = slice(first, first + _SLICE)
-            found += _filtered(flat_logits[part], flat_scores[part], image_hw, frame, options)
+            found += _filtered(flat_logits[part], flat_scores[part], origin[part], image_hw, frame, options)
         timings["upscale"] += 1e3 * (time.perf_counter() - start)
     start = time.perf_counter()
     boxes = np.array([mask["bbox"] for mask in found], np.float32).reshape(-1, 4)
@@ -55,21 +57,22 @@ def official_grid(
 
 
 def _filtered(
-    logits: NDArray[Any], scores: NDArray[Any], image_hw: tuple[int, int], frame: Frame, options: GridOptions
-) -> Iterator[dict[str, Any]]:
-    """What passes the filters of logits [M, L, L], all of them at the picture's size."""
+    logits: NDArray[Any], scores: NDArray[Any], points: NDArray[Any], image_hw: tuple[int, int], frame: Frame,
+    options: GridOptions,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """What passes the filters of logits [M, L, L], all of them at the picture's size; ``points`` [M, 2] made them."""
     import torch
 
     masks = _upscale(torch.from_numpy(np.ascontiguousarray(logits)), image_hw, frame)
     predicted = torch.from_numpy(np.ascontiguousarray(scores))
     keep = predicted > options.pred_iou_thresh
-    masks, predicted = masks[keep], predicted[keep]
+    masks, predicted, points = masks[keep], predicted[keep], points[keep.numpy()]
     offset = options.stability_score_offset
     surely, likely = (_count(masks > threshold) for threshold in (offset, -offset))
     keep = surely / likely >= options.stability_score_thresh
-    masks, predicted = masks[keep] > 0, predicted[keep]
-    for mask, score in zip(masks, predicted, strict=True):
-        yield {"rle": _run_lengths(mask), "bbox": _box(mask), "predicted_iou": float(score)}
+    masks, predicted, points = masks[keep] > 0, predicted[keep], points[keep.numpy()]
+    for mask, score, point in zip(masks, predicted, points.tolist(), strict=True):
+        yield {"rle": _run_lengths(mask), "bbox": _box(mask), "predicted_iou": float(score), "point": tuple(point)}
 
 
 def _upscale(logits: Tensor, image_hw: tuple[int, int], frame: Frame) -> Tensor:

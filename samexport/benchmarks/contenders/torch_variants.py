@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samexport.benchmarks.contenders.baselines import rebuild
+from samexport.benchmarks.contenders.baselines import detector_graph, rebuild
 from samexport.benchmarks.results.rows import Job
 from samexport.errors import ConfigError, ParityFailed
+from samexport.models.contracts import SAMPLER
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle
@@ -139,6 +140,10 @@ def open_variant(job: Job, bundle: Bundle) -> Runtime:
     if mode.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{job.runtime} needs a GPU and a PyTorch built for it; none is here")
     torch.set_num_threads(job.threads)
-    spec, sam = _model(bundle.folder, job.checkpoints)
-    graph, module = build_graph(sam, spec, job.graph, plain=job.form == "plain")
+    plain = job.form == "plain"
+    if job.graph == SAMPLER:
+        graph, module = detector_graph(bundle, plain=plain)
+    else:
+        spec, sam = _model(bundle.folder, job.checkpoints)
+        graph, module = build_graph(sam, spec, job.graph, plain=plain)
     return TorchVariant(module, graph, mode, job.runtime)

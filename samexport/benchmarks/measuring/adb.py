@@ -1,21 +1,26 @@
 """TFLite files timed on an Android phone with LiteRT's ``benchmark_model`` over adb.
 
+adb joins the words of a command for the phone's shell, so everything that goes there is quoted once, in ``_on_phone``.
+
 Two programs have that name: TensorFlow Lite's, which reports microseconds in one line, and LiteRT 2's, which reports
 a block in milliseconds. Both feed random inputs, so a row from here has times and no parity verdict of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from samexport.benchmarks.plan import Plan, recipe_of
 from samexport.benchmarks.results.rows import BenchRow, Job, Measurement, Parity, Status
 from samexport.errors import ConfigError, MissingDependency
+from samexport.files import reason
 from samexport.runtimes.adapters.entry_points import LABELS
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats import tflite
@@ -121,10 +126,14 @@ def find_phone(serial: str = "") -> Phone:
     name, state = chosen[0][0], chosen[0][-1]
     if state != "device":
         raise ConfigError(f"the phone {name} is {state}; unlock it and allow USB debugging")
-    to_phone = ["-s", name]
-    model = _adb(to_phone, "shell", "getprop", "ro.product.model").strip()
-    release = _adb(to_phone, "shell", "getprop", "ro.build.version.release").strip()
+    model = _on_phone(name, "getprop", "ro.product.model").strip()
+    release = _on_phone(name, "getprop", "ro.build.version.release").strip()
     return Phone(name, f"{model}, Android {release}")
+
+
+def _on_phone(serial: str, *words: str) -> str:
+    """Run a command in the phone's shell, whatever characters its words have."""
+    return _adb(["-s", serial], "shell", shlex.join(words))
 
 
 def _adb(options: Sequence[str], *words: str, timeout: float = 600) -> str:
@@ -133,10 +142,18 @@ def _adb(options: Sequence[str], *words: str, timeout: float = 600) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"`{shlex.join(command)}` did not end within {timeout:g} s") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`{shlex.join(command)}` cannot be run: {reason(error)}") from error
     if done.returncode != 0:
         lines = (done.stderr + done.stdout).strip().splitlines()
         raise ConfigError(f"`{shlex.join(command)}` failed: {lines[-1] if lines else 'no message'}")
     return done.stdout + done.stderr
+
+
+def check_accelerators(names: Sequence[str]) -> None:
+    """ConfigError for a name that is none."""
+    if unknown := set(names) - set(ACCELERATORS):
+        raise ConfigError(f"no accelerator is called {sorted(unknown)[0]!r}; known: {', '.join(ACCELERATORS)}")
 
 
 @dataclass(frozen=True)
@@ -152,35 +169,65 @@ class PhoneRun:
     def __post_init__(self) -> None:
         if not self.program.is_file():
             raise ConfigError(f"{self.program} is not a file; give --benchmark-model the program built for the phone")
-        if unknown := set(self.accelerators) - set(ACCELERATORS):
-            raise ConfigError(f"no accelerator is called {sorted(unknown)[0]!r}; known: {', '.join(ACCELERATORS)}")
+        check_accelerators(self.accelerators)
 
 
-def run_on_phone(bundle: Bundle, run: PhoneRun) -> list[BenchRow]:
-    """A row for each TFLite file and signature and each accelerator; a failed one becomes a FAILED row."""
-    to_phone = ["-s", run.phone.serial]
-    _adb(to_phone, "shell", "mkdir", "-p", FOLDER)
-    _adb(to_phone, "push", str(run.program), f"{FOLDER}/benchmark_model")
-    _adb(to_phone, "shell", "chmod", "755", f"{FOLDER}/benchmark_model")
-    rows = []
-    for artifact in bundle.manifest.artifacts:
-        if artifact.file_format != "tflite":
-            continue
-        path = bundle.folder / artifact.path
-        _adb(to_phone, "push", str(path), f"{FOLDER}/{path.name}")
-        for signature, prompts in signatures(path):
-            for accelerator in run.accelerators:
-                job = Job(
-                    str(bundle.folder), artifact.graph, artifact.path, "export", artifact.recipe,
-                    f"litert-{accelerator}", run.threads, prompts,
-                )  # fmt: skip
-                row = BenchRow(
-                    job, bundle.manifest.model, run.phone.name, Status.DONE, Measurement(_NOT_COMPARED),
-                    size_mb=artifact.size / 1e6,
-                )  # fmt: skip
-                rows.append(_measure(row, run, signature, accelerator))
-        _adb(to_phone, "shell", "rm", "-f", f"{FOLDER}/{path.name}")
-    return rows
+def jobs_on_phone(bundles: Sequence[Bundle], run: PhoneRun, plan: Plan) -> list[tuple[Job, Bundle, str]]:
+    """Each TFLite file and signature on each accelerator, with its bundle and the signature's name.
+
+    Raises:
+        ConfigError: no bundle has a TFLite file.
+    """
+    jobs = []
+    for bundle in bundles:
+        for artifact in (a for a in bundle.manifest.artifacts if a.file_format == "tflite"):
+            precision, options = recipe_of(artifact)
+            source = plan.source(bundle, artifact.graph)
+            for signature, prompts in signatures(bundle.folder / artifact.path):
+                for accelerator in run.accelerators:
+                    job = Job(
+                        str(bundle.folder), artifact.graph, artifact.path, "export", precision,
+                        f"litert-{accelerator}", run.threads, prompts, options=options, source=source,
+                    )  # fmt: skip
+                    jobs.append((job, bundle, signature))
+    if not jobs:
+        raise ConfigError("a phone runs TFLite files, and there is none; `samexport tflite` makes them")
+    return jobs
+
+
+def run_on_phone(jobs: Sequence[tuple[Job, Bundle, str]], run: PhoneRun) -> Iterator[BenchRow]:
+    """A row for each job as soon as it is there; one that fails becomes a FAILED row. Nothing stays on the phone."""
+    serial, there = run.phone.serial, ""
+    pushed: set[str] = set()
+    try:
+        for job, bundle, signature in jobs:
+            path = (bundle.folder / job.file).absolute()
+            size = next(a.size for a in bundle.manifest.artifacts if a.path == job.file)
+            nothing = Measurement(_NOT_COMPARED)
+            row = BenchRow(job, run.phone.name, Status.DONE, nothing, size_mb=size / 1e6)
+            try:
+                if not pushed:
+                    _on_phone(serial, "mkdir", "-p", FOLDER)
+                    pushed.add(_push(serial, run.program.absolute(), "benchmark_model"))
+                    _on_phone(serial, "chmod", "755", f"{FOLDER}/benchmark_model")
+                if str(path) != there:
+                    pushed.add(_push(serial, path, path.name))
+                    there = str(path)
+                measured = _measure(job, run, path.name, signature)
+            except (ConfigError, ValueError) as error:
+                yield replace(row, status=Status.FAILED, reason=str(error))
+                continue
+            yield replace(row, measured=measured)
+    finally:
+        for name in sorted(pushed):
+            with contextlib.suppress(ConfigError):
+                _on_phone(serial, "rm", "-f", name)
+
+
+def _push(serial: str, path: Path, name: str) -> str:
+    target = f"{FOLDER}/{name}"
+    _adb(["-s", serial], "push", str(path), target)
+    return target
 
 
 def signatures(path: Path) -> list[tuple[str, int]]:
@@ -201,13 +248,10 @@ def arguments(run: PhoneRun, file: str, signature: str, accelerator: str) -> lis
     return [f"{FOLDER}/benchmark_model", *flags]
 
 
-def _measure(row: BenchRow, run: PhoneRun, signature: str, accelerator: str) -> BenchRow:
-    command = arguments(run, Path(row.job.file).name, signature, accelerator)
-    try:
-        found = parse(_adb(["-s", run.phone.serial], "shell", shlex.join(command)))
-    except (ConfigError, ValueError) as error:
-        return replace(row, status=Status.FAILED, reason=str(error))
-    measured = Measurement(
+def _measure(job: Job, run: PhoneRun, file: str, signature: str) -> Measurement:
+    accelerator = job.runtime.removeprefix("litert-")
+    found = parse(_on_phone(run.phone.serial, *arguments(run, file, signature, accelerator)))
+    return Measurement(
         _NOT_COMPARED,
         found.delegated or accelerator,
         found.load_ms,
@@ -218,4 +262,3 @@ def _measure(row: BenchRow, run: PhoneRun, signature: str, accelerator: str) -> 
         found.runs,
         found.peak_mb,
     )
-    return replace(row, measured=measured)

@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
+
+from samexport.benchmarks.results.rows import Environment
 
 LOADED = 0.1
 """Cores kept busy by other programs above which a row is marked."""
@@ -21,24 +23,25 @@ _LIBRARIES = ("samexport", "torch", "onnxruntime", "openvino", "ai-edge-litert",
 _FLAGS = re.compile(r"avx\w*|amx\w*|fma|f16c|sse4_2|asimd\w*|sve\w*|i8mm|bf16|dotprod")
 
 
-def environment() -> dict[str, Any]:
-    """Plain data for ``results.json``."""
+def environment() -> Environment:
+    """This machine, now."""
     import psutil
 
-    return {
-        "cpu": _cpu_model(),
-        "cpu_flags": _cpu_flags(),
-        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
-        "logical_cores": os.cpu_count(),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "load_average": [round(x, 2) for x in psutil.getloadavg()],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
-        "gpu": _gpu(),
-        "git_commit": _git_commit(),
-    }
+    one, five, fifteen = (round(load, 2) for load in psutil.getloadavg())
+    return Environment(
+        cpu=_cpu_model(),
+        cpu_flags=tuple(_cpu_flags()),
+        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 0,
+        logical_cores=os.cpu_count() or 0,
+        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
+        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+        load_average=(one, five, fifteen),
+        system=platform.platform(),
+        python=platform.python_version(),
+        libraries={name: version for name in _LIBRARIES if (version := _version(name))},
+        gpu=_gpu(),
+        git_commit=_git_commit(),
+    )
 
 
 def _read(path: str) -> str:

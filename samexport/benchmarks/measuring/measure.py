@@ -1,6 +1,6 @@
 """The measuring process: one job, or a pair of jobs in turns.
 
-``python -m samexport.benchmarks.measuring.measure OUT < REQUEST``.
+``python -m samexport.benchmarks.measuring.measure ANSWER < REQUEST``.
 
 It is a process of its own, so that the peak of memory belongs to one job and a crash costs one row.
 """
@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from samexport.benchmarks.contenders.known import KNOWN
 from samexport.benchmarks.measuring.environment import BusyCores, MemoryPeak
-from samexport.benchmarks.measuring.subject import GraphSubject, Subject
+from samexport.benchmarks.measuring.subject import POINTS, GraphSubject, Subject
 from samexport.benchmarks.results.rows import Job, Measurement, Pair, Profile, Status
 from samexport.errors import SamExportError
 
@@ -56,18 +57,39 @@ class Effort:
         return bool(abs(now - before) <= _STEADY * abs(now))
 
 
-def measure(job: Job, effort: Effort) -> Measurement:
-    """Measure one job in this process, which should be fresh."""
-    subject = make_subject(job)
+@dataclass(frozen=True)
+class Request:
+    """What a measuring process is asked for.
+
+    Attributes:
+        kind: "row" and "profile" take one job, "pair" two; "reference" writes what PyTorch makes of a task; "work"
+            counts the multiply-accumulates of any number of graphs.
+        jobs: what is measured.
+        effort: when to stop.
+        reference: the file of a task's reference, read for a row and written for a reference; empty for none.
+    """
+
+    kind: Literal["row", "pair", "profile", "reference", "work"]
+    jobs: tuple[Job, ...]
+    effort: Effort = Effort()
+    reference: str = ""
+
+
+def measure(job: Job, effort: Effort, reference: Path | None = None) -> Measurement:
+    """Measure one job in this process, which should be fresh; a task is compared with the reference."""
+    subject = make_subject(job, reference)
     subject.prepare()
     memory = MemoryPeak()
     load = _milliseconds(subject.open)
     try:
-        first = _milliseconds(subject.call)
         timed = job.runtime not in KNOWN or KNOWN[job.runtime].timed
         with BusyCores() as cores:
-            # of a task that takes a minute the first call must do
-            times = [first] if effort.max_runs == 0 else _repeat(subject.call, effort) if timed else []
+            first = _milliseconds(subject.call)
+        # of a task that takes a minute the first call must do
+        times = [first] if timed else []
+        if timed and effort.max_runs:
+            with BusyCores() as cores:
+                times = _repeat(subject.call, effort)
         peak = memory.peak_mb()
         placement, stages = subject.placement(), subject.stages
         parity = subject.check()
@@ -124,11 +146,11 @@ def measure_profile(job: Job) -> Profile:
     return Profile(job, tuple(profile(subject.bundle.folder / job.file, subject.inputs, job.threads)))
 
 
-def make_subject(job: Job) -> Subject:
+def make_subject(job: Job, reference: Path | None = None) -> Subject:
     """A graph, or a whole task."""
     from samexport.benchmarks.measuring.tasks import TASKS, TaskSubject
 
-    return TaskSubject(job) if job.graph in TASKS else GraphSubject(job)
+    return TaskSubject(job, reference) if job.graph in TASKS else GraphSubject(job)
 
 
 def _milliseconds(work: Callable[[], None]) -> float:
@@ -158,21 +180,37 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main() -> None:
-    """Read {"kind", "jobs", "effort"}, write a measurement, a pair, a profile or {"error"} as JSON."""
-    _end_with(os.getppid())
-    request = json.load(sys.stdin)
-    jobs, effort = [Job.from_json(j) for j in request["jobs"]], Effort(**request["effort"])
-    kinds: dict[str, Callable[[], Measurement | Pair | Profile]] = {
-        "row": lambda: measure(jobs[0], effort),
-        "pair": lambda: measure_pair(jobs[0], jobs[1], effort),
-        "profile": lambda: measure_profile(jobs[0]),
-    }
+def answer(request: Request) -> dict[str, Any]:
+    """A measurement, a pair or a profile as plain data; {"error": why} where it failed.
+
+    {} for a reference, {"gmac": [...]} in the order of the jobs for work.
+    """
+    first, reference = request.jobs[0], Path(request.reference) if request.reference else None
     try:
-        answer: dict[str, Any] = asdict(kinds[request["kind"]]())
+        if request.kind == "reference" and reference is not None:
+            from samexport.benchmarks.measuring.reference import write_reference
+
+            write_reference(first, reference)
+            return {}
+        if request.kind == "work":
+            from samexport.benchmarks.contenders.baselines import gmac
+
+            return {"gmac": [gmac(j.source.model, j.graph, j.form, j.prompts, POINTS) for j in request.jobs]}
+        if request.kind == "pair":
+            return asdict(measure_pair(first, request.jobs[1], request.effort))
+        if request.kind == "profile":
+            return asdict(measure_profile(first))
+        return asdict(measure(first, request.effort, reference))
     except SamExportError as error:
-        answer = {"error": str(error)}
-    Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
+        return {"error": str(error)}
+
+
+def main() -> None:
+    """Read a request, write its answer as JSON."""
+    _end_with(os.getppid())
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    # NaN in an answer is an error here, not in the file of all results
+    Path(sys.argv[1]).write_text(json.dumps(answer(request), allow_nan=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

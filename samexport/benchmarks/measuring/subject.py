@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -14,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.benchmarks.contenders.known import find, resolve
+from samexport.benchmarks.contenders.known import find
 from samexport.benchmarks.results.rows import Job, Parity
-from samexport.errors import SamExportError
+from samexport.errors import ConfigError
 from samexport.models.spec import Frame, GraphSpec
 from samexport.runtimes.base import RUNTIMES, Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle
-from samexport.runtimes.parity.compare import check_names, compare_output
+from samexport.runtimes.parity.compare import tier
 from samexport.runtimes.parity.golden import Case, Golden, load_golden
-from samexport.runtimes.parity.verify import run_chain
+from samexport.runtimes.parity.verify import compare_case, run_chain
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 POINTS = 2
@@ -57,7 +58,7 @@ class Subject(ABC):
 
     @abstractmethod
     def check(self) -> Parity:
-        """Compare with the bundle's golden cases, called the same way as the timed work."""
+        """Compare the timed work with a reference: golden cases called the same way, or PyTorch's masks."""
 
     @abstractmethod
     def placement(self) -> str:
@@ -80,9 +81,9 @@ class GraphSubject(Subject):
     def prepare(self) -> None:
         """Make the inputs, import the runtime's module, do what the contender wants done before."""
         self.inputs = timing_inputs(self.graph, self.bundle.manifest.frame, self.golden, self.job.prompts)
-        self._open = resolve(self.contender.opener)
+        self._open = pkgutil.resolve_name(self.contender.opener)
         if self.contender.prepare:
-            prepared = resolve(self.contender.prepare)(self.job, self.bundle)
+            prepared = pkgutil.resolve_name(self.contender.prepare)(self.job, self.bundle)
             self.job = prepared if isinstance(prepared, Job) else self.job
         import_runtime(self.contender.package or self.contender.name)
 
@@ -113,9 +114,10 @@ class GraphSubject(Subject):
 
     def check(self) -> Parity:
         """Every golden case of the graph; a graph after another one is fed by it."""
+        recipes = self.contender.recipes(self.job.precision)
         try:
-            limits = self.contender.tolerance(self.job.precision)
-        except SamExportError as error:
+            tier(*recipes)
+        except ConfigError as error:
             return Parity(Verdict.SKIPPED, str(error))
         rows: list[Row] = []
         with ExitStack() as stack:
@@ -125,11 +127,7 @@ class GraphSubject(Subject):
                     if name not in chained:
                         chained[name] = stack.enter_context(self._opened(_sibling(self.job, self.bundle, name)))
                 actual = run_chain(chained, chain, case.inputs)
-                check = Check("case", tuple(chain), case.name)
-                rows += check_names(check, case.expected, actual)
-                for spec in self.graph.outputs:
-                    found = case.sample(spec.name, actual[spec.name])
-                    rows.append(compare_output(check, spec, case.expected[spec.name], found, limits))
+                rows += compare_case(Check("case", tuple(chain), case.name), case, self.graph, actual, recipes)
         return summarise(rows)
 
     def close(self) -> None:
@@ -211,7 +209,8 @@ def summarise(rows: Iterable[Row]) -> Parity:
     """The joint verdict and the worst numbers."""
     report = ParityReport(tuple(rows))
     errors = [r.max_error / r.value_range for r in report.rows if r.max_error is not None and r.value_range]
-    # infinite where nothing differs, which JSON cannot say
+    # a reference that is not finite leaves numbers that are not, which JSON cannot say
+    errors = [e for e in errors if math.isfinite(e)]
     snr = [r.snr_db for r in report.rows if r.snr_db is not None and math.isfinite(r.snr_db)]
     iou = [r.mask_iou for r in report.rows if r.mask_iou is not None]
     reason = str(report.failures[0]) if report.failures else ""
@@ -227,8 +226,10 @@ def summarise(rows: Iterable[Row]) -> Parity:
 
 
 def import_runtime(name: str) -> None:
-    """Import a runtime and its library, so that opening a file does not pay for it."""
+    """Import a runtime and its library, so that opening a file does not pay for it; any other name is PyTorch's."""
+    modules: tuple[str, ...] = ("torch", "samexport.models.build", "samexport.models.weights.checkpoints")
     if name in RUNTIMES:
         info = RUNTIMES[name]
-        for module in (info.package.replace("-", "_"), info.opener.partition(":")[0]):
-            importlib.import_module(module)
+        modules = (info.package.replace("-", "_"), info.opener.partition(":")[0])
+    for module in modules:
+        importlib.import_module(module)

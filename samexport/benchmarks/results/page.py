@@ -9,7 +9,9 @@ from samexport.benchmarks.results.plots import Plot
 from samexport.benchmarks.results.rows import Results
 from samexport.benchmarks.results.tables import (
     NOTES,
+    PAGE_COLUMNS,
     PAIR_COLUMNS,
+    PLACEMENT_COLUMNS,
     PROFILE_COLUMNS,
     Cells,
     machine_lines,
@@ -18,7 +20,7 @@ from samexport.benchmarks.results.tables import (
     problem_lines,
     profile_sections,
     sections,
-    table,
+    short_table,
 )  # fmt: skip
 
 _STYLE = """
@@ -51,7 +53,10 @@ for (const th of document.querySelectorAll('th')) th.onclick = () => {
   body.append(...rows);
 };
 """
-_TEXT_COLUMNS = ("graph", "runtime", "precision", "parity", "prompts", "A", "B", "parity A, B", "placement", "operator")
+_TEXT_COLUMNS = (
+    "model", "bundle", "graph", "runtime", "device", "precision", "parity", "prompts", "A", "B", "parity A, B",
+    "placement", "operator", "stages, ms", "picture",
+)  # fmt: skip
 
 
 def to_html(results: Results, plots: Sequence[Plot] = ()) -> str:
@@ -61,11 +66,12 @@ def to_html(results: Results, plots: Sequence[Plot] = ()) -> str:
         parts += ["<h2>Ratios of calls in turns</h2>", _table(PAIR_COLUMNS, map(pair_cells, results.pairs))]
     parts += [f"<figure><figcaption>{escape(p.caption)}</figcaption>{_svg(p.svg)}</figure>" for p in plots]
     for title, rows in sections(results):
-        parts += [f"<h2>{title}</h2>", _table(*table(rows))]
+        columns, lines, same = short_table(rows, PAGE_COLUMNS[title])
+        parts += [f"<h2>{title}</h2>", _table(columns, lines), f'<p class="small">in every row: {escape(same)}</p>']
     for title, profiled in profile_sections(results):
         parts += [f"<h2>{escape(title)}</h2>", _table(PROFILE_COLUMNS, profiled)]
     if placed := placements(results):
-        parts += ["<h2>Where it ran</h2>", _table(("graph", "runtime", "placement"), placed)]
+        parts += ["<h2>Where it ran</h2>", _table(PLACEMENT_COLUMNS, placed)]
     if problems := problem_lines(results):
         parts += ["<h2>Not measured, or not right</h2>", _list(problems)]
     parts += ["<h2>How to read this</h2>", _list(NOTES)]

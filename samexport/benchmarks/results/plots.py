@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samexport.benchmarks.contenders.known import KNOWN
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PLOT_FILES = ("latency.png", "prompts.png", "accuracy.png", "tasks.png")
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -32,6 +34,10 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "figure.dpi": 144,
 }
+
+
+_MARGIN_DB = 10
+_MARKS = "os^Dv<>P"
 
 
 @dataclass(frozen=True)
@@ -64,18 +70,14 @@ def draw(results: Results) -> list[Plot]:
         ("tasks.png", "Whole tasks on a photograph", _latency, tasks),
     )
     plots = []
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "samexport"}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "samexport"}), warnings.catch_warnings():
+        # matplotlib's font has no Chinese; the names stand in the tables
+        warnings.filterwarnings("ignore", "Glyph")
         for file, caption, drawing, chosen in drawings:
             figure = drawing(chosen) if chosen else None
             if figure is not None:
                 plots.append(Plot(file, caption, _save(figure, "png"), _save(figure, "svg").decode()))
     return plots
-
-
-def write_plots(plots: Sequence[Plot], folder: Path) -> None:
-    """Write the PNG files."""
-    for plot in plots:
-        (folder / plot.file).write_bytes(plot.png)
 
 
 def _save(figure: Figure, kind: str) -> bytes:
@@ -109,28 +111,59 @@ def _ms(milliseconds: float) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
 
 
-def _line_name(row: BenchRow) -> str:
-    job = row.job
-    precision = "" if job.precision == "fp32" else f" {job.precision}"
-    form = " plain" if job.form == "plain" else ""
-    batch = " one a call" if job.batch == 1 and job.prompts > 1 else ""
-    return f"{job.runtime}{precision}{form}{batch}"
+def _line_names(rows: Sequence[BenchRow], *, batch: bool = True) -> list[str]:
+    """What to call the way each row was run: the runtime, and all else that is not the same in all of them."""
+    parts = [
+        (
+            row.job.runtime,
+            row.job.kind,
+            row.job.form,
+            f"{row.job.batch} a call" if batch and 0 < row.job.batch < row.job.prompts else "",
+            row.job.source.model,
+            row.job.source.label,
+            f"{row.job.threads} thread{'s' * (row.job.threads > 1)}",
+            row.device,
+        )
+        for row in rows
+    ]
+    differ = [True, *(len(set(column)) > 1 for column in list(zip(*parts, strict=True))[1:])]
+    # the usual form and device go without saying
+    silent = {"", "export", "cpu"}
+    return [
+        " ".join(_verbatim(text) for text, show in zip(texts, differ, strict=True) if show and text not in silent)
+        for texts in parts
+    ]
+
+
+def _verbatim(text: str) -> str:
+    """Names of folders may have dollar signs, between which matplotlib reads formulas, and what is no text at all."""
+    readable = text.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "?" for c in readable).replace("$", r"\$")
+
+
+def _markers(runtimes: Sequence[str]) -> list[str]:
+    """A mark for each line or point: those of the same runtime, which have one colour, differ."""
+    seen: Counter[str] = Counter()
+    found = []
+    for runtime in runtimes:
+        found.append(_MARKS[seen[runtime] % len(_MARKS)])
+        seen[runtime] += 1
+    return found
 
 
 def _latency(rows: list[BenchRow]) -> Figure:
     """Bars, a panel for each graph and number of prompts."""
-    panels: dict[str, list[BenchRow]] = {}
-    for row in rows:
+    panels: dict[str, list[tuple[BenchRow, str]]] = {}
+    for row, name in zip(rows, _line_names(rows), strict=True):
         prompts = (
             f", {row.job.prompts} prompt{'s' * (row.job.prompts > 1)}" if is_graph(row.job) and row.job.prompts else ""
         )
-        panels.setdefault(f"{row.job.graph}{prompts}", []).append(row)
+        panels.setdefault(f"{row.job.graph}{prompts}", []).append((row, name))
     height = 0.3 * len(rows) + 0.62 * len(panels)
     figure, axes = _figure(9, height, ratios=[len(p) + 1.6 for p in panels.values()])
-    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
-        panel = sorted(panel, key=lambda r: -(r.measured.p50_ms or 0))
-        several = len({r.job.threads for r in panel}) > 1
-        names = [_line_name(r) + (f", {r.job.threads} threads" if several else "") for r in panel]
+    for axis, (title, named) in zip(axes, panels.items(), strict=True):
+        named.sort(key=lambda pair: -(pair[0].measured.p50_ms or 0))
+        panel, names = [row for row, _ in named], [name for _, name in named]
         times = [r.measured.p50_ms or 0 for r in panel]
         bars = axis.barh(range(len(panel)), times, color=[_colour(r.job.runtime) for r in panel], height=0.72)
         for bar, row in zip(bars, panel, strict=True):
@@ -143,7 +176,8 @@ def _latency(rows: list[BenchRow]) -> Figure:
         axis.set_xlim(0, max(times) * 1.16)
         axis.grid(visible=False, axis="y")
         axis.tick_params(length=0)
-    axes[-1].set_xlabel("ms")
+    loaded = any(row.loaded for row in rows)
+    axes[-1].set_xlabel("ms (* other programs kept the processor busy)" if loaded else "ms")
     return figure
 
 
@@ -152,10 +186,10 @@ def _prompts(rows: list[BenchRow]) -> Figure | None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     graphs: dict[str, dict[tuple[str, str], list[BenchRow]]] = {}
-    for row in rows:
+    for row, name in zip(rows, _line_names(rows, batch=False), strict=True):
         if row.job.prompts:
             lines = graphs.setdefault(row.job.graph, {})
-            lines.setdefault((_line_name(row).replace(" one a call", ""), row.job.runtime), []).append(row)
+            lines.setdefault((name, row.job.runtime), []).append(row)
     graphs = {
         g: lines for g, lines in graphs.items() if any(len({r.job.prompts for r in c}) > 1 for c in lines.values())
     }
@@ -163,13 +197,14 @@ def _prompts(rows: list[BenchRow]) -> Figure | None:
         return None
     figure, axes = _figure(9, 3.3 * len(graphs), ratios=[1.0] * len(graphs))
     for axis, (graph, lines) in zip(axes, graphs.items(), strict=True):
-        for (name, runtime), line in lines.items():
+        marks = _markers([runtime for _, runtime in lines])
+        for ((name, runtime), line), mark in zip(lines.items(), marks, strict=True):
             plain = line[0].job.form == "plain"
             best: dict[int, float] = {}
             for row in line:
                 best[row.job.prompts] = min(best.get(row.job.prompts, 1e9), row.ms_per_prompt or 1e9)
             xs = sorted(best)
-            style, alpha = ("o--", 0.6) if plain else ("o-", 1.0)
+            style, alpha = (f"{mark}--", 0.6) if plain else (f"{mark}-", 1.0)
             ys = [best[x] for x in xs]
             axis.plot(xs, ys, style, color=_colour(runtime), label=name, markersize=4, alpha=alpha)
         axis.set_xscale("log", base=2)
@@ -193,24 +228,23 @@ def _accuracy(rows: list[BenchRow]) -> Figure | None:
     known = [r for r in rows if r.measured.parity.snr_db is not None and r.job.batch != 1]
     if not known:
         return None
-    graphs: dict[str, list[BenchRow]] = {}
-    for row in known:
-        fewest = min(r.job.prompts for r in known if r.job.graph == row.job.graph)
-        if row.job.prompts == fewest:
-            graphs.setdefault(row.job.graph, []).append(row)
+    graphs: dict[str, list[tuple[BenchRow, str]]] = {}
+    for row, name in zip(known, _line_names(known), strict=True):
+        if row.job.prompts == min(r.job.prompts for r in known if r.job.graph == row.job.graph):
+            graphs.setdefault(row.job.graph, []).append((row, name))
     figure, axes = _figure(9, 2.9 * len(graphs), ratios=[1.0] * len(graphs))
     for axis, (graph, panel) in zip(axes, graphs.items(), strict=True):
-        named: set[str] = set()
-        for row in panel:
-            name = _line_name(row)
-            label = "_" if name in named else name
-            named.add(name)
-            size = 30 + 8 * (row.size_mb or 5)
-            axis.scatter([row.measured.p50_ms or 0], [row.measured.parity.snr_db or 0], s=size, label=label,
-                         color=_colour(row.job.runtime), alpha=0.35 if row.job.form == "plain" else 0.8)  # fmt: skip
+        marks = _markers([row.job.runtime for row, _ in panel])
+        for (row, name), mark in zip(panel, marks, strict=True):
+            size, alpha = 30 + 8 * (row.size_mb or 5), 0.35 if row.job.form == "plain" else 0.8
+            place = [row.measured.p50_ms or 0], [row.measured.parity.snr_db or 0]
+            axis.scatter(*place, s=size, label=name, marker=mark, color=_colour(row.job.runtime), alpha=alpha)
         axis.set_title(graph)
         axis.set_ylabel("SNR, dB")
-        axis.margins(0.12, 0.25)
+        # a few dB are noise, and should not look like a difference
+        levels = [row.measured.parity.snr_db or 0 for row, _ in panel]
+        axis.set_ylim(min(levels) - _MARGIN_DB, max(levels) + _MARGIN_DB)
+        axis.margins(x=0.12)
         axis.set_xlim(left=0)
         legend = axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
         for handle in legend.legend_handles:

@@ -1,19 +1,34 @@
-"""What a benchmark writes: a row for each thing measured, a pair for each comparison, the machine. Plain data."""
+"""What a benchmark writes: a row for each thing measured, a pair for each comparison, the machine. Plain data.
+
+The types are also the schema of ``results.json``: what they do not allow is refused when a file is read.
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from samexport.errors import ConfigError
+import msgspec
+from msgspec import Meta
+
+from samexport.errors import ConfigError, FileError
+from samexport.files import read_json, reason, to_json
 from samexport.runtimes.verdicts import Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PHOTOGRAPH = (4032, 3024)
 """Width and height of a phone's 12-megapixel photograph."""
+
+# NaN and infinity are outside of every range
+Amount = Annotated[float, Meta(ge=0, le=1e15)]
+Number = Annotated[float, Meta(ge=-1e15, le=1e15)]
+Count = Annotated[int, Meta(ge=0, le=1 << 31)]
+Form = Literal["export", "plain"]
+
+
+Kind = TypeVar("Kind")
 
 
 class Status(StrEnum):
@@ -22,6 +37,21 @@ class Status(StrEnum):
     DONE = "DONE"
     FAILED = "FAILED"
     SKIPPED = "SKIPPED"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The bundle that a job is of, as result files tell it from others.
+
+    Attributes:
+        label: its name for people, different for every bundle of a run.
+        model: name in the catalogue.
+        weights: their sha256, or their seed.
+    """
+
+    label: str = ""
+    model: str = ""
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,25 +69,31 @@ class Job:
         batch: prompts in one call; 0 for all of them. 1 is what exporters do that trace a single prompt.
         checkpoints: weights for PyTorch, where the bundle's are not random.
         photograph: width and height of a task's picture; (0, 0) for a graph.
+        options: how the file was made besides the precision, such as "target=gpu".
+        source: more of the bundle.
     """
 
     bundle: str
     graph: str
     file: str
-    form: str
+    form: Form
     precision: str
     runtime: str
-    threads: int
-    prompts: int = 0
-    batch: int = 0
+    threads: Annotated[int, Meta(ge=1, le=1 << 16)]
+    prompts: Count = 0
+    batch: Count = 0
     checkpoints: tuple[str, ...] = ()
-    photograph: tuple[int, int] = (0, 0)
+    photograph: tuple[Count, Count] = (0, 0)
+    options: str = ""
+    source: Source = Source()
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Job:
-        """The inverse of ``dataclasses.asdict``."""
-        width, height = data["photograph"]
-        return cls(**{**data, "checkpoints": tuple(data["checkpoints"]), "photograph": (width, height)})
+    @property
+    def work(self) -> tuple[object, ...]:
+        """What makes two jobs the same work in two result files, wherever the bundle is and whatever its name."""
+        return (
+            self.source.model, self.source.weights, self.graph, self.form, self.precision, self.options, self.runtime,
+            self.prompts, self.batch, self.threads, self.photograph,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -66,7 +102,14 @@ class Job:
         batch = f" by {self.batch}" if 0 < self.batch < self.prompts else ""
         form = " plain" if self.form == "plain" else ""
         picture = f" in {self.photograph[0]}x{self.photograph[1]}" if self.photograph[0] else ""
-        return f"{self.graph}{form}{prompts}{batch}{picture}, {self.precision}, {self.runtime}, {self.threads} threads"
+        label = f"{self.source.label}: " if self.source.label else ""
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{label}{self.graph}{form}{prompts}{batch}{picture}, {self.kind}, {self.runtime}, {threads}"
+
+    @property
+    def kind(self) -> str:
+        """Precision and options of the file."""
+        return f"{self.precision} {self.options}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -78,9 +121,9 @@ class Parity:
 
     verdict: Verdict
     reason: str = ""
-    max_error: float | None = None
-    snr_db: float | None = None
-    mask_iou: float | None = None
+    max_error: Amount | None = None
+    snr_db: Number | None = None
+    mask_iou: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -101,16 +144,16 @@ class Measurement:
 
     parity: Parity
     placement: str = ""
-    load_ms: float | None = None
-    first_ms: float | None = None
-    p50_ms: float | None = None
-    p90_ms: float | None = None
-    min_ms: float | None = None
-    runs: int = 0
-    peak_mb: float | None = None
-    idle_mb: float | None = None
-    other_cores: float | None = None
-    stages: dict[str, float] = field(default_factory=dict)
+    load_ms: Amount | None = None
+    first_ms: Amount | None = None
+    p50_ms: Amount | None = None
+    p90_ms: Amount | None = None
+    min_ms: Amount | None = None
+    runs: Count = 0
+    peak_mb: Amount | None = None
+    idle_mb: Amount | None = None
+    other_cores: Amount | None = None
+    stages: dict[str, Amount] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,25 +165,20 @@ class BenchRow:
     """
 
     job: Job
-    model: str
     device: str
     status: Status
     measured: Measurement
     reason: str = ""
-    size_mb: float | None = None
-    gmac: float | None = None
-    gmac_per_s: float | None = None
-    peak_share: float | None = None
+    size_mb: Amount | None = None
+    gmac: Amount | None = None
+    gmac_per_s: Amount | None = None
+    peak_share: Amount | None = None
     loaded: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
         """What makes a row the same row in two result files."""
-        j = self.job
-        return (
-            self.model, j.graph, j.form, j.precision, j.runtime, self.device, j.prompts, j.batch, j.threads,
-            j.photograph,
-        )  # fmt: skip
+        return (*self.job.work, self.device)
 
     @property
     def ms_per_prompt(self) -> float | None:
@@ -161,15 +199,15 @@ class Pair:
     second: Job
     status: Status
     reason: str = ""
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    best: float | None = None
-    cpu: float | None = None
-    first_p50_ms: float | None = None
-    second_p50_ms: float | None = None
-    turns: int = 0
-    other_cores: float | None = None
+    ratio: Amount | None = None
+    low: Amount | None = None
+    high: Amount | None = None
+    best: Amount | None = None
+    cpu: Amount | None = None
+    first_p50_ms: Amount | None = None
+    second_p50_ms: Amount | None = None
+    turns: Count = 0
+    other_cores: Amount | None = None
     first_parity: Parity = field(default_factory=lambda: Parity(Verdict.SKIPPED, "not run"))
     second_parity: Parity = field(default_factory=lambda: Parity(Verdict.SKIPPED, "not run"))
 
@@ -179,99 +217,83 @@ class OperatorTime:
     """Milliseconds that a call spends in all nodes of one operator type, the share of the call, how many there are."""
 
     operator: str
-    ms: float
-    share: float
-    nodes: int
+    ms: Amount
+    share: Amount
+    nodes: Count
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a job goes, longest first."""
+    """Where the time of a job goes, longest first; ``reason`` says why there is nothing."""
 
     job: Job
     operators: tuple[OperatorTime, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and the moment; empty where it does not say."""
+
+    cpu: str
+    cpu_flags: tuple[str, ...]
+    cores: Count
+    logical_cores: Count
+    governor: str
+    memory_gb: Amount
+    load_average: tuple[Amount, Amount, Amount]
+    system: str
+    python: str
+    libraries: dict[str, str]
+    gpu: str
+    git_commit: str
 
 
 @dataclass(frozen=True)
 class Results:
-    """A result file. ``environment`` and ``roofline`` are as their modules make them."""
+    """A result file. ``roofline`` is as its module makes it."""
 
     created: str
     command: str
-    environment: dict[str, Any]
-    roofline: dict[str, float]
+    environment: Environment
+    roofline: dict[str, Amount]
     rows: tuple[BenchRow, ...]
     pairs: tuple[Pair, ...] = ()
     profiles: tuple[Profile, ...] = ()
 
     def to_json(self) -> str:
         """Text of ``results.json``."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Results:
-        """The inverse; KeyError, TypeError or ValueError where the text is not a result file."""
-        data = json.loads(text)
-        if data["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {data['schema_version']}, this samexport reads {SCHEMA_VERSION}")
-        return cls(
-            created=data["created"],
-            command=data["command"],
-            environment=data["environment"],
-            roofline=data["roofline"],
-            rows=tuple(_row(r) for r in data["rows"]),
-            pairs=tuple(_pair(p) for p in data["pairs"]),
-            profiles=tuple(profile_from_json(p) for p in data["profiles"]),
-        )
-
-
-def parity_from_json(data: dict[str, Any]) -> Parity:
-    """The inverse of ``dataclasses.asdict``."""
-    return Parity(**{**data, "verdict": Verdict(data["verdict"])})
-
-
-def measurement_from_json(data: dict[str, Any]) -> Measurement:
-    """The inverse of ``dataclasses.asdict``."""
-    return Measurement(**{**data, "parity": parity_from_json(data["parity"])})
-
-
-def profile_from_json(data: dict[str, Any]) -> Profile:
-    """The inverse of ``dataclasses.asdict``."""
-    return Profile(Job.from_json(data["job"]), tuple(OperatorTime(**o) for o in data["operators"]))
-
-
-def _row(data: dict[str, Any]) -> BenchRow:
-    nested = {
-        "job": Job.from_json(data["job"]),
-        "status": Status(data["status"]),
-        "measured": measurement_from_json(data["measured"]),
-    }
-    return BenchRow(**{**data, **nested})
-
-
-def _pair(data: dict[str, Any]) -> Pair:
-    nested = {
-        "first": Job.from_json(data["first"]),
-        "second": Job.from_json(data["second"]),
-        "status": Status(data["status"]),
-        "first_parity": parity_from_json(data["first_parity"]),
-        "second_parity": parity_from_json(data["second_parity"]),
-    }
-    return Pair(**{**data, **nested})
+        return to_json({"schema_version": SCHEMA_VERSION, **asdict(self)})
 
 
 def read_results(path: Path) -> Results:
-    """Read a ``results.json``; ConfigError if it is none."""
+    """Read a ``results.json``; ConfigError if it cannot be read, or is one of another version, or none."""
     try:
-        return Results.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise ConfigError(f"{path} is not a result file of samexport bench ({reason})") from error
+        data = read_json(path)
+    except FileError as error:
+        raise ConfigError(f"{path} is not a result file of samexport bench ({error})") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} is not a result file of version {SCHEMA_VERSION} (schema_version {version!r}); measure again"
+        )
+    try:
+        return from_plain(data, Results)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a result file of samexport bench ({reason(error)})") from error
+
+
+def from_plain(data: Any, kind: type[Kind]) -> Kind:
+    """The inverse of ``dataclasses.asdict``, checked in types and ranges; ValueError where the data is not that."""
+    try:
+        return msgspec.convert(data, kind)
+    except (msgspec.MsgspecError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(reason(error)) from error
 
 
 CSV_COLUMNS = (
-    "model", "device", "status", "reason", "size_mb", "gmac", "gmac_per_s", "peak_share", "loaded", "ms_per_prompt",
-    *(f.name for f in fields(Job) if f.name != "checkpoints"),
+    "device", "status", "reason", "size_mb", "gmac", "gmac_per_s", "peak_share", "loaded", "ms_per_prompt",
+    *(f.name for f in fields(Source)), *(f.name for f in fields(Job) if f.name not in ("checkpoints", "source")),
     *(f.name for f in fields(Measurement) if f.name != "parity"),
     *(f.name for f in fields(Parity) if f.name != "reason"), "parity_reason",
 )  # fmt: skip
@@ -283,5 +305,5 @@ def flat(row: BenchRow) -> dict[str, Any]:
     job, measured = data.pop("job"), data.pop("measured")
     parity = measured.pop("parity")
     parity["parity_reason"] = parity.pop("reason")
-    data |= {**job, **measured, **parity, "ms_per_prompt": row.ms_per_prompt}
+    data |= {**job.pop("source"), **job, **measured, **parity, "ms_per_prompt": row.ms_per_prompt}
     return {name: data[name] for name in CSV_COLUMNS}

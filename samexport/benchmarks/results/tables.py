@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from samexport.benchmarks.measuring.environment import LOADED
 from samexport.benchmarks.measuring.roofline import COPY
@@ -43,16 +43,34 @@ def _prompts(job: Job) -> str:
 
 
 def verdict(parity: Parity) -> str:
-    """The verdict, with how far off where there is a number."""
-    return f"{parity.verdict.value} {_number(parity.max_error, 1)}".rstrip()
+    """The verdict, with how far off where there is a number: the largest error, of masks the IoU."""
+    number = _number(parity.max_error, 1)
+    if parity.max_error is None and parity.mask_iou is not None:
+        number = f"IoU {parity.mask_iou:.4f}"
+    return f"{parity.verdict.value} {number}".rstrip()
+
+
+def _outcome(row: BenchRow) -> str:
+    """The verdict, or why there is none."""
+    return verdict(row.measured.parity) if row.status is Status.DONE else f"{row.status.value}: {row.reason}"
+
+
+def _stages(stages: Mapping[str, float]) -> str:
+    """In the order in which they happen."""
+    known = [name for name in ("sample", "encode", "decode", "upscale") if name in stages]
+    others = [name for name in stages if name not in known]
+    return ", ".join(f"{name} {stages[name]:.0f}" for name in (*known, *others))
 
 
 Column = tuple[str, Callable[[BenchRow], str]]
 _COLUMNS: tuple[Column, ...] = (
+    ("model", lambda r: r.job.source.model),
+    ("bundle", lambda r: r.job.source.label),
     ("graph", lambda r: _subject(r.job)),
     ("prompts", lambda r: _prompts(r.job)),
-    ("precision", lambda r: r.job.precision),
+    ("precision", lambda r: r.job.kind),
     ("runtime", lambda r: r.job.runtime),
+    ("device", lambda r: r.device),
     ("threads", lambda r: str(r.job.threads)),
     ("p50 ms", _times),
     ("p90 ms", lambda r: _number(r.measured.p90_ms)),
@@ -65,16 +83,19 @@ _COLUMNS: tuple[Column, ...] = (
     ("GMAC/s", lambda r: _number(r.gmac_per_s)),
     ("of peak", lambda r: "" if r.peak_share is None else f"{r.peak_share:.0%}"),
     ("runs", lambda r: str(r.measured.runs or "")),
-    ("stages, ms", lambda r: ", ".join(f"{name} {ms:.0f}" for name, ms in r.measured.stages.items())),
+    ("stages, ms", lambda r: _stages(r.measured.stages)),
     ("picture", lambda r: "x".join(map(str, r.job.photograph)) if r.job.photograph[0] else ""),
-    ("parity", lambda r: verdict(r.measured.parity) if r.status is Status.DONE else r.status.value),
+    ("parity", _outcome),
 )
 _NOT_FOR_TASKS = ("file MB", "GMAC/s", "of peak", "precision")
 _FOR_TASKS = ("stages, ms", "picture")
 _TERMINAL = (
-    "graph", "prompts", "precision", "runtime", "threads", "p50 ms", "p90 ms", "min ms", "ms/prompt", "load ms",
-    "peak MB", "of peak", "parity",
+    "model", "bundle", "graph", "prompts", "precision", "runtime", "threads", "p50 ms", "min ms", "ms/prompt",
+    "load ms", "peak MB", "parity",
 )  # fmt: skip
+PAGE_COLUMNS = {"Graphs": (*_TERMINAL, "p90 ms", "of peak"), "Whole tasks": (*_TERMINAL, *_FOR_TASKS)}
+# whoever measures one model in one bundle knows which
+_ONCE = ("bundle", "precision", "threads", "device", "prompts", "ms/prompt")
 
 
 def table(rows: Iterable[BenchRow], names: Sequence[str] = _TERMINAL) -> tuple[Cells, list[Cells]]:
@@ -83,14 +104,30 @@ def table(rows: Iterable[BenchRow], names: Sequence[str] = _TERMINAL) -> tuple[C
     return tuple(name for name, _ in chosen), [tuple(cell(row) for _, cell in chosen) for row in rows]
 
 
+def short_table(rows: Sequence[BenchRow], names: Sequence[str] = _TERMINAL) -> tuple[Cells, list[Cells], str]:
+    """Names and cells without columns that say the same in every row, and a line with what those say."""
+    columns, lines = table(rows, names)
+    same = {
+        name: cells[0] for name, *cells in zip(columns, *lines, strict=True) if name in _ONCE and len(set(cells)) == 1
+    }
+    kept = [i for i, name in enumerate(columns) if name not in same]
+    told = ", ".join(f"{name} {value}" for name, value in same.items() if value)
+    return tuple(columns[i] for i in kept), [tuple(line[i] for i in kept) for line in lines], told
+
+
 PAIR_COLUMNS = ("A", "B", "A / B", "quartiles", "fastest", "processor", "A ms", "B ms", "turns", "parity A, B")
 
 
 def pair_cells(pair: Pair) -> Cells:
-    """One comparison as text for :data:`PAIR_COLUMNS`."""
-    names = [f"{_subject(j)} {_prompts(j)} {j.precision} {j.runtime}".replace("  ", " ") for j in _jobs(pair)]
+    """One comparison as text for :data:`PAIR_COLUMNS`; each side says what the other one is not."""
+    told = [(_subject(j), _prompts(j), j.kind, j.runtime, f"{j.threads} threads", j.source.label) for j in _jobs(pair)]
+    always = 4
+    names = [
+        " ".join(part for i, part in enumerate(side) if part and (i < always or told[0][i] != told[1][i]))
+        for side in told
+    ]
     if pair.status is not Status.DONE:
-        return (*names, pair.status.value, *[""] * 7)
+        return (*names, *[""] * 7, f"{pair.status.value}: {pair.reason}")
     mark = "*" if (pair.other_cores or 0) > LOADED else ""
     return (
         *names,
@@ -103,6 +140,11 @@ def pair_cells(pair: Pair) -> Cells:
         str(pair.turns),
         f"{verdict(pair.first_parity)}, {verdict(pair.second_parity)}",
     )
+
+
+def has_marks(results: Results) -> bool:
+    """Whether a ``*`` stands somewhere, which :data:`LOAD_NOTE` explains."""
+    return any(row.loaded for row in results.rows) or any((p.other_cores or 0) > LOADED for p in results.pairs)
 
 
 def _jobs(pair: Pair) -> tuple[Job, Job]:
@@ -127,37 +169,41 @@ def markdown_table(columns: Cells, rows: Iterable[Cells]) -> list[str]:
 def machine_lines(results: Results) -> list[str]:
     """The machine and what it can do, one fact a line."""
     e = results.environment
-    libraries = ", ".join(f"{name} {version}" for name, version in e["libraries"].items())
+    libraries = ", ".join(f"{name} {version}" for name, version in e.libraries.items())
     rates = ", ".join(f"{name} {rate:g}" for name, rate in results.roofline.items() if name != COPY)
     lines = [
-        f"{e['cpu']}, {e['cores']} cores, {e['memory_gb']} GB, governor {e['governor']}",
-        f"{e['system']}, Python {e['python']}",
-        f"instructions: {' '.join(e['cpu_flags'])}",
+        f"{e.cpu}, {e.cores} cores, {e.memory_gb} GB, governor {e.governor}",
+        f"{e.system}, Python {e.python}",
+        f"instructions: {' '.join(e.cpu_flags)}",
         f"libraries: {libraries}",
-        f"load average at the start: {', '.join(str(x) for x in e['load_average'])}",
+        f"load average at the start: {', '.join(str(x) for x in e.load_average)}",
     ]
-    if e["gpu"]:
-        lines.insert(1, f"GPU: {e['gpu']}")
+    if e.gpu:
+        lines.insert(1, f"GPU: {e.gpu}")
     if rates:
-        lines.append(f"measured peak, GMAC/s of matrix products: {rates}; copy {results.roofline[COPY]:g} GB/s")
-    if e["git_commit"]:
-        lines.append(f"commit {e['git_commit']}")
+        lines.append(f"measured peak, GMAC/s of matrix products: {rates}; copy {results.roofline.get(COPY, 0):g} GB/s")
+    if e.git_commit:
+        lines.append(f"commit {e.git_commit}")
     return [*lines, f"{results.created}: `{results.command}`"]
 
 
+LOAD_NOTE = (
+    f"* other programs kept more than {LOADED:g} cores busy meanwhile: do not compare such times with others, "
+    "only the ratios, which come from calls in turns."
+)
 NOTES = (
     "p50, p90 and min are of the calls after the warm-up; load is from the file to a session that is ready, in a fresh "
     "process; first is the first call. Each row is measured in a process of its own.",
     "16 by 4 means 16 prompts, 4 in a call. Plain is the untouched architecture, exported straightforwardly; with 1 in "
     "a call it is what an export does that traces a single prompt.",
     "peak MB is the highest resident memory of the whole process, interpreter and outputs included.",
-    f"* other programs kept more than {LOADED:g} cores busy meanwhile: do not compare such times with others, "
-    "only the ratios, which come from calls in turns.",
+    LOAD_NOTE,
     "Ratios: the median of A's time by B's of the same turn, its quartiles, the ratio of the fastest calls, and "
     "that of processor time.",
     "GMAC counts the multiply-accumulates of the graph as it is built; of peak is their rate by the measured peak of "
     "matrix products in the runtime's arithmetic.",
-    "parity is the verdict of the bundle's golden cases in the measured process, with the largest error by the range.",
+    "parity is the verdict of the bundle's golden cases in the measured process, with the largest error by the range; "
+    "of a whole task it is that of the timed masks against PyTorch's.",
 )
 
 
@@ -173,7 +219,7 @@ def to_markdown(results: Results, plots: Sequence[tuple[str, str]] = ()) -> str:
         lines += [f"## {title}", "", *markdown_table(PROFILE_COLUMNS, profiled), ""]
     placed = placements(results)
     if placed:
-        lines += ["## Where it ran", "", *markdown_table(("graph", "runtime", "placement"), placed), ""]
+        lines += ["## Where it ran", "", *markdown_table(PLACEMENT_COLUMNS, placed), ""]
     if problems := problem_lines(results):
         lines += ["## Not measured, or not right", "", *(f"- {line}" for line in problems), ""]
     for file, caption in plots:
@@ -200,13 +246,17 @@ def profile_sections(results: Results) -> list[tuple[str, list[Cells]]]:
             [(o.operator, _number(o.ms), f"{o.share:.1%}", str(o.nodes)) for o in p.operators if o.share >= _FEWEST],
         )
         for p in results.profiles
+        if p.operators
     ]
 
 
+PLACEMENT_COLUMNS = ("bundle", "graph", "runtime", "placement")
+
+
 def placements(results: Results) -> list[Cells]:
-    """Graph, runtime and placement, each once."""
+    """Cells for :data:`PLACEMENT_COLUMNS`, each once."""
     found = [
-        (_subject(r.job), r.job.runtime, r.measured.placement)
+        (r.job.source.label, _subject(r.job), r.job.runtime, r.measured.placement)
         for r in results.rows
         if r.measured.placement and is_graph(r.job)
     ]
@@ -214,27 +264,28 @@ def placements(results: Results) -> list[Cells]:
 
 
 def problem_lines(results: Results) -> list[str]:
-    """Rows and pairs that failed or were skipped, and verdicts that are not PASS."""
-    return [*_lines(results, Status.SKIPPED, Verdict.SKIPPED), *failure_lines(results)]
+    """What was not measured or failed, and verdicts that are not PASS."""
+    skipped = [
+        f"parity SKIPPED {r.job.name}: {r.measured.parity.reason}"
+        for r in results.rows
+        if r.status is Status.DONE and r.measured.parity.verdict is Verdict.SKIPPED
+    ]
+    return [*skipped, *failure_lines(results)]
 
 
 def failure_lines(results: Results) -> list[str]:
-    """Rows and pairs that crashed, took too long, or compute something else."""
-    return _lines(results, Status.FAILED, Verdict.FAIL)
-
-
-def _lines(results: Results, status: Status, wrong: Verdict) -> list[str]:
-    rows = [f"{status.value} {r.job.name}: {r.reason}" for r in results.rows if r.status is status]
-    rows += [
-        f"parity {wrong.value} {r.job.name}: {r.measured.parity.reason}"
-        for r in results.rows
-        if r.status is Status.DONE and r.measured.parity.verdict is wrong
-    ]
+    """What was asked for and could not be measured, crashed, took too long, or computes something else."""
+    found = []
+    for row in results.rows:
+        if row.status is not Status.DONE:
+            found.append(f"{row.status.value} {row.job.name}: {row.reason}")
+        elif row.measured.parity.verdict is Verdict.FAIL:
+            found.append(f"parity FAIL {row.job.name}: {row.measured.parity.reason}")
     for pair in results.pairs:
         name = f"{pair.first.name} against {pair.second.name}"
-        if pair.status is status:
-            rows.append(f"{status.value} {name}: {pair.reason}")
-        verdicts = (pair.first_parity, pair.second_parity)
-        if pair.status is Status.DONE and any(parity.verdict is wrong for parity in verdicts):
-            rows.append(f"parity {wrong.value} {name}: {'; '.join(p.reason for p in verdicts if p.reason)}")
-    return rows
+        wrong = [p.reason for p in (pair.first_parity, pair.second_parity) if p.verdict is Verdict.FAIL]
+        if pair.status is not Status.DONE:
+            found.append(f"{pair.status.value} {name}: {pair.reason}")
+        elif wrong:
+            found.append(f"parity FAIL {name}: {'; '.join(wrong)}")
+    return found + [f"FAILED profile of {p.job.name}: {p.reason}" for p in results.profiles if p.reason]

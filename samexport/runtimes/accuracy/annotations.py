@@ -8,23 +8,32 @@ a measure of recall without labels does not need.
 
 from __future__ import annotations
 
-import json
+import codecs
+import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from samexport.errors import AnnotationError, ImageError
+from samexport.errors import AnnotationError, FileError, ImageError
+from samexport.files import read_bytes, reason
 from samexport.runtimes.host.image import MAX_PIXELS, read_image
 from samexport.runtimes.host.masks import Rle
 
 Corners = tuple[float, float, float, float]
 _FORMAT = "give COCO's or LVIS's instances .json"
+_LIMIT = 4 << 30
+"""Bytes of a file; LVIS's training set has 1.1 GB."""
+_ORIENTATION = 0x0112
+# EXIF orientations that turn a picture by 90 degrees
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +70,100 @@ class AnnotatedImage:
     def read(self) -> NDArray[np.uint8]:
         """The picture, uint8 RGB [H, W, 3]; ImageError if it cannot be read or has another size."""
         picture = read_image(self.path)
-        if picture.shape[:2] != self.image_hw:
-            (height, width), (wanted_height, wanted_width) = picture.shape[:2], self.image_hw
+        if picture.shape[:2] == self.image_hw:
+            return picture
+        (height, width), (wanted_height, wanted_width) = picture.shape[:2], self.image_hw
+        sizes = f"{self.path} is {width}x{height}, its annotations are for {wanted_width}x{wanted_height}"
+        if (width, height) == self.image_hw and self.orientation in _ON_ITS_SIDE:
             raise ImageError(
-                f"{self.path} is {width}x{height}, its annotations are for {wanted_width}x{wanted_height};"
-                " give the folder of pictures that were annotated"
+                f"{sizes}: they are for the stored picture, which its EXIF orientation turns upright; remove the"
+                " orientation from the file (exiftool -Orientation= FILE), or annotate the upright picture"
             )
-        return picture
+        raise ImageError(f"{sizes}; give the folder of pictures that were annotated")
+
+    @property
+    def orientation(self) -> int:
+        """EXIF's number for how the stored picture is turned, 1 for upright; 1 for a file that cannot be read."""
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(self.path) as opened:
+                found = opened.getexif().get(_ORIENTATION, 1)
+        except Exception:  # decoders given damaged bytes raise almost anything
+            return 1
+        return found if found in range(1, 9) else 1
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether the annotations may be for the stored picture instead of the upright one, and no size tells."""
+        height, width = self.image_hw
+        return self.orientation != 1 and (height == width or self.orientation not in _ON_ITS_SIDE)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The chosen pictures, and what of the whole file is left out.
+
+    Attributes:
+        images: by id.
+        crowds: annotations of many objects at once.
+        empty: annotations without a segmentation.
+        bare: pictures without an object.
+    """
+
+    images: tuple[AnnotatedImage, ...]
+    crowds: int = 0
+    empty: int = 0
+    bare: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores should know, a line each."""
+        counts = (
+            (self.crowds, "crowds (iscrowd 1), which are not one object"),
+            (self.empty, "annotations with an empty segmentation"),
+            (self.bare, "pictures without an object"),
+        )
+        return [f"left out: {count} {what}" for count, what in counts if count]
+
+
+class _Picture(msgspec.Struct):
+    """A record of ``images``; what it holds is checked when it is used."""
+
+    id: Any = None
+    file_name: Any = ""
+    coco_url: Any = ""
+    height: Any = None
+    width: Any = None
+
+
+class _Annotation(msgspec.Struct):
+    """A record of ``annotations``; the segmentation is read when it is used."""
+
+    id: Any = None
+    image_id: Any = None
+    iscrowd: Any = 0
+    segmentation: msgspec.Raw = msgspec.Raw()
+    area: Any = None
+    bbox: Any = None
+
+    @property
+    def crowd(self) -> bool:
+        return bool(self.iscrowd)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has a list of polygons without any number."""
+        raw = bytes(self.segmentation)
+        return bool(raw) and not raw.translate(None, b" \t\r\n[],")
+
+
+class _File(msgspec.Struct):
+    images: list[_Picture]
+    annotations: list[_Annotation]
 
 
 def read_annotations(
     path: Path, images: Path, *, max_images: int | None = None, seed: int | None = None
-) -> tuple[AnnotatedImage, ...]:
+) -> Annotations:
     """The pictures that have an object (crowds do not count), by id, with all their annotations.
 
     Args:
@@ -86,93 +177,133 @@ def read_annotations(
         ImageError: the file of a chosen picture is missing.
     """
     records, by_image = _load(path)
-    ids = sorted(i for i, found in by_image.items() if i in records and not all(map(_is_crowd, found)))
+    whole = {i: [a for a in found if not a.is_empty] for i, found in by_image.items() if i in records}
+    ids = sorted(i for i, found in whole.items() if not all(a.crowd for a in found))
+    crowds = sum(a.crowd for found in whole.values() for a in found)
+    empty = sum(a.is_empty for i, found in by_image.items() if i in records for a in found)
     if not ids:
-        raise AnnotationError(f"{path} has no annotated object in any of its {len(records)} images; {_FORMAT}")
+        raise AnnotationError(_nothing_left(path, len(records), crowds, empty))
+    bare = len(records) - len(ids)
     if max_images is not None and max_images < len(ids):
         rng = np.random.default_rng(seed)
         ids = ids[:max_images] if seed is None else sorted(rng.choice(ids, max_images, replace=False).tolist())
-    return tuple(_image(path, images, records[i], by_image[i]) for i in ids)
+    chosen = tuple(_image(path, images, records[i], whole[i]) for i in ids)
+    return Annotations(chosen, crowds, empty, bare)
 
 
-def _load(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[dict[str, Any]]]]:
+def _nothing_left(path: Path, images: int, crowds: int, empty: int) -> str:
+    what = f"{path} has no annotated object in any of its {images} images"
+    if crowds and not empty:
+        return (
+            f"{what}: all {crowds} annotations are crowds (iscrowd 1), which are not one object; set iscrowd to 0 if"
+            " they are"
+        )
+    if crowds or empty:
+        return f"{what}: {crowds} annotations are crowds, {empty} have an empty segmentation"
+    return f"{what}; {_FORMAT}"
+
+
+def _load(path: Path) -> tuple[dict[int, _Picture], dict[int, list[_Annotation]]]:
     """The file's image records by id, and its annotations by the id of their image."""
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise AnnotationError(f"{path} cannot be read: {error.strerror}; {_FORMAT}") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not JSON ({str(error).splitlines()[0]}); {_FORMAT}") from error
-    if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in ("images", "annotations")):
-        raise AnnotationError(f"{path} has no lists of images and annotations; {_FORMAT}")
-    records: dict[int, dict[str, Any]] = {}
-    for record in data["images"]:
-        if _number(record, "id", path, "image") in records:
-            raise AnnotationError(f"{path} has two images with the id {record['id']}; {_FORMAT}")
-        records[record["id"]] = record
+        # editors on Windows begin a file with a byte order mark
+        text = read_bytes(path, limit=_LIMIT).removeprefix(codecs.BOM_UTF8)
+        data = msgspec.json.decode(text, type=_File)
+    except FileError as error:
+        raise AnnotationError(f"{error}; {_FORMAT}") from error
+    except msgspec.ValidationError as error:
+        raise AnnotationError(f"{path} has no lists of images and annotations ({reason(error)}); {_FORMAT}") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise AnnotationError(f"{path} is not JSON ({reason(error)}); {_FORMAT}") from error
+    records: dict[int, _Picture] = {}
+    for record in data.images:
+        number = _number(record.id, "id", path, "image")
+        if number in records:
+            raise AnnotationError(f"{path} has two images with the id {number}; {_FORMAT}")
+        records[number] = record
     by_image = defaultdict(list)
-    for record in data["annotations"]:
-        _number(record, "id", path, "annotation")
-        by_image[_number(record, "image_id", path, "annotation")].append(record)
+    for annotation in data.annotations:
+        _number(annotation.id, "id", path, "annotation")
+        by_image[_number(annotation.image_id, "image_id", path, "annotation")].append(annotation)
     return records, by_image
 
 
-def _number(record: Any, key: str, path: Path, kind: str) -> int:
-    value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, int) or value < 0:
+def _number(value: Any, key: str, path: Path, kind: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise AnnotationError(f"{path} has an {kind} without a whole number as its {key}; {_FORMAT}")
     return value
 
 
-def _is_crowd(record: Mapping[str, Any]) -> bool:
-    return bool(record.get("iscrowd", 0))
-
-
-def _image(
-    path: Path, folder: Path, record: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]
-) -> AnnotatedImage:
-    height, width = (_number(record, side, path, "image") for side in ("height", "width"))
+def _image(path: Path, folder: Path, record: _Picture, annotations: Sequence[_Annotation]) -> AnnotatedImage:
+    height, width = (_number(getattr(record, side), side, path, "image") for side in ("height", "width"))
     if not 0 < height * width <= MAX_PIXELS:
-        raise AnnotationError(f"{path}: image {record['id']} cannot be {width}x{height} pixels; {_FORMAT}")
+        raise AnnotationError(f"{path}: image {record.id} cannot be {width}x{height} pixels; {_FORMAT}")
     instances = []
     for annotation in annotations:
         try:
             instances.append(_instance(annotation, height, width))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            name = f"annotation {annotation['id']} of image {record['id']}"
-            raise AnnotationError(f"{path}: {name} is damaged ({reason}); mend or remove it") from error
-    return AnnotatedImage(record["id"], _find(path, folder, record), (height, width), tuple(instances))
+        except (
+            msgspec.MsgspecError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else reason(error)
+            name = f"annotation {annotation.id} of image {record.id}"
+            raise AnnotationError(f"{path}: {name} is damaged ({why}); mend or remove it") from error
+    return AnnotatedImage(record.id, _find(path, folder, record), (height, width), tuple(instances))
 
 
-def _find(path: Path, folder: Path, record: Mapping[str, Any]) -> Path:
-    """The picture's file: ``file_name``, else the end of ``coco_url``, without or with the folder it names."""
-    url = PurePosixPath(urlsplit(str(record.get("coco_url", ""))).path)
-    name = PurePosixPath(str(record.get("file_name") or url.name))
-    if not name.name or name.is_absolute() or ".." in name.parts:
-        raise AnnotationError(f"{path}: image {record['id']} has no file_name inside a folder; {_FORMAT}")
-    for candidate in (folder / name, folder / url.parent.name / url.name):
-        if candidate.is_file():
-            return candidate
-    raise ImageError(f"{folder / name} is missing; --images is the folder of the annotated pictures")
+def _find(path: Path, folder: Path, record: _Picture) -> Path:
+    """The picture's file: ``file_name``, else the end of ``coco_url``, without or with the folder it names.
+
+    Tools on Windows write backslashes; a file whose name really has some comes first.
+    """
+    try:
+        url = PurePosixPath(urlsplit(str(record.coco_url)).path)
+    except ValueError:
+        url = PurePosixPath()
+    name = record.file_name or url.name
+    if not isinstance(name, str) or not name or name[-1] in "/\\" or not _inside(name):
+        raise AnnotationError(f"{path}: image {record.id} has no file_name inside a folder; {_FORMAT}")
+    candidates = [folder / name, folder / name.replace("\\", "/"), folder / url.parent.name / url.name]
+    try:
+        found = [candidate for candidate in candidates if candidate.is_file()]
+    except (OSError, ValueError) as error:
+        shown = name if len(name) < 100 else f"{name[:80]}..."
+        raise ImageError(f"{shown!r} of image {record.id} cannot be a file: {reason(error)}") from error
+    if not found:
+        raise ImageError(f"{candidates[0]} is missing; --images is the folder of the annotated pictures")
+    return found[0]
 
 
-def _instance(record: Mapping[str, Any], height: int, width: int) -> Instance:
+def _inside(name: str) -> bool:
+    """Whether a path stays in its folder, whichever way its slashes lean."""
+    paths = PurePosixPath(name), PurePosixPath(name.replace("\\", "/"))
+    return all(p.name and not p.is_absolute() and ".." not in p.parts for p in paths)
+
+
+def _instance(record: _Annotation, height: int, width: int) -> Instance:
     """Check and convert one annotation; an error of Python's if it is damaged."""
     from pycocotools import mask as coco
 
-    rle = _rle(record["segmentation"], height, width)
+    if not bytes(record.segmentation):
+        raise KeyError("segmentation")
+    rle = _rle(msgspec.json.decode(record.segmentation), height, width)
     pixels = int(coco.area(rle))
-    area = float(record.get("area", pixels))
+    area = float(pixels if record.area is None else record.area)
     if not (np.isfinite(area) and area >= 0):
         raise ValueError("its area is no number from 0 up")
-    box = np.array(record.get("bbox", coco.toBbox(rle)), np.float64)
+    box = np.array(coco.toBbox(rle) if record.bbox is None else record.bbox, np.float64)
     if box.shape != (4,) or not np.isfinite(box).all():
         raise ValueError("its bbox is not x, y, width, height")
     corners = _clip(box, height, width)
     if corners[2] <= corners[0] or corners[3] <= corners[1]:
         corners = _clip(coco.toBbox(rle), height, width)
-    return Instance(record["id"], rle, pixels, area, corners, _is_crowd(record))
+    return Instance(record.id, rle, pixels, area, corners, record.crowd)
 
 
 def _clip(box: NDArray[np.float64], height: int, width: int) -> Corners:
@@ -186,11 +317,10 @@ def _rle(segmentation: Any, height: int, width: int) -> Rle:
     from pycocotools import mask as coco
 
     if isinstance(segmentation, list):
-        for polygon in segmentation:
+        polygons = [polygon for polygon in segmentation if polygon != []]
+        for polygon in polygons:
             _check_polygon(np.array(polygon, np.float64), height, width)
-        if not segmentation:
-            raise ValueError("it has no polygon")
-        merged: Rle = coco.merge(coco.frPyObjects(segmentation, height, width))
+        merged: Rle = coco.merge(coco.frPyObjects(polygons, height, width))
         return merged
     counts, size = segmentation["counts"], segmentation["size"]
     if list(size) != [height, width]:

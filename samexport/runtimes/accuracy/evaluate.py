@@ -2,6 +2,8 @@
 
 What SAM's and MobileSAMv2's papers report: AR@K of class-agnostic proposals by mask IoU (COCOeval of pycocotools
 with ``useCats`` 0), and mIoU of prompts. pycocotools scores; this module makes prompts, and reads the results.
+
+Every score is a ratio of sums over pictures, so pictures are scored one by one and nothing of them is kept.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import MissingDependency
+from samexport.errors import MissingDependency, ParityFailed
 from samexport.installation import install_hint
 from samexport.runtimes.accuracy.annotations import AnnotatedImage, Instance
 from samexport.runtimes.host.grid import Decode, GridOptions, generate
@@ -56,6 +58,23 @@ Propose = Callable[[NDArray[np.uint8]], Iterable[Proposal]]
 """Everything in a picture, uint8 RGB [H, W, 3]."""
 
 
+@dataclass(frozen=True, eq=False)
+class PictureScores:
+    """What one picture adds to the scores of a data set.
+
+    Attributes:
+        ious: by the prompt's name, (area, IoU) of each object that was asked for.
+        found: objects that a proposal found, int [IoU thresholds, size classes, K]; None without proposals.
+        objects: objects of each size class, int [size classes].
+        proposals: their number.
+    """
+
+    ious: dict[str, list[tuple[float, float]]]
+    found: NDArray[np.int64] | None
+    objects: NDArray[np.int64]
+    proposals: int
+
+
 @dataclass(frozen=True)
 class Scores:
     """``values`` by metric ("mIoU click", "AR@10"), in 0..1; ``proposals`` is their mean number a picture."""
@@ -70,35 +89,54 @@ def measure(
     prompts: Mapping[str, MakePrompt],
     propose: Propose | None = None,
 ) -> Scores:
-    """Run a model over the pictures, one after the other, and score it.
+    """Run a model over the pictures, one after the other, and score it; arguments as :func:`score_picture`.
+
+    Raises:
+        ImageError: a picture cannot be read, or does not have the size that its annotations are for.
+        ParityFailed: see :func:`score_picture`.
+    """
+    return combine([score_picture(image, image.read(), segmenter, prompts, propose) for image in images])
+
+
+def score_picture(
+    image: AnnotatedImage,
+    picture: NDArray[np.uint8],
+    segmenter: Segmenter,
+    prompts: Mapping[str, MakePrompt],
+    propose: Propose | None = None,
+) -> PictureScores:
+    """Run a model on one picture.
 
     Args:
-        images: at least one.
+        image: its annotations.
+        picture: its pixels.
         segmenter: the model; of several masks of a prompt the one that SAM's rule picks counts.
         prompts: by the name that the metric gets.
         propose: makes the proposals; without it there is no AR.
 
     Raises:
-        ImageError: a picture cannot be read, or does not have the size that its annotations are for.
-        ParityFailed: a file of the bundle breaks its contract.
+        ParityFailed: a file of the bundle breaks its contract, or answers NaN.
     """
-    seen: list[AnnotatedImage] = []
-    ious: dict[str, list[tuple[float, float]]] = {name: [] for name in prompts}
-    proposals: dict[int, list[Proposal]] = {}
-    for image in images:
-        seen.append(image)
-        picture = image.read()
-        if prompts:
-            segmenter.set_image(picture)
-        for name, make in prompts.items():
-            ious[name] += _prompt_ious(segmenter, image.instances, make)
-        if propose is not None:
-            proposals[image.id] = list(propose(picture))
-    values = {f"mIoU {name}": _mean_by_size(found) for name, found in ious.items()}
-    if propose is None:
+    if prompts:
+        segmenter.set_image(picture)
+    ious = {name: _prompt_ious(segmenter, image.instances, make) for name, make in prompts.items()}
+    proposals = [] if propose is None else list(propose(picture))
+    if not np.isfinite([p.score for p in proposals]).all():
+        raise ParityFailed("the score of a proposal is not a number (NaN or infinite)")
+    found = None if propose is None else _found(image, proposals)
+    return PictureScores(ious, found, _count_objects(image.instances), len(proposals))
+
+
+def combine(pictures: Sequence[PictureScores]) -> Scores:
+    """The scores of at least one picture, all of the same prompts."""
+    names = pictures[0].ious
+    values = {f"mIoU {name}": _mean_by_size([pair for p in pictures for pair in p.ious[name]]) for name in names}
+    found = [p.found for p in pictures if p.found is not None]
+    if not found:
         return Scores(values, None)
-    count = sum(map(len, proposals.values())) / len(seen)
-    return Scores(values | average_recall(seen, proposals), count)
+    objects = np.sum([p.objects for p in pictures], axis=0)
+    proposals = sum(p.proposals for p in pictures) / len(pictures)
+    return Scores(values | _recall(np.sum(found, axis=0), objects), proposals)
 
 
 def average_recall(images: Sequence[AnnotatedImage], proposals: Mapping[int, Sequence[Proposal]]) -> dict[str, Values]:
@@ -112,32 +150,45 @@ def average_recall(images: Sequence[AnnotatedImage], proposals: Mapping[int, Seq
         images: with their annotations.
         proposals: by the picture's id.
     """
+    found = np.sum([_found(image, proposals.get(image.id, ())) for image in images], axis=0)
+    return _recall(found, np.sum([_count_objects(image.instances) for image in images], axis=0))
+
+
+def _recall(found: NDArray[np.int64], objects: NDArray[np.int64]) -> dict[str, Values]:
+    """From objects found [IoU thresholds, size classes, K], and all objects [size classes]."""
+    mean = found.mean(axis=0)
+    return {
+        f"AR@{most}": {
+            label: float(mean[size, k] / objects[size]) if objects[size] else None
+            for size, label in enumerate(_size_classes())
+        }
+        for k, most in enumerate(MAX_PROPOSALS)
+    }
+
+
+def _found(image: AnnotatedImage, proposals: Sequence[Proposal]) -> NDArray[np.int64]:
+    """How many objects of a picture are found, int [IoU thresholds, size classes, K]."""
     from pycocotools.cocoeval import COCOeval
 
     truths = [
         {"image_id": image.id, "segmentation": i.segmentation, "area": i.area, "iscrowd": int(i.crowd)}
-        for image in images
         for i in image.instances
     ]
     # the area of a proposal decides about precision only
     found = [
-        {"image_id": id_, "segmentation": p.segmentation, "score": p.score, "area": 0, "iscrowd": 0}
-        for id_, several in proposals.items()
-        for p in several
+        {"image_id": image.id, "segmentation": p.segmentation, "score": p.score, "area": 0, "iscrowd": 0}
+        for p in proposals
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        scoring = COCOeval(_coco(images, truths), _coco(images, found), iouType="segm")
+        scoring = COCOeval(_coco([image], truths), _coco([image], found), iouType="segm")
         scoring.params.useCats = 0
         scoring.params.maxDets = list(MAX_PROPOSALS)
         scoring.evaluate()
         scoring.accumulate()
     # summarize() is for COCO's own K only; eval["recall"] is [IoU, category, size, K], -1 where there is no object
-    recall = scoring.eval["recall"][:, 0].mean(axis=0)
-    labels = scoring.params.areaRngLbl
-    return {
-        f"AR@{most}": {label: None if value < 0 else float(value) for label, value in zip(labels, column, strict=True)}
-        for most, column in zip(MAX_PROPOSALS, recall.T, strict=True)
-    }
+    recall = np.maximum(scoring.eval["recall"][:, 0], 0)
+    counts: NDArray[np.int64] = np.rint(recall * _count_objects(image.instances)[:, None]).astype(np.int64)
+    return counts
 
 
 def _coco(images: Sequence[AnnotatedImage], annotations: Sequence[dict[str, Any]]) -> Any:
@@ -156,8 +207,15 @@ def _coco(images: Sequence[AnnotatedImage], annotations: Sequence[dict[str, Any]
 
 def objects_by_size(images: Iterable[AnnotatedImage]) -> dict[str, int]:
     """How many objects (no crowds) each size class has."""
-    areas = [i.area for image in images for i in image.instances if not i.crowd]
-    return {label: sum(low <= area <= high for area in areas) for label, (low, high) in _size_classes().items()}
+    counts = _count_objects([i for image in images for i in image.instances])
+    return dict(zip(_size_classes(), counts.tolist(), strict=True))
+
+
+def _count_objects(instances: Sequence[Instance]) -> NDArray[np.int64]:
+    """Objects of each size class."""
+    areas = [i.area for i in instances if not i.crowd]
+    ranges = _size_classes().values()
+    return np.array([sum(low <= area <= high for area in areas) for low, high in ranges], np.int64)
 
 
 def _size_classes() -> dict[str, tuple[float, float]]:
@@ -186,6 +244,8 @@ def _prompt_ious(segmenter: Segmenter, instances: Sequence[Instance], make: Make
     for start in range(0, len(objects), segmenter.chunk):
         some = objects[start : start + segmenter.chunk]
         for instance, answer in zip(some, segmenter.predict([make(i) for i in some]), strict=True):
+            if not (np.isfinite(answer.scores).all() and np.isfinite(answer.low_res_masks).all()):
+                raise ParityFailed(f"the answer for annotation {instance.id} is not a number (NaN or infinite)")
             rle = coco.encode(np.asfortranarray(answer.masks[0].astype(np.uint8)))
             found.append((instance.area, float(coco.iou([rle], [instance.segmentation], [0])[0, 0])))
     return found

@@ -38,6 +38,8 @@ class Tier:
 TIERS = {
     "fp32": Tier("fp32", max_error=1e-4, snr_db=90, mask_iou=0.9999, iou_quantile=0, band=1e-5, max_flips=1e-4),
     "fp16": Tier("fp16", max_error=0.05, snr_db=40, mask_iou=0.995, iou_quantile=0.05, band=5e-3, max_flips=5e-3),
+    # three bits of mantissa fewer than float16: errors are 8 times, 18 dB, larger
+    "bf16": Tier("bf16", max_error=0.1, snr_db=22, mask_iou=0.96, iou_quantile=0.05, band=8e-3, max_flips=0.04),
 }
 
 # GPUs approximate exp, sin and cos; the errors are fractions of the reference's range

@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samexport.benchmarks.contenders.baselines import rebuild
+from samexport.benchmarks.contenders.baselines import rebuild, torch_bundle
 from samexport.benchmarks.contenders.known import find, why_not
 from samexport.benchmarks.contenders.ort_variants import profile, save_optimised
 from samexport.benchmarks.measuring.roofline import probe
 from samexport.errors import BundleError, ConfigError
 from samexport.models.build import build_graph
+from samexport.models.contracts import SAMPLER
 from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.measuring.test_subject import job_of, opened
 
@@ -27,7 +28,8 @@ def test_the_levels_are_those_of_their_names(tiny_bundle):
         assert runtime._session.get_session_options().graph_optimization_level.name == level
 
 
-def test_the_saved_graph_is_another_file(tiny_bundle):
+def test_the_saved_graph_is_another_file(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     job = job_of(tiny_bundle, "encoder", runtime="onnxruntime-saved")
     saved = Path(save_optimised(job, tiny_bundle).file)
     assert saved.is_file()
@@ -61,6 +63,20 @@ def test_pytorch_runs_the_graph_with_the_bundles_weights(split_bundle, runtime, 
     found = subject.check()
     assert found.verdict is Verdict.PASS, found
     assert (found.max_error > 1e-4) == (runtime == "pytorch-bf16")
+
+
+@pytest.mark.parametrize("form", ["export", "plain"])
+def test_pytorch_runs_the_detector_with_the_bundles_weights(sampler_bundle, form):
+    found = opened(job_of(sampler_bundle, SAMPLER, runtime="pytorch", file="", form=form)).check()
+    assert found.verdict is Verdict.PASS, found
+
+
+def test_a_detectors_weights_that_are_not_random_are_not_made_up(sampler_bundle):
+    info = sampler_bundle.manifest.sampler
+    other = replace(info, weights=replace(info.weights, kind="checkpoint", seed=None, sha256="0" * 64))
+    manifest = replace(sampler_bundle.manifest, sampler=other)
+    with pytest.raises(ConfigError, match="random"):
+        torch_bundle(replace(sampler_bundle, manifest=manifest), detector=True)
 
 
 def test_pytorch_with_other_weights_fails_the_check(tiny_bundle):

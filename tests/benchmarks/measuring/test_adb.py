@@ -1,10 +1,22 @@
+import shutil
 import stat
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from samexport.benchmarks.measuring.adb import Phone, PhoneRun, arguments, find_phone, parse, run_on_phone, signatures
+from samexport.benchmarks.measuring.adb import (
+    Phone,
+    PhoneRun,
+    arguments,
+    find_phone,
+    jobs_on_phone,
+    parse,
+    run_on_phone,
+    signatures,
+)
+from samexport.benchmarks.plan import Plan
 from samexport.benchmarks.results.rows import Status
 from samexport.errors import ConfigError, MissingDependency
 from samexport.runtimes.bundle import Artifact, Bundle
@@ -112,8 +124,13 @@ def tflite_bundle(tiny_bundle, tmp_path):
     from tests.tflite_models import built
 
     graph = built("test.tinyvit64", "decoder")
-    artifact = Artifact("decoder", graph.path.name, "tflite", "fp32", "", graph.path.stat().st_size)
+    options = {"target": "gpu"}
+    artifact = Artifact("decoder", graph.path.name, "tflite", "fp32", "", graph.path.stat().st_size, options=options)
     return Bundle(graph.path.parent, replace(tiny_bundle.manifest, artifacts=(artifact,)))
+
+
+def rows_of(bundle, run):
+    return list(run_on_phone(jobs_on_phone([bundle], run, Plan()), run))
 
 
 def test_the_phone_is_named_by_model_and_version(phone):
@@ -149,7 +166,7 @@ def test_without_adb_the_error_says_what_to_install(monkeypatch):
 
 def test_every_signature_is_pushed_and_timed(phone, tflite_bundle):
     run = PhoneRun(find_phone(), phone / "benchmark_model", ("cpu", "gpu"))
-    rows = run_on_phone(tflite_bundle, run)
+    rows = rows_of(tflite_bundle, run)
     names = signatures(tflite_bundle.folder / tflite_bundle.manifest.artifacts[0].path)
     assert [n for _, n in names] == [1, 4]
     assert [(r.job.prompts, r.job.runtime) for r in rows] == [
@@ -164,13 +181,57 @@ def test_every_signature_is_pushed_and_timed(phone, tflite_bundle):
     assert f"--signature_to_run_for={names[1][0]}" in calls
     assert "--use_gpu=true" in calls
     assert calls.count("-s SERIAL1") >= 8
+    assert {(r.job.source.model, r.job.options) for r in rows} == {("test.tinyvit64", "target=gpu")}
+    # nothing stays there
+    pushed = {line.split()[-1] for line in calls.splitlines() if " push " in line}
+    removed = {line.split()[-1] for line in calls.splitlines() if " rm " in line}
+    assert len(pushed) == 2
+    assert removed == pushed
+
+
+def test_what_goes_through_the_phones_shell_is_quoted(phone, tflite_bundle, tmp_path):
+    """adb joins the words with blanks for the phone's sh."""
+    evil = "x; touch PWNED $(touch PWNED) 'y'.tflite"
+    (artifact,) = tflite_bundle.manifest.artifacts
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    shutil.copy(tflite_bundle.folder / artifact.path, folder / evil)
+    bundle = Bundle(folder, replace(tflite_bundle.manifest, artifacts=(replace(artifact, path=evil),)))
+    rows = rows_of(bundle, PhoneRun(find_phone(), phone / "benchmark_model"))
+    assert {r.status for r in rows} == {Status.DONE}
+    shell = [line.split(" shell ", 1)[1] for line in (phone / "calls").read_text().splitlines() if " shell " in line]
+    assert any(line.startswith("rm ") and "PWNED" in line for line in shell)
+    for line in shell:
+        # the words that the phone's shell makes of it
+        words = subprocess.run(
+            ["sh", "-c", f"printf '%s\\n' {line}"], cwd=folder, capture_output=True, text=True
+        ).stdout
+        assert [word for word in words.splitlines() if "PWNED" in word] in (
+            [],
+            [f"/data/local/tmp/samexport/{evil}"],
+            [f"--graph=/data/local/tmp/samexport/{evil}"],
+        )
+    assert sorted(p.name for p in folder.iterdir()) == [evil]
+
+
+def test_rows_come_one_by_one_and_a_phone_that_goes_away_costs_only_the_rest(phone, tflite_bundle):
+    run = PhoneRun(find_phone(), phone / "benchmark_model")
+    rows = run_on_phone(jobs_on_phone([tflite_bundle], run, Plan()), run)
+    assert next(rows).status is Status.DONE
+    (phone / "code").write_text("1")
+    assert [r.status for r in rows] == [Status.FAILED]
+
+
+def test_a_phone_without_a_tflite_file_is_refused(phone, tiny_bundle):
+    with pytest.raises(ConfigError, match="TFLite"):
+        jobs_on_phone([tiny_bundle], PhoneRun(find_phone(), phone / "benchmark_model"), Plan())
 
 
 @pytest.mark.parametrize(("output", "code"), [("Aborted", "134"), ("no result here", "0")])
 def test_a_run_that_fails_on_the_phone_is_a_failed_row(phone, tflite_bundle, output, code):
     (phone / "output").write_text(output)
     (phone / "code").write_text(code)
-    rows = run_on_phone(tflite_bundle, PhoneRun(find_phone(), phone / "benchmark_model"))
+    rows = rows_of(tflite_bundle, PhoneRun(find_phone(), phone / "benchmark_model"))
     assert [r.status for r in rows] == [Status.FAILED] * 2
     assert output in rows[0].reason or "benchmark_model" in rows[0].reason
 

@@ -1,16 +1,21 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from samexport.benchmarks.measuring import environment
 from samexport.benchmarks.measuring.environment import BusyCores, MemoryPeak
+from samexport.benchmarks.results.rows import Environment, from_plain
 
 
 def test_the_machine_is_recorded_as_plain_data():
-    found = json.loads(json.dumps(environment.environment()))
+    found = json.loads(json.dumps(asdict(environment.environment())))
+    assert from_plain(found, Environment) == replace(
+        environment.environment(), load_average=tuple(found["load_average"])
+    )
     assert found["cpu"]
     assert found["cores"] >= 1
     assert len(found["load_average"]) == 3

@@ -1,12 +1,13 @@
 import time
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from samexport.benchmarks.measuring import measure as measure_module
-from samexport.benchmarks.measuring.measure import Effort, measure, measure_pair
-from samexport.benchmarks.results.rows import Status
+from samexport.benchmarks.measuring.measure import Effort, Request, answer, measure, measure_pair
+from samexport.benchmarks.results.rows import Measurement, Profile, Status, from_plain
 from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.measuring.test_subject import job_of
 from tests.benchmarks.rows_of import PASS, job
@@ -56,7 +57,7 @@ def test_a_graph_is_measured_with_times_memory_and_verdict(tiny_bundle):
 
 def test_the_times_are_those_of_the_calls_after_the_warm_up(monkeypatch):
     log = []
-    monkeypatch.setattr(measure_module, "make_subject", lambda job: Sleeper(0.02, log))
+    monkeypatch.setattr(measure_module, "make_subject", lambda job, reference: Sleeper(0.02, log))
     found = measure(job(), QUICK)
     assert 20 <= found.min_ms < 60
     assert log == ["prepare", "open", *["call"] * (1 + 2 + 5), "check", "close"]
@@ -64,11 +65,47 @@ def test_the_times_are_those_of_the_calls_after_the_warm_up(monkeypatch):
 
 def test_a_runtime_that_stands_in_for_a_phone_is_checked_and_not_timed(monkeypatch):
     log = []
-    monkeypatch.setattr(measure_module, "make_subject", lambda job: Sleeper(0, log))
+    monkeypatch.setattr(measure_module, "make_subject", lambda job, reference: Sleeper(0, log))
     found = measure(job(runtime="mil"), QUICK)
     assert (found.p50_ms, found.load_ms, found.first_ms, found.runs) == (None, None, None, 0)
     assert found.parity.verdict is Verdict.PASS
     assert log.count("call") == 1
+
+
+def test_a_task_of_a_minute_is_called_once_and_marked_on_a_busy_machine(monkeypatch):
+    class Busy:
+        others = 0.0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.others = 0.7
+
+    log = []
+    monkeypatch.setattr(measure_module, "make_subject", lambda job, reference: Sleeper(0.02, log))
+    monkeypatch.setattr(measure_module, "BusyCores", Busy)
+    found = measure(job(), replace(QUICK, max_runs=0))
+    assert log.count("call") == found.runs == 1
+    assert found.p50_ms == found.first_ms >= 20
+    assert found.other_cores == 0.7
+
+
+def test_an_error_of_ours_is_the_answer(tiny_bundle, tmp_path):
+    wrong = replace(job_of(tiny_bundle, "encoder"), bundle=str(tmp_path))
+    assert "is not a bundle" in answer(Request("row", (wrong,)))["error"]
+
+
+def test_the_requests_of_a_run_are_answered(tiny_bundle, tmp_path):
+    encoder = job_of(tiny_bundle, "encoder")
+    assert from_plain(answer(Request("row", (encoder,), QUICK)), Measurement).runs == 5
+    assert answer(Request("work", (encoder,)))["gmac"][0] > 0
+    profile = from_plain(answer(Request("profile", (encoder,), QUICK)), Profile)
+    assert sum(operator.share for operator in profile.operators) == pytest.approx(1)
+    task = replace(encoder, graph="one click", file="", prompts=1, photograph=(60, 40))
+    assert answer(Request("reference", (task,), QUICK, str(tmp_path / "r.json"))) == {}
+    with_reference = answer(Request("row", (task,), QUICK, str(tmp_path / "r.json")))
+    assert from_plain(with_reference, Measurement).parity.verdict is Verdict.PASS
 
 
 def test_a_pair_is_called_in_turns_and_compared_turn_by_turn(monkeypatch):
@@ -103,7 +140,7 @@ def test_a_failing_check_still_closes(monkeypatch):
             raise RuntimeError("no")
 
     log = []
-    monkeypatch.setattr(measure_module, "make_subject", lambda job: Broken(0, log))
+    monkeypatch.setattr(measure_module, "make_subject", lambda job, reference: Broken(0, log))
     with pytest.raises(RuntimeError):
         measure(job(), QUICK)
     assert log[-1] == "close"

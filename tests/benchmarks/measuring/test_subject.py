@@ -3,18 +3,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samexport.benchmarks.contenders.known import BF16
+from samexport.benchmarks.contenders.known import find
 from samexport.benchmarks.measuring import subject as subject_module
 from samexport.benchmarks.measuring.subject import GraphSubject, cases_of, run_batched, summarise, timing_inputs
+from samexport.benchmarks.plan import Plan
 from samexport.benchmarks.results.rows import Job
+from samexport.models.contracts import SAMPLER
+from samexport.runtimes.base import Runtime
 from samexport.runtimes.host.prompts import check_tensors
+from samexport.runtimes.parity.compare import TIERS, tier
 from samexport.runtimes.parity.golden import load_golden
-from samexport.runtimes.verdicts import Row, Verdict
+from samexport.runtimes.verdicts import Check, Row, Verdict
 
 
 def job_of(bundle, graph, **changes):
     artifact = bundle.artifact(graph)
-    job = Job(str(bundle.folder), graph, artifact.path, "export", artifact.recipe, "onnxruntime", 1)
+    source = Plan().source(bundle, graph)
+    job = Job(str(bundle.folder), graph, artifact.path, "export", artifact.recipe, "onnxruntime", 1, source=source)
     return replace(job, **changes)
 
 
@@ -116,13 +121,58 @@ def test_nothing_checked_is_skipped():
 
 def test_the_summary_has_the_worst_of_each_number():
     rows = [
-        Row("a", "x", Verdict.PASS, max_error=1.0, value_range=10.0, snr_db=50.0, mask_iou=1.0),
-        Row("b", "x", Verdict.FAIL, "why", max_error=1.0, value_range=4.0, snr_db=float("inf"), mask_iou=0.5),
+        Row(Check("case", ("a",)), "x", Verdict.PASS, max_error=1.0, value_range=10.0, snr_db=50.0, mask_iou=1.0),
+        Row(Check("case", ("b",), "1x2"), "x", Verdict.FAIL, "why", max_error=1.0, value_range=4.0, mask_iou=0.5),
     ]
     found = summarise(rows)
     assert (found.verdict, found.max_error, found.snr_db, found.mask_iou) == (Verdict.FAIL, 0.25, 50.0, 0.5)
-    assert found.reason == "b, x: why"
+    assert found.reason == "b 1x2, x: why"
+
+
+def test_a_number_that_json_cannot_say_is_left_out():
+    found = summarise([Row(Check("case"), "x", Verdict.FAIL, "why", float("nan"), 0.0, 1.0, float("-inf"), None)])
+    assert (found.verdict, found.max_error, found.snr_db) == (Verdict.FAIL, None, None)
 
 
 def test_the_tolerance_of_bfloat16_is_wider_than_that_of_float16():
-    assert (BF16.snr_db, BF16.max_error) == (22, 0.1)
+    """Three bits of mantissa fewer."""
+    narrow, wide = tier("fp16"), tier(*find("openvino-bf16").recipes("fp16"))
+    assert wide is TIERS["bf16"]
+    assert wide.max_error > narrow.max_error
+    assert wide.snr_db == pytest.approx(narrow.snr_db - 20 * np.log10(2**3), abs=0.1)
+    assert wide.mask_iou < narrow.mask_iou
+    assert wide.band > narrow.band
+
+
+def test_a_file_of_low_precision_is_judged_by_that_wherever_it_runs():
+    assert tier(*find("openvino").recipes("fp16")) is TIERS["fp16"]
+    assert tier(*find("pytorch-cuda-fp16").recipes("fp32")) is TIERS["fp16"]
+    assert tier(*find("onnxruntime").recipes("fp32")) is TIERS["fp32"]
+
+
+class Answers(Runtime):
+    """A runtime that answers what was written down."""
+
+    def __init__(self, graph, outputs):
+        super().__init__(graph)
+        self.outputs = outputs
+
+    def _run(self, inputs):
+        return self.outputs
+
+    def placement(self):
+        return "paper"
+
+
+def test_boxes_of_tied_ranks_may_swap_and_others_may_not(sampler_bundle):
+    subject = opened(job_of(sampler_bundle, SAMPLER))
+    (case,) = (c for c in subject.golden.cases if c.graphs == (SAMPLER,))
+    boxes, scores = case.expected["boxes"].copy(), case.expected["scores"].copy()
+    scores[1] = scores[0]
+    assert np.abs(boxes[0] - boxes[1]).max() > 1
+    subject.golden = replace(subject.golden, cases=(replace(case, expected={"boxes": boxes, "scores": scores}),))
+    for order, verdict in (([1, 0], Verdict.PASS), ([0, 1], Verdict.PASS), ([2, 1, 0], Verdict.FAIL)):
+        answer = boxes.copy()
+        answer[: len(order)] = boxes[order]
+        subject._runtime = Answers(subject.graph, {"boxes": answer, "scores": scores})
+        assert subject.check().verdict is verdict

@@ -6,7 +6,7 @@ from samexport.benchmarks.results.compare import COMPARE_COLUMNS, change_cells, 
 from samexport.benchmarks.results.rows import Parity, Status
 from samexport.errors import ConfigError
 from samexport.runtimes.verdicts import Verdict
-from tests.benchmarks.rows_of import pair, results, row
+from tests.benchmarks.rows_of import job, pair, results, row
 
 FAIL = Parity(Verdict.FAIL, "differs by 3")
 
@@ -56,6 +56,72 @@ def test_a_row_that_failed_or_is_gone_is_a_regression():
     kept, gone = compare(results(row(), row(prompts=1)), results(row()))
     assert (kept.regression, gone.regression) == ("", "is not there any more")
     assert [c.regression for c in compare(results(failed, row(prompts=1)), results(row(), row(prompts=1)))] == [""]
+
+
+GPU = {"options": "target=gpu"}
+
+
+def test_two_targets_and_two_weights_of_one_model_are_told_apart():
+    """Three times slower on one target alone."""
+    for change in (GPU, {"precision": "fp16"}, {"weights": "0" * 64}):
+        old, new = results(row(), row(**change)), results(row(), row(300, **change))
+        assert [c.regression for c in compare(old, new)] == ["", "200% slower"]
+        assert [c.regression for c in compare(old, results(*reversed(new.rows)))] == ["", "200% slower"]
+
+
+def test_two_bundles_that_differ_in_nothing_else_are_told_apart_by_their_names():
+    old, new = results(row(label="a"), row(label="b")), results(row(300, label="b"), row(label="a"))
+    assert [c.regression for c in compare(old, new)] == ["", "200% slower"]
+    left = compare(old, results(row(label="a")))
+    assert [c.regression for c in left] == ["", "is not there any more"]
+
+
+def test_one_bundle_may_have_another_name():
+    (change,) = compare(results(row(label="before")), results(row(label="after")))
+    assert (change.regression, change.name.endswith("(now after)")) == ("", True)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_files_that_cannot_be_compared_are_refused(which):
+    good = results(row())
+    for bad, message in (
+        (results(row(), row()), "twice"),
+        (results(row(), pairs=[pair(), pair()]), "twice"),
+        (results(row(None, fastest=1)), "no median"),
+        (results(row(float("nan"), fastest=1)), "no median"),
+        (results(row(0.0, fastest=1)), "no median"),
+        (results(row(), pairs=[pair(), replace(pair(), ratio=None, first=job(threads=1))]), "no ratio"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compare(*((bad, good) if which == 0 else (good, bad)))
+
+
+def test_a_runtime_that_is_only_checked_has_no_median():
+    untimed = row(None, fastest=1, memory=None, runtime="mil")
+    assert compare(results(row(), untimed), results(row(), untimed))[1].regression == ""
+
+
+def test_what_the_new_file_was_to_measure_and_did_not_counts():
+    absent = row(status=Status.SKIPPED, reason="there is no NVIDIA driver here", runtime="pytorch-cuda")
+    wrong = row(parity=FAIL, runtime="openvino")
+    extra = row(prompts=1)
+    found = compare(results(row()), results(row(), absent, wrong, extra))
+    assert [c.regression for c in found] == [
+        "",
+        "SKIPPED: there is no NVIDIA driver here",
+        "parity FAIL: differs by 3",
+    ]
+    still = row(status=Status.FAILED, reason="crashed")
+    old = results(row(prompts=1), still)
+    assert [c.regression for c in compare(old, old)] == ["", "FAILED: crashed"]
+    hung = replace(pair(), status=Status.FAILED, reason="hung", ratio=None)
+    assert compare(results(row()), results(row(), pairs=[hung]))[1].regression == "FAILED: hung"
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -0.1])
+def test_a_tolerance_that_nothing_exceeds_is_refused(tolerance):
+    with pytest.raises(ConfigError, match="tolerance"):
+        compare(results(row()), results(row(300)), tolerance)
 
 
 def test_ratios_of_calls_in_turns_are_compared_too():

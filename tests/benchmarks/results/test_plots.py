@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from samexport.benchmarks.results.page import to_html
-from samexport.benchmarks.results.plots import draw, write_plots
+from samexport.benchmarks.results.plots import PLOT_FILES, _line_names, draw
 from samexport.benchmarks.results.rows import Status
 from samexport.errors import MissingDependency
 from tests.benchmarks.rows_of import pair, results, row
@@ -24,12 +24,11 @@ MANY = results(
 )
 
 
-def test_every_plot_is_a_picture_of_a_sensible_size(tmp_path):
+def test_every_plot_is_a_picture_of_a_sensible_size():
     plots = draw(MANY)
-    assert [p.file for p in plots] == ["latency.png", "prompts.png", "accuracy.png", "tasks.png"]
-    write_plots(plots, tmp_path)
+    assert tuple(p.file for p in plots) == PLOT_FILES
     for plot in plots:
-        picture = Image.open(tmp_path / plot.file)
+        picture = Image.open(io.BytesIO(plot.png))
         assert 600 < picture.width < 2500
         assert picture.height < 8000
         assert len(set(picture.convert("RGB").resize((64, 64)).getdata())) > 20
@@ -59,6 +58,21 @@ def test_the_page_has_every_row_and_escapes_what_programs_say():
     assert page.count("<tr>") == 4 + pairs + graphs + tasks + placements
     assert "&lt;crash&gt; &amp; burn" in page
     assert "<crash>" not in page
+
+
+def test_every_row_of_a_panel_has_a_name_of_its_own():
+    rows = [
+        row(), row(label="c"), row(options="target=gpu"), row(threads=1), row(form="plain"), row(batch=4), row(batch=1),
+        row(precision="fp16"), row(model="test.vit64"), row(runtime="openvino"),
+    ]  # fmt: skip
+    names = _line_names(rows)
+    assert len(set(names)) == len(rows)
+    assert _line_names([row(), row(runtime="openvino")]) == ["onnxruntime", "openvino"]
+
+
+def test_names_of_folders_are_no_formulas():
+    svg = draw(results(row(label="a$b^$"), row(label="\udcff")))[0].svg
+    assert "a$b^$" in svg
 
 
 def test_plots_without_matplotlib_name_the_extra(monkeypatch):

@@ -1,7 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+from samexport.errors import ParityFailed
 from samexport.models.spec import Frame
 from samexport.runtimes.accuracy.annotations import AnnotatedImage, Instance, read_annotations
 from samexport.runtimes.accuracy.evaluate import (
@@ -24,7 +29,7 @@ from tests.annotated import CROWD, FIRST_HW, LARGE, MEDIUM, OTHER_SMALL, SECOND_
 @pytest.fixture(params=["coco", "lvis"])
 def images(request, tmp_path):
     data = annotated.coco_data() if request.param == "coco" else annotated.lvis_data()
-    return read_annotations(*annotated.write(tmp_path, data))
+    return read_annotations(*annotated.write(tmp_path, data)).images
 
 
 class Stub:
@@ -234,3 +239,65 @@ def test_grid_proposals_are_the_three_multimasks_ranked_by_predicted_iou_and_sta
     assert sorted(found) == pytest.approx(sorted(expected), abs=1e-6)
     for score, other in zip(sorted(found), sorted(expected), strict=True):
         assert np.array_equal(found[score], expected[other])
+
+
+def coco_eval(images, proposals):
+    """AR of a whole data set in one go, with pycocotools alone: {K: [all, small, medium, large]}."""
+    truth, found = COCO(), COCO()
+    pictures = [{"id": i.id, "height": i.image_hw[0], "width": i.image_hw[1]} for i in images]
+    truth.dataset = {"images": pictures, "categories": [{"id": 1}]}
+    found.dataset = dict(truth.dataset)
+    truth.dataset["annotations"] = [
+        {"id": n, "image_id": i.id, "category_id": 1, "segmentation": o.segmentation, "area": o.area,
+         "iscrowd": int(o.crowd)}
+        for n, (i, o) in enumerate(((i, o) for i in images for o in i.instances), 1)
+    ]  # fmt: skip
+    found.dataset["annotations"] = [
+        {"id": n, "image_id": i, "category_id": 1, "segmentation": p.segmentation, "area": 1, "score": p.score}
+        for n, (i, p) in enumerate(((i, p) for i, several in proposals.items() for p in several), 1)
+    ]  # fmt: skip
+    truth.createIndex()
+    found.createIndex()
+    scoring = COCOeval(truth, found, iouType="segm")
+    scoring.params.useCats, scoring.params.maxDets = 0, [10, 100, 1000]
+    scoring.evaluate()
+    scoring.accumulate()
+    return {k: scoring.eval["recall"][:, 0, :, n].mean(0) for n, k in enumerate((10, 100, 1000))}
+
+
+def test_picture_by_picture_gives_what_cocoeval_gives_for_all_of_them_at_once():
+    rng = np.random.default_rng(4)
+    images, proposals = [], {}
+    for number in range(6):
+        masks = [rng.random((8, 8)).repeat(12, 0).repeat(12, 1) > 0.6 for _ in range(5)]
+        objects = [
+            instance(mask & (rng.random(mask.shape) > 0.1), area=rng.choice([500, 2000, 20000])) for mask in masks
+        ]
+        crowd = replace(objects[0], crowd=True)
+        images.append(AnnotatedImage(number, None, (96, 96), (crowd, *objects[1:])))
+        several = [
+            coco.encode(np.asfortranarray((m ^ (rng.random(m.shape) > 0.9)).astype(np.uint8))) for m in masks * 4
+        ]
+        proposals[number] = [ScoredMask(rle, float(rng.random())) for rle in several]
+    ours, theirs = average_recall(images, proposals), coco_eval(images, proposals)
+    for k, expected in theirs.items():
+        assert 0 < expected[0] < 1
+        assert list(ours[f"AR@{k}"].values()) == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("where", ["scores", "low_res_masks"])
+def test_an_answer_that_is_no_number_is_no_score(images, where):
+    class Broken(Stub):
+        def answer(self, prompt):
+            found = super().answer(prompt)
+            getattr(found, where).flat[0] = np.nan
+            return found
+
+    with pytest.raises(ParityFailed, match="NaN"):
+        measure(images, Broken(ANSWERS), {"box": box_prompt})
+
+
+def test_a_proposal_without_a_score_is_no_proposal(images):
+    bad = [ScoredMask(rle_of(SMALL, FIRST_HW), float("nan"))]
+    with pytest.raises(ParityFailed, match="NaN"):
+        measure(images[:1], Stub({}), {}, propose=lambda _: bad)
