@@ -35,11 +35,11 @@ from samexport.runtimes.accuracy.evaluate import (
     score_picture,
 )  # fmt: skip
 from samexport.runtimes.accuracy.report import Cells, difference, judge, table, to_markdown
-from samexport.runtimes.adapters.pytorch import TorchBundle
 from samexport.runtimes.bundle import MANIFEST, Bundle, Manifest, SamplerInfo, WeightsInfo, open_bundle
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.tasks.everything import DetectorBoxes, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
+from samexport.runtimes.torch_bundle import TorchBundle
 
 if TYPE_CHECKING:
     from samexport.models.architectures.sam import Sam

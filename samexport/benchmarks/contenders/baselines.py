@@ -15,8 +15,8 @@ from samexport.models.catalog import find_model, find_sampler
 from samexport.models.contracts import SAMPLER
 from samexport.models.loading import reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
-from samexport.runtimes.adapters.pytorch import TorchBundle
 from samexport.runtimes.bundle import MANIFEST, Artifact, Bundle, Manifest, SamplerInfo
+from samexport.runtimes.torch_bundle import TorchBundle
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.adapters.mil import buckets_of
+from samexport.runtimes.adapters.packages import buckets_of
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats.mlpackage import Package, read_package
 from samexport.runtimes.host import prompts

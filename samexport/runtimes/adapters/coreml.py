@@ -13,7 +13,7 @@ from samexport.files import reason
 from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import run_in_buckets
-from samexport.runtimes.adapters.mil import buckets_of, check_names, whole_pixels
+from samexport.runtimes.adapters.packages import buckets_of, check_names, whole_pixels
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.formats.mlpackage import read_package
 

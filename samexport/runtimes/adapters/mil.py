@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.files import reason
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.adapters.entry_points import LABELS, Bucket, run_in_buckets
+from samexport.runtimes.adapters.entry_points import run_in_buckets
+from samexport.runtimes.adapters.packages import buckets_of, check_names, whole_pixels
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.formats.mil_arithmetic import Arithmetic, HalfAccumulation
 from samexport.runtimes.formats.mil_ops import MOVES, OPERATIONS
-from samexport.runtimes.formats.mlpackage import Function, Operation, Package, Value, read_package
+from samexport.runtimes.formats.mlpackage import Function, Operation, Value, read_package
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,43 +140,6 @@ class MilRuntime(Runtime):
     def _release(self) -> None:
         # the constants are mapped files, which Windows does not rename
         del self._functions, self._package
-
-
-def check_names(package: Package, graph: GraphSpec, name: str) -> None:
-    """Refuse a package whose entry points have other inputs or outputs than ``graph``.
-
-    Raises:
-        BundleError: with the names that were found.
-    """
-    for function in package.functions.values():
-        inputs = {value.name for value in function.inputs}
-        if inputs != set(graph.input_names) or set(function.outputs) != set(graph.output_names):
-            found = sorted(inputs), sorted(function.outputs)
-            raise BundleError(f"{name} has the tensors {found}, not those of the graph {graph.name}")
-
-
-def whole_pixels(image: NDArray[Any]) -> NDArray[Any]:
-    """What is left of an image when an app passes it as a picture: whole numbers from 0 to 255."""
-    rounded: NDArray[Any] = np.clip(np.rint(image), 0, 255)
-    return rounded
-
-
-def buckets_of(package: Package) -> tuple[Bucket, ...]:
-    """The entry points of a decoder with the prompts and points that each takes.
-
-    Raises:
-        BundleError: a size is flexible and has no bound.
-    """
-    buckets = []
-    for name, function in package.functions.items():
-        shape = {value.name: value.shape for value in function.inputs}[LABELS]
-        bounds = function.bounds[LABELS] or ((0, 0),) * len(shape)
-        most = [size if size is not None else bound[1] for size, bound in zip(shape, bounds, strict=True)]
-        if min(most) < 1:
-            raise BundleError(f"{name} takes {LABELS} of any size; export it with bounds")
-        buckets.append(Bucket(name, most[0], most[1], flexible=None in shape))
-    # the functions of a package have no order
-    return tuple(sorted(buckets, key=lambda bucket: (bucket.prompts, bucket.points)))
 
 
 def _range(kind: str, value: Value, tensor: Tensor) -> OperationRange:

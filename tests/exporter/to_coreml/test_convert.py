@@ -18,7 +18,8 @@ from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.entry_points import Bucket
-from samexport.runtimes.adapters.mil import MilRuntime, buckets_of
+from samexport.runtimes.adapters.mil import MilRuntime
+from samexport.runtimes.adapters.packages import buckets_of
 from samexport.runtimes.formats.mlpackage import read_package
 
 pytest.importorskip("coremltools")
