@@ -82,7 +82,7 @@ def list_models(
 
     chosen = [m for m in MODELS.values() if hidden or not m.hidden]
     if as_json:
-        keys = ("name", "encoder", "summary", "parameters", "licence")
+        keys = ("name", "encoder", "aliases", "summary", "parameters", "licence")
         rows = [{k: getattr(m, k) for k in keys} | {"checkpoint": m.source and vars(m.source)} for m in chosen]
         print(json.dumps(rows, indent=1))
         return
@@ -99,6 +99,7 @@ def list_models(
             for m in chosen
         ],
     )
+    print("also known: aliases such as mobilesam or sam_vit_b (--json has all), and the names of the official files")
 
 
 @_command("doctor", LOOK)

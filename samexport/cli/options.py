@@ -36,7 +36,7 @@ Checkpoints = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="FILE",
-        help="Weights: .pt, .pth or .safetensors; may be repeated.",
+        help="Weights, any file of PyTorch or safetensors; repeats: a later file of a whole part replaces that part.",
         rich_help_panel=WEIGHTS,
     ),
 ]
@@ -49,7 +49,7 @@ DecoderCheckpoint = Annotated[
     typer.Option(
         "--decoder-checkpoint",
         metavar="FILE",
-        help="Prompt encoder and decoder from here: Prompt_guided_Mask_Decoder.pt.",
+        help="Prompt encoder and mask decoder from here, as far as the file has them.",
         rich_help_panel=WEIGHTS,
     ),
 ]
@@ -58,7 +58,7 @@ SamplerCheckpoint = Annotated[
     typer.Option(
         "--sampler-checkpoint",
         metavar="FILE",
-        help="The detector's weights: ObjectAwareModel.pt or .safetensors.",
+        help="The detector's weights: ObjectAwareModel.pt, or a state dict in any file.",
         rich_help_panel=BOXES,
     ),
 ]

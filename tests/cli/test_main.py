@@ -10,6 +10,7 @@ import pytest
 from samexport import __version__
 from samexport.cli import export as export_commands
 from samexport.errors import BundleError, FileError
+from samexport.models.catalog import find_model
 from samexport.runtimes.adapters import litert_gpu
 from samexport.runtimes.parity import gpu as verify_gpu
 from samexport.runtimes.parity.verify import verify_bundle
@@ -247,7 +248,9 @@ def test_list_shows_the_models_as_table_and_json(run):
     for word in ("tinyvit", "vit_h", "tinysam", "9.8 M", "Apache-2.0"):
         assert word in out
     assert "test.tinyvit64" not in out
-    names = {m["name"] for m in json.loads(run("list", "--json", "--all")[1])}
+    models = json.loads(run("list", "--json", "--all")[1])
+    assert all(find_model(alias).name == m["name"] for m in models for alias in m["aliases"])
+    names = {m["name"] for m in models}
     assert {"mobilesam.tinyvit", "sam.vit_l", "test.vit64"} <= names
 
 
