@@ -103,6 +103,15 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
+def check_room(folder: Path, size: int) -> None:
+    """OSError for a full disk if ``folder`` has no room for ``size`` bytes.
+
+    For the handlers of converters, which report a full disk in many ways.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs: Sequence[Path] = ()) -> None:
     """Refuse a path where a result cannot be written, before the work that makes it.
 

@@ -16,24 +16,30 @@ from samexport.models.graphs.detector import PlainPromptSampler, PromptSampler, 
 from samexport.models.graphs.plain import PlainDecoder, PlainDecoderWithMask, PlainEncoder
 from samexport.models.spec import GraphSpec, ModelSpec
 
-Builder = Callable[[Sam, ModelSpec], nn.Module]
+Builder = Callable[[Sam, ModelSpec, bool], nn.Module]
+"""Model, its spec and whether it is to be small, to a graph module."""
 
 _EXPORT: dict[str, Builder] = {
-    "encoder": lambda sam, spec: resolve_name(spec.encoder_graph)(sam.image_encoder, spec.frame),
-    "decoder": lambda sam, _: Decoder(sam),
-    "decoder_with_mask": lambda sam, _: DecoderWithMask(sam),
-    "decoder_prologue": lambda sam, _: Prologue(sam),
-    "decoder_step": lambda sam, _: DecoderStep(sam),
+    "encoder": lambda sam, spec, _: resolve_name(spec.encoder_graph)(sam.image_encoder, spec.frame),
+    "decoder": lambda sam, _, small: Decoder(sam, small=small),
+    "decoder_with_mask": lambda sam, _, small: DecoderWithMask(sam, small=small),
+    "decoder_prologue": lambda sam, _, small: Prologue(sam, small=small),
+    "decoder_step": lambda sam, _, small: DecoderStep(sam, small=small),
 }
 _PLAIN: dict[str, Builder] = {
-    "encoder": lambda sam, spec: PlainEncoder(sam.image_encoder, spec.frame),
-    "decoder": lambda sam, _: PlainDecoder(sam),
-    "decoder_with_mask": lambda sam, _: PlainDecoderWithMask(sam),
+    "encoder": lambda sam, spec, _: PlainEncoder(sam.image_encoder, spec.frame),
+    "decoder": lambda sam, *_: PlainDecoder(sam),
+    "decoder_with_mask": lambda sam, *_: PlainDecoderWithMask(sam),
 }
 
 
-def build_graph(sam: Sam, spec: ModelSpec, name: str, *, plain: bool = False) -> tuple[GraphSpec, nn.Module]:
+def build_graph(
+    sam: Sam, spec: ModelSpec, name: str, *, plain: bool = False, small: bool = False
+) -> tuple[GraphSpec, nn.Module]:
     """The graph ``name`` and its module: the export form, or with ``plain`` the untouched architecture.
+
+    With ``small`` the export form of a decoder computes its position terms instead of holding them, 11 MB at 1024
+    pixels. A runtime that evaluates constants when it opens a file, such as ONNX Runtime, is as fast then.
 
     Raises:
         ConfigError: the model has no such graph, or it has no plain form (the two halves of the decoder).
@@ -41,7 +47,7 @@ def build_graph(sam: Sam, spec: ModelSpec, name: str, *, plain: bool = False) ->
     builders = _PLAIN if plain else _EXPORT
     if name not in builders:
         raise ConfigError(f"{spec.name} has no {'plain ' if plain else ''}graph {name!r}; known: {', '.join(builders)}")
-    return spec.graph(name), builders[name](sam, spec).eval().requires_grad_(False)
+    return spec.graph(name), builders[name](sam, spec, small).eval().requires_grad_(False)
 
 
 def build_sampler(

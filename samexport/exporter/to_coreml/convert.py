@@ -19,7 +19,7 @@ import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.to_onnx.convert import TRACED_SIZES
-from samexport.files import reason
+from samexport.files import check_room, reason
 from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
@@ -103,6 +103,7 @@ def convert(graph: GraphSpec, module: nn.Module, out: Path, options: CoreMLOptio
         ConfigError: ``out`` exists or has another ending, or the versions installed do not work together.
         MissingDependency: coremltools is not installed.
         ExportFailed: coremltools refuses the graph, or wrote something that CoreML would not load.
+        OSError: the disk is full.
         KeyboardInterrupt: Ctrl-C, within seconds.
     """
     buckets = plan(options.prompt_buckets, options.points) if graph.axes and options.prompt_buckets else ()
@@ -168,6 +169,7 @@ def _convert_one(
             skip_model_load=True,
         )
     except Exception as error:
+        check_room(folder, sum(weight.nbytes for weight in module.parameters()))
         # torch.export and coremltools raise internal types of all kinds
         raise ExportFailed(f"{graph.name} cannot be converted to CoreML: {reason(error)}") from error
     return path
@@ -249,6 +251,7 @@ def _join(coremltools: ModuleType, sources: list[Path], buckets: tuple[Bucket, .
     try:
         coremltools.utils.save_multifunction(descriptor, str(target))
     except Exception as error:
+        check_room(target.parent, sum(file.stat().st_size for file in sources[0].rglob("*") if file.is_file()))
         # coremltools raises internal types of all kinds
         raise ExportFailed(f"coremltools cannot join the entry points: {reason(error)}") from error
     return target

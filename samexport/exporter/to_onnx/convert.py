@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from samexport.errors import ConfigError, ExportFailed, SamExportError
 from samexport.exporter.to_onnx.versions import OPSETS, ir_version
-from samexport.files import reason
+from samexport.files import check_room, reason
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
@@ -83,6 +83,7 @@ def convert(
 
     Raises:
         ExportFailed: torch.onnx or the ONNX checker refuses the graph, or it does not run.
+        OSError: the disk is full.
         KeyboardInterrupt: Ctrl-C, within seconds.
     """
     try:
@@ -91,6 +92,7 @@ def convert(
     except SamExportError:
         raise
     except Exception as error:
+        check_room(path.parent, _size(module))
         # torch's, onnx's and onnxslim's exceptions have no common base; the first cause says most
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
@@ -107,7 +109,7 @@ def _convert(
     from samexport.exporter.to_onnx.maximum import name_places
 
     program = _export(graph, module, options.opset)
-    if sum(p.nbytes for p in module.parameters()) > _PROTOBUF_LIMIT:
+    if _size(module) > _PROTOBUF_LIMIT:
         return _write_large(program, graph, path, options)
     model, refused = optimise(program.model_proto, graph)
     written = OnnxFile(0, refused)
@@ -120,6 +122,10 @@ def _convert(
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return replace(written, nodes=len(model.graph.node))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters())
 
 
 def _export(graph: GraphSpec, module: nn.Module, opset: int) -> torch.onnx.ONNXProgram:

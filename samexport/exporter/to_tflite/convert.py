@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
 from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
-from samexport.files import reason
+from samexport.files import check_room, reason
 from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
 from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, plan
-from samexport.runtimes.formats.tflite import append_metadata, read_model, write_model
+from samexport.runtimes.formats.tflite import append_metadata, parse_model, write_model
 from samexport.runtimes.formats.tflite_lint import Lint, lint
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def convert(
         ConfigError: the weights do not fit into a TFLite file.
         MissingDependency: the converter is not installed, or its environment cannot be made.
         ExportFailed: the converter refuses the graph, or ``target`` is gpu and an operation would leave it.
+        OSError: the disk is full.
         KeyboardInterrupt: Ctrl-C, within seconds.
     """
     size = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
@@ -106,6 +107,7 @@ def convert(
     except ModuleNotFoundError as error:
         raise MissingDependency(f"TFLite export needs {error.name}: {install_hint('tflite')}") from error
     except Exception as error:
+        check_room(path.parent, size)
         # exceptions of torch.export, JAX and MLIR have no common base
         why = f"{type(error).__name__}: {reason(error)}"
         raise ExportFailed(f"{graph.name} cannot be converted to TFLite: {why}") from error
@@ -124,21 +126,17 @@ def _write(graph: GraphSpec, module: nn.Module, path: Path, options: TfliteOptio
     from samexport.exporter.to_tflite.forms import TfliteForms
     from samexport.exporter.to_tflite.passes import improve
 
-    raw = path.with_suffix(".raw")
-    try:
-        with TfliteForms(half_safe=options.target == "gpu"), torch.no_grad():
-            if options.converter == "onnx2tf":
-                model = onnx2tf.write(graph, module, signatures(graph, options), options.python)
-            else:
-                _litert_torch(graph, module, signatures(graph, options), raw)
-                model = read_model(raw)
-        improve(model, gpu=options.target == "gpu")
-        write_model(model, path)
-    finally:
-        raw.unlink(missing_ok=True)
+    with TfliteForms(half_safe=options.target == "gpu"), torch.no_grad():
+        if options.converter == "onnx2tf":
+            model = onnx2tf.write(graph, module, signatures(graph, options), options.python)
+        else:
+            model = _litert_torch(graph, module, signatures(graph, options))
+    improve(model, gpu=options.target == "gpu")
+    write_model(model, path)
 
 
-def _litert_torch(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket], path: Path) -> None:
+def _litert_torch(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket]) -> Any:
+    """The graph as ``ModelT``."""
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     load("litert_torch")
     import litert_torch
@@ -148,7 +146,8 @@ def _litert_torch(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket]
     for entry in entries:
         add = litert_torch.signature if converter is None else converter.signature
         converter = add(entry.name, named, sample_kwargs=_example(graph, entry))
-    converter.convert().export(str(path))
+    # it could write a file as well, but ends the process when the disk is full
+    return parse_model(converter.convert().model_content(), graph.name)
 
 
 def _example(graph: GraphSpec, entry: Bucket) -> dict[str, Tensor]:

@@ -12,6 +12,9 @@ What differs from ``architectures/``, and why it is the same function:
   weight is exactly 0 and it changes nothing.
 - Labels pick embeddings by max(0, 1 - |label - code|), which is 1 for equal integers and else 0: no
   comparison, cast or select, so every format and delegate can run it.
+- The position terms are baked, or with ``small`` computed in the graph from the sines and cosines of the grid's
+  columns and rows: an angle is the sum of one of each, and sin(a + b) = sin a cos b + cos a sin b. A runtime that
+  evaluates constants when it opens a file has the same graph then; others pay for it in every call.
 - A 2x2 transposed convolution with stride 2 is a matrix product. LayerNorm, GELU, the second one and the
   product with the hypernetworks act on each pixel, so the pixels are put in order at the end, on the logits.
 """
@@ -42,6 +45,30 @@ def _norm(norm: nn.LayerNorm) -> LayerNorm:
 def _by_head(weight: Tensor) -> Tensor:
     """Rows of a projection [inner, width] as [heads, inner / heads, width]."""
     return weight.reshape(HEADS, -1, weight.shape[1])
+
+
+class Positions(nn.Module):
+    """The position encoding of the cells, [width, P]: a constant, or with ``small`` made of two tables."""
+
+    def __init__(self, prompts: PromptEncoder, *, small: bool) -> None:
+        super().__init__()
+        self.small = small
+        if not small:
+            self.pe = frozen(prompts.dense_pe().flatten(2)[0])
+            return
+        centre = (torch.arange(prompts.grid, dtype=torch.float64) + 0.5) / prompts.grid * 2 - 1
+        across, down = 2 * math.pi * prompts.pe_layer.positional_encoding_gaussian_matrix.double()
+        column, row = across[:, None, None] * centre, down[:, None, None] * centre[:, None]
+        self.column_sin, self.column_cos = frozen(column.sin().float()), frozen(column.cos().float())
+        self.row_sin, self.row_cos = frozen(row.sin().float()), frozen(row.cos().float())
+
+    def forward(self) -> Tensor:
+        """The encoding."""
+        if not self.small:
+            return self.pe
+        sine = self.column_sin * self.row_cos + self.column_cos * self.row_sin
+        cosine = self.column_cos * self.row_cos - self.column_sin * self.row_sin
+        return torch.cat([sine, cosine]).flatten(1)
 
 
 class PromptTokens(nn.Module):
@@ -132,11 +159,15 @@ class SharedTokenToImage(nn.Module):
 class TokenToImage(nn.Module):
     """Token-to-image attention on image tokens of each prompt, all projections on the token side."""
 
-    def __init__(self, attention: mask_decoder.Attention, pe: Tensor) -> None:
+    def __init__(self, attention: mask_decoder.Attention, positions: Positions) -> None:
         super().__init__()
         self.query = TokenSide(attention.q_proj)
         self.key = frozen(_by_head(attention.k_proj.weight))
-        self.key_pe = frozen(_by_head(attention.k_proj.weight @ pe))
+        self.small = positions.small
+        if self.small:
+            self.positions = positions
+        else:
+            self.key_pe = frozen(_by_head(attention.k_proj.weight @ positions()))
         self.value = frozen(_by_head(attention.v_proj.weight).transpose(1, 2))
         self.out = frozen(attention.out_proj.weight.T)
         self.out_bias = frozen(attention.out_proj.bias + attention.out_proj.weight @ attention.v_proj.bias)
@@ -146,7 +177,8 @@ class TokenToImage(nn.Module):
         count, _, width = tokens.shape
         q = self.query(tokens)
         content = (q @ self.key).reshape(count, -1, width) @ image.transpose(1, 2)
-        weights = (content + (q @ self.key_pe).reshape(count, -1, image.shape[1])).softmax(-1)
+        key_pe = self.key @ self.positions() if self.small else self.key_pe
+        weights = (content + (q @ key_pe).reshape(count, -1, image.shape[1])).softmax(-1)
         seen = (weights @ image).reshape(count, HEADS, -1, width)
         return _join(seen @ self.value) @ self.out + self.out_bias
 
@@ -154,20 +186,31 @@ class TokenToImage(nn.Module):
 class ImageToToken(nn.Module):
     """Image-to-token attention: the softmax runs over the few tokens, the scores are [N, heads, T, P].
 
-    ``query_pe`` holds pe Wq + bias as [heads, depth + 1, P]; the last row is 1 and meets the key bias.
+    The position term is pe Wq + bias as [heads, depth + 1, P]; the last row is 1 and meets the key bias.
     """
 
-    def __init__(self, attention: mask_decoder.Attention, pe: Tensor) -> None:
+    def __init__(self, attention: mask_decoder.Attention, positions: Positions) -> None:
         super().__init__()
         self.key = TokenSide(attention.k_proj)
         self.key.bias = frozen(torch.zeros_like(self.key.bias))
         self.query = frozen(_by_head(attention.q_proj.weight))
-        rows = _by_head(attention.q_proj.weight @ pe + attention.q_proj.bias[:, None])
-        self.query_pe = frozen(torch.cat([rows, torch.ones(HEADS, 1, rows.shape[-1])], dim=1))
+        bias = attention.q_proj.bias[:, None]
+        self.small = positions.small
+        if self.small:
+            self.positions, self.query_bias = positions, frozen(_by_head(bias))
+        else:
+            rows = _by_head(attention.q_proj.weight @ positions() + bias)
+            self.query_pe = frozen(torch.cat([rows, torch.ones(HEADS, 1, rows.shape[-1])], dim=1))
         self.value, self.value_bias = frozen(attention.v_proj.weight.T), frozen(attention.v_proj.bias)
         self.out = frozen(_by_head(attention.out_proj.weight.T))
         # the weights of each head sum to 1, so a share of the bias on every value token is the bias
         self.out_bias = frozen(attention.out_proj.bias / HEADS)
+
+    def _query_pe(self) -> Tensor:
+        if not self.small:
+            return self.query_pe
+        rows = self.query @ self.positions() + self.query_bias
+        return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
 
     def keys(self, tokens: Tensor, bias: Tensor) -> Tensor:
         """Keys of tokens [N, T, width] with the bias as last channel, [N, heads, T, depth + 1]."""
@@ -186,7 +229,7 @@ class ImageToToken(nn.Module):
     def shared(self, queries: Tensor, key_tokens: Tensor, value_tokens: Tensor, bias: Tensor) -> Tensor:
         """Layer 0 without a mask prompt: queries [inner, P] come from the prologue."""
         rows = queries.reshape(HEADS, -1, queries.shape[-1])
-        rows = torch.cat([rows, self.query_pe[:, -1:]], dim=1)
+        rows = torch.cat([rows, self._query_pe()[:, -1:]], dim=1)
         return self.mix(self.keys(key_tokens, bias) @ rows, value_tokens)
 
     def forward(self, image: Tensor, key_tokens: Tensor, value_tokens: Tensor, bias: Tensor) -> Tensor:
@@ -194,7 +237,7 @@ class ImageToToken(nn.Module):
         count, cells, width = image.shape
         k = self.keys(key_tokens, bias)
         content = (k[..., :-1] @ self.query).reshape(count, -1, width) @ image.transpose(1, 2)
-        scores = content + (k @ self.query_pe).reshape(count, -1, cells)
+        scores = content + (k @ self._query_pe()).reshape(count, -1, cells)
         return self.mix(scores.reshape(count, HEADS, -1, cells), value_tokens)
 
 
@@ -244,13 +287,16 @@ class Masks(nn.Module):
 class Prologue(nn.Module):
     """What the decoder computes from the image alone; outputs as the spec of ``decoder_prologue`` says."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, *, small: bool = False) -> None:
         super().__init__()
         layer = sam.mask_decoder.transformer.layers[0]
         to_image, to_token = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-        pe = sam.prompt_encoder.dense_pe().flatten(2)[0]
         self.no_mask = frozen(sam.prompt_encoder.no_mask_embed.weight.T)
-        self.pe = frozen(pe + self.no_mask)
+        self.small, positions = small, Positions(sam.prompt_encoder, small=small)
+        if small:
+            self.positions = positions
+        else:
+            self.pe = frozen(positions() + self.no_mask)
         self.places = frozen(torch.cat([to_image.k_proj.weight, to_token.q_proj.weight]))
         self.places_bias = frozen(torch.cat([torch.zeros_like(to_image.k_proj.bias), to_token.q_proj.bias])[:, None])
         self.values = frozen(to_image.v_proj.weight)
@@ -258,8 +304,9 @@ class Prologue(nn.Module):
 
     def forward(self, image_embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embedding [1, width, grid, grid] to image tokens, keys, values, queries."""
-        x = image_embeddings.reshape(self.pe.shape)
-        keys, queries = (self.places @ (x + self.pe) + self.places_bias).chunk(2)
+        pe = self.positions() + self.no_mask if self.small else self.pe
+        x = image_embeddings.reshape(pe.shape)
+        keys, queries = (self.places @ (x + pe) + self.places_bias).chunk(2)
         tokens = (x + self.no_mask).transpose(0, 1)
         return tokens, keys, self.values @ x + self.values_bias, queries
 
@@ -267,13 +314,13 @@ class Prologue(nn.Module):
 class Layer(nn.Module):
     """One two-way block on tokens [N, T, width] and the image."""
 
-    def __init__(self, block: mask_decoder.TwoWayBlock, pe: Tensor, *, shared: bool) -> None:
+    def __init__(self, block: mask_decoder.TwoWayBlock, positions: Positions, *, shared: bool) -> None:
         super().__init__()
         self.first, self.mlp = block.first, block.mlp
         self.self_attention = SelfAttention(block.self_attn)
         attention = block.cross_attn_token_to_image
-        self.to_image = SharedTokenToImage(attention) if shared else TokenToImage(attention, pe)
-        self.to_token = ImageToToken(block.cross_attn_image_to_token, pe)
+        self.to_image = SharedTokenToImage(attention) if shared else TokenToImage(attention, positions)
+        self.to_token = ImageToToken(block.cross_attn_image_to_token, positions)
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         self.norm3, self.norm4 = _norm(block.norm3), _norm(block.norm4)
 
@@ -294,14 +341,14 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Prompt tokens, both layers, the last attention and the masks."""
 
-    def __init__(self, sam: Sam, *, shared: bool) -> None:
+    def __init__(self, sam: Sam, *, shared: bool, small: bool) -> None:
         super().__init__()
         decoder = sam.mask_decoder
-        pe = sam.prompt_encoder.dense_pe().flatten(2)[0]
+        positions = Positions(sam.prompt_encoder, small=small)
         self.prompt = PromptTokens(sam.prompt_encoder, decoder)
         first, second = decoder.transformer.layers
-        self.layer0, self.layer1 = Layer(first, pe, shared=shared), Layer(second, pe, shared=False)
-        self.final = TokenToImage(decoder.transformer.final_attn_token_to_image, pe)
+        self.layer0, self.layer1 = Layer(first, positions, shared=shared), Layer(second, positions, shared=False)
+        self.final = TokenToImage(decoder.transformer.final_attn_token_to_image, positions)
         self.norm = _norm(decoder.transformer.norm_final_attn)
         self.masks = Masks(decoder, sam.prompt_encoder.grid)
 
@@ -320,9 +367,9 @@ class Transformer(nn.Module):
 class DecoderStep(nn.Module):
     """The decoder after the prologue."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, *, small: bool = False) -> None:
         super().__init__()
-        self.transformer = Transformer(sam, shared=True)
+        self.transformer = Transformer(sam, shared=True, small=small)
 
     def forward(
         self, image_tokens: Tensor, image_keys: Tensor, image_values: Tensor, image_queries: Tensor,
@@ -337,9 +384,10 @@ class DecoderStep(nn.Module):
 class Decoder(nn.Module):
     """Prologue and step in one graph."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, *, small: bool = False) -> None:
         super().__init__()
-        self.prologue, self.transformer = Prologue(sam), Transformer(sam, shared=True)
+        self.prologue = Prologue(sam, small=small)
+        self.transformer = Transformer(sam, shared=True, small=small)
 
     def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Decode."""
@@ -371,10 +419,10 @@ class MaskEmbedding(nn.Module):
 class DecoderWithMask(nn.Module):
     """The decoder for prompts that refine an earlier mask: the image differs by prompt from the start."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, *, small: bool = False) -> None:
         super().__init__()
         self.mask = MaskEmbedding(sam.prompt_encoder)
-        self.transformer = Transformer(sam, shared=False)
+        self.transformer = Transformer(sam, shared=False, small=small)
 
     def forward(
         self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor,

@@ -40,19 +40,24 @@ def read_model(path: Path) -> Any:
         MissingDependency: ai-edge-litert is not installed.
     """
     try:
-        from ai_edge_litert import schema_py_generated as schema
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
-    try:
         content = read_bytes(path, limit=_LARGEST)
     except FileError as error:
         raise BundleError(str(error)) from error
+    return parse_model(content, path.name)
+
+
+def parse_model(content: bytes, name: str) -> Any:
+    """The same from the content of a file; ``name`` is for messages."""
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
     if content[4:8] != _IDENTIFIER:
-        raise BundleError(f"{path.name} is not a TFLite file")
+        raise BundleError(f"{name} is not a TFLite file")
     try:
         return schema.ModelT.InitFromPackedBuf(content, 0)
     except (struct.error, IndexError, ValueError, TypeError) as error:
-        raise BundleError(f"{path.name} is a damaged TFLite file; export it again") from error
+        raise BundleError(f"{name} is a damaged TFLite file; export it again") from error
 
 
 def write_model(model: Any, path: Path) -> None:

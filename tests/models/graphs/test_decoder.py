@@ -15,9 +15,9 @@ TOLERANCE = {"land": 1e-3, "syn": 5e-4}
 TINY = "test.tinyvit64"
 
 
-def graphs(sam, name, *wanted, plain=False):
+def graphs(sam, name, *wanted, plain=False, small=False):
     spec = find_model(name)
-    return [build_graph(sam, spec, graph, plain=plain)[1] for graph in wanted]
+    return [build_graph(sam, spec, graph, plain=plain, small=small)[1] for graph in wanted]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,33 @@ def test_every_form_equals_the_architecture_at_1024_pixels(mobile_sam, embedding
     inputs = *(x[:2] for x in inputs), *mask_prompts(2, 256)
     assert_equal_within(step(*prologue(image), *inputs[:2]), [x[:2] for x in expected])
     assert_equal_within(with_mask(image, *inputs), plain_with_mask(image, *inputs))
+
+
+@pytest.mark.parametrize(("count", "points"), [(1, 2), (7, 5)])
+def test_the_small_forms_equal_the_architecture(tiny, count, points):
+    names = "decoder", "decoder_with_mask", "decoder_prologue", "decoder_step"
+    decoder, with_mask, prologue, step = graphs(tiny, TINY, *names, small=True)
+    plain, plain_with_mask = graphs(tiny, TINY, "decoder", "decoder_with_mask", plain=True)
+    inputs, masks = (embedding(), *prompts(count, points)), mask_prompts(count)
+    assert_equal_within(decoder(*inputs), plain(*inputs))
+    assert_equal_within(step(*prologue(inputs[0]), *inputs[1:]), plain(*inputs))
+    assert_equal_within(with_mask(*inputs, *masks), plain_with_mask(*inputs, *masks))
+
+
+def test_the_small_forms_equal_the_architecture_at_1024_pixels_with_eleven_megabytes_less(mobile_sam, embeddings):
+    names = "decoder", "decoder_with_mask"
+    small, small_with_mask = graphs(mobile_sam, "tinyvit", *names, small=True)
+    plain, plain_with_mask = graphs(mobile_sam, "tinyvit", *names, plain=True)
+    image, inputs, masks = embeddings["syn"], prompts(2, 2, 1024), mask_prompts(2, 256)
+    assert_equal_within(small(image, *inputs), plain(image, *inputs))
+    assert_equal_within(small_with_mask(image, *inputs, *masks), plain_with_mask(image, *inputs, *masks))
+    usual, usual_with_mask = graphs(mobile_sam, "tinyvit", *names)
+    assert size(usual) - size(small) > 10e6
+    assert size(usual_with_mask) - size(small_with_mask) > 10e6
+
+
+def size(module):
+    return sum(weight.nbytes for weight in module.parameters())
 
 
 def test_without_a_mask_the_decoder_with_mask_is_the_decoder(tiny):
