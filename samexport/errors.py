@@ -49,6 +49,12 @@ class ExportFailed(SamExportError):
     exit_code = 1
 
 
+class RuntimeFailed(SamExportError):
+    """A file that was opened does not run, is closed, or the process that ran it ended."""
+
+    exit_code = 1
+
+
 class ParityFailed(SamExportError):
     """A file does not compute what its reference computes; ``details`` has a line for each failed check."""
 

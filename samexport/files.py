@@ -33,7 +33,8 @@ _LOCK, _NEW, _OLD = "lock", "new", "old"
 def reason(error: BaseException) -> str:
     """The first line of an error, at most 200 characters, for a message of one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = text.strip().splitlines()
+    # torch colours its messages
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
@@ -117,11 +118,9 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
     if endings and path.suffix.lower() not in endings:
         raise FileError(f"{path.name}: the name must end in {', '.join(endings)}")
     try:
-        status = path.stat() if path.exists() else None
+        status = path.stat() if _is_there(path) and path.exists() else None
         same = status is not None and any(item.exists() and path.samefile(item) for item in inputs)
         writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # a name that is too long shows here
     except (OSError, ValueError, RuntimeError) as error:
         raise FileError(f"{_shown(path)} cannot be written: {reason(error)}; choose another name") from error
     if same:
@@ -135,8 +134,17 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
         raise FileError(f"{path} cannot be written: the folder {path.parent} {what}")
 
 
+def _is_there(path: Path) -> bool:
+    """Whether the name is taken, a broken link included; OSError or ValueError for a name that no file can have."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _shown(path: Path) -> str:
-    text = str(path)
+    text = repr(str(path))[1:-1]
     return text if len(text) < 120 else f"{text[:100]}..."
 
 
@@ -150,21 +158,25 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     check_output(path, force=force)
     target = path.resolve()
     with _disk_errors(path, target.parent, FileError):
-        folder = Path(tempfile.mkdtemp(prefix=".samexport-", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        lock = FileLock(folder / _LOCK)
+        lock.acquire()
         try:
-            private = folder / target.name
+            (folder / _NEW).mkdir()
+            private = folder / _NEW / target.name
             yield private
             _flush(private)
             check_output(path, force=force)
             private.replace(target)
         finally:
+            lock.release()
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, *, force: bool = False) -> None:
     """Write a whole file in UTF-8; see :func:`new_file` for errors."""
     with new_file(path, force=force) as private:
-        private.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+        private.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 Refusal = Callable[[Path], str]
@@ -180,12 +192,12 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
     Raises:
         BundleError: ``target`` exists and may not be replaced, or cannot be written (permissions, full disk).
     """
-    _check_target(target, force, refusal)
+    check_new_folder(target, force=force, refusal=refusal)
     # an absolute path, so that a block that changes the working folder does no harm
     target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        sweep(target)
         private = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     except OSError as error:
         raise BundleError(f"{target} cannot be written: {reason(error)}; choose another --out") from error
@@ -206,9 +218,28 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
         _tidy(private, target, lock)
 
 
+def check_new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = None) -> None:
+    """Refuse a path where :func:`new_folder` will fail, before the work that fills it; makes nothing.
+
+    Raises:
+        BundleError: with what to do instead.
+    """
+    _check_target(target, force, refusal)
+    try:
+        str(target).encode()
+        above = next(folder for folder in target.absolute().parents if folder.exists() or folder.is_symlink())
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{target} is no valid text, which runtimes cannot open; choose another --out") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{_shown(target)} cannot be written: {reason(error)}; choose another --out") from error
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "may not be written to" if above.is_dir() else "is no folder"
+        raise BundleError(f"{target} cannot be written: {above} {what}; choose another --out")
+
+
 def _check_target(target: Path, force: bool, refusal: Refusal | None) -> None:
     try:
-        if not (target.exists() or target.is_symlink()):
+        if not _is_there(target):
             return
     except (OSError, ValueError, RuntimeError) as error:
         raise BundleError(f"{_shown(target)} cannot be written: {reason(error)}; choose another --out") from error
@@ -259,10 +290,10 @@ def _tidy(private: Path, target: Path, lock: FileLock) -> None:
     shutil.rmtree(private, ignore_errors=True)
 
 
-def _sweep(target: Path) -> None:
-    """Tidy up after processes that were killed: put an old folder back, delete half-written ones.
+def sweep(target: Path) -> None:
+    """Tidy up after processes that were killed: put an old folder back, delete what they had half written.
 
-    A folder whose lock is held belongs to an export that runs, perhaps on another machine.
+    What is locked belongs to a process that runs, perhaps on another machine.
     """
     ours = re.compile(re.escape(_prefix(target)) + r"\w{8}")
     for private in target.parent.iterdir():

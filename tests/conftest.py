@@ -74,9 +74,9 @@ def tflite_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def converted(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the files of ``tiny_bundle`` instead of converting again, for tests of what happens around that."""
 
-    def copy(graph, module, path, options):
+    def copy(graph, module, path, options, examples=()):
         shutil.copy(tiny_bundle.folder / path.name, path)
-        return tiny_bundle.artifact(graph.name).nodes
+        return to_onnx.OnnxFile(tiny_bundle.artifact(graph.name).nodes)
 
     monkeypatch.setattr(to_onnx, "convert", copy)
 
@@ -87,11 +87,11 @@ def sampler_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
     convert = to_onnx.convert
     options = {"random_seed": 7, "sampler": SamplerExport("test")}
 
-    def copy(graph, module, path, options):
+    def copy(graph, module, path, options, examples=()):
         if graph.name == SAMPLER:
             return convert(graph, module, path, options)
         shutil.copy(tiny_bundle.folder / path.name, path)
-        return tiny_bundle.artifact(graph.name).nodes
+        return to_onnx.OnnxFile(tiny_bundle.artifact(graph.name).nodes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(to_onnx, "convert", copy)

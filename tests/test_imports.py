@@ -13,14 +13,19 @@ import samexport
 
 ROOT = Path(samexport.__file__).parent
 MODULES = [m.name for m in pkgutil.walk_packages(samexport.__path__, "samexport.")]
+COMMON = {"errors", "files", "installation", "interrupts", "quiet"}
 LAYERS = {
-    "models": {"models", "errors"},
-    "runtimes": {"models", "runtimes", "errors", "files", "quiet"},
-    "exporter": {"models", "runtimes", "exporter", "errors", "files", "quiet"},
-    "benchmarks": {"models", "runtimes", "benchmarks", "errors", "files", "quiet"},
-    "cli": {"models", "runtimes", "benchmarks", "exporter", "cli", "errors", "files", "quiet"},
+    "models": {"models", *COMMON},
+    "runtimes": {"models", "runtimes", *COMMON},
+    "exporter": {"models", "runtimes", "exporter", *COMMON},
+    "benchmarks": {"models", "runtimes", "benchmarks", *COMMON},
+    "api": {"models", "runtimes", "exporter", *COMMON},
+    "cli": {"models", "runtimes", "benchmarks", "exporter", "cli", *COMMON},
+    "__main__": {"cli"},
     "errors": set(),
     "files": {"errors"},
+    "installation": set(),
+    "interrupts": set(),
     "quiet": {"errors"},
 }
 HEAVY = {"torch", "onnx", "onnxscript", "onnxslim", "coremltools", "litert_torch", "ai_edge_litert", "openvino"}

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from samexport.exporter.pipeline import load_model
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.host.image import to_frame, upscale_mask
 from samexport.runtimes.host.prompts import Prompt, pack

@@ -2,8 +2,10 @@
 
 import atexit
 import functools
+import json
 import shutil
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from samexport.exporter.to_tflite.convert import TfliteOptions, convert
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.formats.tflite import write_model
+from samexport.runtimes.formats.tflite import METADATA_NAME, write_model
 from samexport.runtimes.formats.tflite_lint import Lint
 from tests.models.golden import random_sam
 
@@ -34,6 +36,12 @@ class Built:
     export: nn.Module
     found: Lint
     options: TfliteOptions
+
+
+def read_metadata(path):
+    """The JSON that is appended to a file."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(METADATA_NAME))
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from samexport.benchmarks.results.rows import PHOTOGRAPH, BenchRow, Job, Pair, Profile, Results, Status
 from samexport.errors import ConfigError, FileError, MissingDependency
 from samexport.files import check_output, new_file, reason, write_text
+from samexport.installation import install_hint
 from samexport.runtimes.bundle import Bundle, open_bundle
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _check_options(request: BenchRequest) -> None:
     try:
         importlib.import_module("psutil")
     except ModuleNotFoundError as error:
-        raise MissingDependency("samexport bench needs psutil: pip install 'samexport[bench]'") from error
+        raise MissingDependency(f"samexport bench needs psutil: {install_hint('bench')}") from error
     from samexport.benchmarks.measuring.adb import check_accelerators
 
     check_accelerators(request.accelerators)

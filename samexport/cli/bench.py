@@ -137,7 +137,7 @@ def _plain_export(bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...]) -
     from samexport.exporter.to_onnx.convert import OnnxOptions, convert
 
     return write_baselines(
-        bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()), checkpoints
+        bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes, checkpoints
     )
 
 

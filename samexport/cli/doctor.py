@@ -3,41 +3,75 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import samexport
+from samexport.benchmarks.contenders.known import variants
+from samexport.cli.terminal import size_text, written_files
 from samexport.errors import ConfigError
 from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
+from samexport.installation import install_hint, installation
+from samexport.models.weights.downloads import cache_folder
 from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
 from samexport.runtimes.base import availability
 
-_EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors", "pooch", "pycocotools")
+_EXPORT = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxslim", "safetensors", "requests", "pycocotools")
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; ``remedy`` is empty where nothing needs mending."""
+    """One line of the report; ``version`` may be another fact, ``remedy`` is empty where nothing needs mending."""
 
     name: str
     ok: bool
     version: str
     remedy: str
 
+    @property
+    def state(self) -> str:
+        """In a word."""
+        return "ok" if self.ok else "MISSING"
+
 
 def examine() -> list[Finding]:
-    """Look at Python, the packages of the exporter and every runtime; imports none of them."""
-    findings = [Finding("python", True, platform.python_version(), "")]
+    """Look at Python, the packages of the exporter, every runtime and the cache; imports no framework."""
+    return [*_around(), *_packages(), *_runtimes()]
+
+
+def _around() -> Iterator[Finding]:
+    yield Finding("samexport", True, f"{samexport.__version__}, {installation()}", "")
+    yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}", "")
+    try:
+        cache = cache_folder()
+        held = f"{size_text(sum(written_files(cache).values()))}" if cache.is_dir() else "not there yet"
+        yield Finding("cache", True, f"{cache}, {held}", "")
+    except (ConfigError, OSError, RuntimeError) as error:
+        yield Finding("cache", False, "", f"{error}; set SAMEXPORT_CACHE to another folder")
+    off = os.environ.get(_TELEMETRY, "0") not in ("", "0")
+    remedy = "" if off else f"set the environment variable {_TELEMETRY}=1"
+    yield Finding("telemetry of onnxruntime is off", off, "", remedy)
+
+
+def _packages() -> Iterator[Finding]:
     for package in _EXPORT:
         version = _version(package)
-        remedy = "" if version else "pip install samexport"
-        findings.append(Finding(f"export: {package}", bool(version), version, remedy))
+        remedy = "" if version else install_hint(package=package)
+        yield Finding(f"export: {package}", bool(version), version, remedy)
+
+
+def _runtimes() -> Iterator[Finding]:
     for runtime in availability():
         name = f"runtime: {runtime.name} ({runtime.file_format})"
-        findings.append(Finding(name, runtime.available, runtime.version, runtime.remedy))
-    findings.append(_second_converter())
+        yield Finding(name, runtime.available, runtime.version, runtime.remedy)
+    yield _second_converter()
     missing = why_unavailable()
-    findings.append(Finding("verify --gpu (tflite)", not missing, "" if missing else str(find_driver()), missing))
-    return findings
+    yield Finding("verify --gpu (tflite)", not missing, "" if missing else str(find_driver()), missing)
+    for name, reason in variants():
+        yield Finding(f"bench: {name}", not reason, "", reason)
 
 
 def _second_converter() -> Finding:

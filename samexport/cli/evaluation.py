@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samexport.benchmarks.progress import Steps
 from samexport.cli.terminal import print_table
@@ -17,6 +17,7 @@ from samexport.exporter.sampler_export import SamplerExport, load_sampler
 from samexport.files import check_output, reason, to_json, write_text
 from samexport.models.catalog import find_model
 from samexport.models.contracts import SAMPLER
+from samexport.models.loading import load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.accuracy.annotations import AnnotatedImage, Annotations, read_annotations
 from samexport.runtimes.accuracy.evaluate import (
@@ -39,6 +40,9 @@ from samexport.runtimes.bundle import MANIFEST, Bundle, Manifest, SamplerInfo, W
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.tasks.everything import DetectorBoxes, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
+
+if TYPE_CHECKING:
+    from samexport.models.architectures.sam import Sam
 
 PYTORCH = "PyTorch"
 PROMPTS = ("click", "box", "everything")
@@ -293,10 +297,8 @@ def _reference(bundle: Bundle, request: EvalRequest) -> TorchBundle:
     """PyTorch with the bundle's weights; ConfigError if the checkpoints are others."""
     wanted, info = bundle.manifest.weights, bundle.manifest.sampler
     spec = replace(find_model(bundle.manifest.model), mask_outputs=bundle.manifest.mask_outputs)
-    model = torch_bundle(spec, request.checkpoints, wanted.seed, request.decoder_checkpoint)
-    found = model.manifest.weights
-    if found.sha256 != wanted.sha256:
-        raise ConfigError(f"the bundle was made from {wanted.source}, not {found.source}; give --checkpoint")
+    sam = reload_model(spec, wanted, request.checkpoints, request.decoder_checkpoint)
+    model = _plain_bundle(spec, sam, wanted)
     if request.sampler == DETECTOR and info is not None:
         return _with_detector(model, info, bundle.graph(SAMPLER), request.sampler_checkpoint)
     return model
@@ -321,10 +323,12 @@ def torch_bundle(
     decoder: Path | None = None,
 ) -> TorchBundle:
     """The architecture without any rewrite in PyTorch, to be used like a bundle; errors as ``load_model``."""
-    from samexport.exporter.pipeline import load_model
+    return _plain_bundle(spec, *load_model(spec, checkpoints, random_seed, decoder))
+
+
+def _plain_bundle(spec: ModelSpec, sam: Sam, weights: WeightsInfo) -> TorchBundle:
     from samexport.models.build import build_graph
 
-    sam, weights = load_model(spec, checkpoints, random_seed, decoder)
     built = {name: build_graph(sam, spec, name, plain=True) for name in ("encoder", "decoder", "decoder_with_mask")}
     manifest = _manifest(spec, weights)
     return TorchBundle(Path(PYTORCH), manifest, {name: module for name, (_, module) in built.items()})

@@ -3,148 +3,163 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from samexport.cli.options import (
-    Checkpoints,
-    DecoderCheckpoint,
-    Encoder,
-    Force,
-    Out,
-    Sampler,
-    SamplerCheckpoint,
-    SamplerSize,
-    Seed,
-    Split,
-    Threads,
-    Weights,
-)
-from samexport.cli.terminal import Spinner, print_table
-from samexport.errors import ConfigError
+from samexport.cli.options import BOXES, GRAPHS, OUTPUT, BundleFolder, ExportArguments, Force, Json, takes
+from samexport.cli.terminal import Steps, print_table, print_written, written_files
+from samexport.errors import ConfigError, MissingDependency
 
 if TYPE_CHECKING:
     from samexport.exporter.formats import Target
+    from samexport.exporter.pipeline import ExportOptions
     from samexport.exporter.sampler_export import SamplerExport
     from samexport.runtimes.adapters.entry_points import Bucket
     from samexport.runtimes.bundle import Bundle
     from samexport.runtimes.verdicts import ParityReport
 
+Nms = Literal["host", "in-graph"]
+_FLEXIBLE = "flexible"
+_MAX_PROMPTS, _MAX_POINTS = 1024, 128
 
+
+@takes(ExportArguments)
 def onnx(
-    encoder: Encoder,
-    out: Out = None,
-    checkpoint: Checkpoints = None,
-    weights: Weights = "official",
-    seed: Seed = 7,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")] = 20,
-    split_decoder: Split = False,
-    sampler: Sampler = None,
-    sampler_checkpoint: SamplerCheckpoint = None,
-    sampler_size: SamplerSize = None,
-    nms: Annotated[str, typer.Option(help="Of the sampler: on the host, or in-graph (NonMaxSuppression).")] = "host",
-    decoder_checkpoint: DecoderCheckpoint = None,
-    force: Force = False,
-    threads: Threads = None,
+    shared: ExportArguments,
+    precision: Annotated[
+        Literal["fp32", "fp16"], typer.Option(help="Of weights and computing.", rich_help_panel=GRAPHS)
+    ] = "fp32",
+    opset: Annotated[
+        int, typer.Option(min=18, max=23, metavar="NUMBER", help="ONNX opset.", rich_help_panel=GRAPHS)
+    ] = 20,
+    nms: Annotated[
+        Nms | None,
+        typer.Option(
+            help="Of the boxes: on the host, or in the graph (NonMaxSuppression).",
+            show_default="host",
+            rich_help_panel=BOXES,
+        ),
+    ] = None,
 ) -> None:
     """Export encoder and decoders as ONNX, verified against PyTorch."""
     from samexport.exporter.to_onnx.convert import OnnxOptions
 
-    target = OnnxOptions(precision, opset)
-    chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size, nms)
-    _export(encoder, out, checkpoint, weights, seed, target, split_decoder, force, threads, chosen, decoder_checkpoint)
+    _export(shared, OnnxOptions(precision, opset), nms)
 
 
+@takes(ExportArguments)
 def tflite(
-    encoder: Encoder,
-    out: Out = None,
-    checkpoint: Checkpoints = None,
-    weights: Weights = "official",
-    seed: Seed = 7,
-    target: Annotated[str, typer.Option(help="cpu, or gpu: refuse what would leave the GPU.")] = "cpu",
-    prompts: Annotated[str, typer.Option(help="N of each decoder entry point.")] = "1,4,16",
-    points: Annotated[str, typer.Option(help="K of each; the default leaves room for 8 where N is smallest.")] = "",
+    shared: ExportArguments,
+    target: Annotated[
+        Literal["cpu", "gpu"], typer.Option(help="gpu refuses what would leave the GPU.", rich_help_panel=GRAPHS)
+    ] = "cpu",
+    prompts: Annotated[
+        str, typer.Option(metavar="N,N", help="N of each decoder entry point.", rich_help_panel=GRAPHS)
+    ] = "1,4,16",
+    points: Annotated[
+        str,
+        typer.Option(
+            metavar="K,K",
+            help="K of each entry point.",
+            show_default="8 where N is smallest, else 2",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = "",
     converter: Annotated[
-        str, typer.Option(help="litert-torch, or onnx2tf in an environment of its own.")
+        Literal["litert-torch", "onnx2tf"],
+        typer.Option(help="onnx2tf runs in an environment of its own.", rich_help_panel=GRAPHS),
     ] = "litert-torch",
     python: Annotated[
-        Path | None, typer.Option(help="Python 3.12 or 3.13 that makes the environment of onnx2tf.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Python 3.12 or 3.13 that makes the environment of onnx2tf.", rich_help_panel=GRAPHS
+        ),
     ] = None,
-    split_decoder: Split = False,
-    sampler: Sampler = None,
-    sampler_checkpoint: SamplerCheckpoint = None,
-    sampler_size: SamplerSize = None,
-    decoder_checkpoint: DecoderCheckpoint = None,
-    force: Force = False,
-    threads: Threads = None,
 ) -> None:
     """Export encoder and decoders as TFLite (LiteRT), verified against PyTorch."""
     from samexport.exporter.to_tflite.convert import TfliteOptions
 
+    if python is not None and converter != "onnx2tf":
+        raise ConfigError("--python is for the environment of onnx2tf; it needs --converter onnx2tf")
     buckets = plan_of(prompts, points)
     options = TfliteOptions(
         prompt_buckets=tuple(b.prompts for b in buckets),
         points=tuple(b.points for b in buckets),
-        target=target,  # type: ignore[arg-type]
-        converter=converter,  # type: ignore[arg-type]
+        target=target,
+        converter=converter,
         python=python,
     )
-    chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size)
-    _export(encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint)
+    _export(shared, options)
 
 
+@takes(ExportArguments)
 def coreml(
-    encoder: Encoder,
-    out: Out = None,
-    checkpoint: Checkpoints = None,
-    weights: Weights = "official",
-    seed: Seed = 7,
-    precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
-    deployment_target: Annotated[str, typer.Option(help="iOS16, iOS17 or iOS18.")] = "iOS16",
-    input_type: Annotated[str, typer.Option("--input", help="The encoder takes a tensor or an image.")] = "tensor",
-    prompts: Annotated[str, typer.Option(help="Fixed N, such as 1,4,16; empty: flexible.")] = "",
-    points: Annotated[str, typer.Option(help="K of each fixed N.")] = "",
-    split_decoder: Split = False,
-    sampler: Sampler = None,
-    sampler_checkpoint: SamplerCheckpoint = None,
-    sampler_size: SamplerSize = None,
-    decoder_checkpoint: DecoderCheckpoint = None,
-    force: Force = False,
-    threads: Threads = None,
+    shared: ExportArguments,
+    precision: Annotated[
+        Literal["fp16", "fp32"], typer.Option(help="Of weights and computing.", rich_help_panel=GRAPHS)
+    ] = "fp16",
+    deployment_target: Annotated[
+        Literal["iOS16", "iOS17", "iOS18"],
+        typer.Option(help="The oldest system that loads the packages.", rich_help_panel=GRAPHS),
+    ] = "iOS16",
+    input_type: Annotated[
+        Literal["tensor", "image"],
+        typer.Option("--input", help="What the encoder takes.", rich_help_panel=GRAPHS),
+    ] = "tensor",
+    prompts: Annotated[
+        str, typer.Option(metavar="N,N", help="Fixed N of each entry point, such as 1,4,16.", rich_help_panel=GRAPHS)
+    ] = _FLEXIBLE,
+    points: Annotated[
+        str,
+        typer.Option(
+            metavar="K,K",
+            help="K of each fixed N.",
+            show_default="8 where N is smallest, else 2",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = "",
 ) -> None:
     """Export encoder and decoders as CoreML packages, verified by interpreting them here."""
     from samexport.exporter.to_coreml.convert import CoreMLOptions
 
-    if input_type not in ("tensor", "image"):
-        raise ConfigError(f"--input is tensor or image, not {input_type!r}")
-    fixed = tuple(b.prompts for b in plan_of(prompts, points)) if prompts else None
+    if prompts in ("", _FLEXIBLE) and points:
+        raise ConfigError("--points needs --prompts: without it the number of points is flexible")
+    buckets = () if prompts in ("", _FLEXIBLE) else plan_of(prompts, points)
     options = CoreMLOptions(
-        precision=precision,  # type: ignore[arg-type]
-        deployment_target=deployment_target,  # type: ignore[arg-type]
+        precision=precision,
+        deployment_target=deployment_target,
         image_input=input_type == "image",
-        prompt_buckets=fixed,
-        points=tuple(b.points for b in plan_of(prompts, points)) if prompts else (),
+        prompt_buckets=tuple(b.prompts for b in buckets) or None,
+        points=tuple(b.points for b in buckets),
     )
-    chosen = _sampler_of(sampler, sampler_checkpoint, sampler_size)
-    _export(encoder, out, checkpoint, weights, seed, options, split_decoder, force, threads, chosen, decoder_checkpoint)
+    _export(shared, options)
 
 
 def android(
-    bundle: Annotated[Path, typer.Argument(help="TFLite bundle, as `samexport tflite` writes it.")],
-    out: Annotated[Path, typer.Option(help="The demo's folder; it is written first if there is none.")] = Path(
-        "android_demo_assets"
-    ),
+    bundle: BundleFolder,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="The demo's folder; it is written first if there is none.", rich_help_panel=OUTPUT
+        ),
+    ] = Path("android_demo_assets"),
     force: Force = False,
+    as_json: Json = False,
 ) -> None:
-    """Put a TFLite bundle into the Android demo: models, manifest, and PyTorch's masks to check a phone with."""
+    """Put a TFLite bundle into the Android demo: models, manifest, masks to check a phone with."""
     from samexport.exporter.deliver.android import fill_demo
+    from samexport.files import to_json
     from samexport.runtimes.bundle import open_bundle
 
     opened = open_bundle(bundle)
     filled = fill_demo(opened, out, force=force)
+    written = out if filled.new_demo else filled.folder
+    if as_json:
+        print(to_json(_written(written) | {"models": str(filled.folder)}), end="")
+        return
     rows = []
     for name, entries in filled.entries.items():
         path = filled.folder / opened.artifact(name).path
@@ -154,16 +169,21 @@ def android(
     note = " with RANDOM weights: its masks mean nothing" if opened.manifest.weights.kind == "random" else ""
     print(f"{filled.folder} is complete{note}")
     print(f"{'wrote the demo; ' if filled.new_demo else ''}{out / 'README.md'} says how to build it")
+    print_written([written])
 
 
 def plan_of(prompts: str, points: str) -> tuple[Bucket, ...]:
-    """The entry points that ``--prompts`` and ``--points`` ask for; ConfigError if they are no numbers."""
+    """The entry points that ``--prompts`` and ``--points`` ask for; ConfigError for anything but bounded numbers."""
+    from samexport.files import reason
     from samexport.runtimes.adapters.entry_points import plan
 
     try:
         counts, rooms = ([int(part) for part in text.split(",") if part] for text in (prompts, points))
     except ValueError as error:
-        raise ConfigError(f"--prompts and --points are numbers such as 1,4,16: {error}") from error
+        raise ConfigError(f"--prompts and --points are numbers such as 1,4,16: {reason(error)}") from error
+    for option, numbers, most in (("--prompts", counts, _MAX_PROMPTS), ("--points", rooms, _MAX_POINTS)):
+        if max(numbers, default=1) > most:
+            raise ConfigError(f"{option} takes numbers up to {most}, got {max(numbers)}")
     return plan(counts, rooms)
 
 
@@ -174,60 +194,86 @@ def print_licence_note() -> None:
     print(f"note: {LICENCE_NOTE}", file=sys.stderr)
 
 
-def _sampler_of(
-    name: str | None, checkpoint: Path | None, image_size: int | None, nms: str = "host"
-) -> SamplerExport | None:
+def _sampler_of(shared: ExportArguments, nms: Nms | None) -> SamplerExport | None:
     from samexport.exporter.sampler_export import SamplerExport
-    from samexport.runtimes.bundle import Nms
 
-    if name is None:
-        if checkpoint is not None or image_size is not None or nms != "host":
-            raise ConfigError("--sampler-checkpoint, --sampler-size and --nms need --sampler object-aware")
-        return None
-    if nms not in get_args(Nms):
-        raise ConfigError(f"--nms is one of {', '.join(get_args(Nms))}, not {nms!r}")
-    return SamplerExport(name, checkpoint, image_size, cast(Nms, nms))
+    if shared.sampler_size is not None and shared.sampler_size % 32:
+        raise ConfigError(f"--sampler-size is a multiple of 32, not {shared.sampler_size}")
+    if shared.sampler is not None:
+        return SamplerExport(shared.sampler, shared.sampler_checkpoint, shared.sampler_size, nms or "host")
+    if (shared.sampler_checkpoint, shared.sampler_size, nms) != (None,) * 3:
+        raise ConfigError("--sampler-checkpoint, --sampler-size and --nms need --sampler object-aware")
+    return None
 
 
-def _export(
-    encoder: str,
-    out: Path | None,
-    checkpoint: list[Path] | None,
-    weights: str,
-    seed: int,
-    target: Target,
-    split_decoder: bool,
-    force: bool,
-    threads: int | None,
-    sampler: SamplerExport | None,
-    decoder_checkpoint: Path | None,
-) -> None:
-    from samexport.exporter.pipeline import ExportOptions, export_bundle
-    from samexport.models.catalog import find_model
-    from samexport.models.weights.checkpoints import official_checkpoint
+def _options(shared: ExportArguments, target: Target, nms: Nms | None) -> ExportOptions:
+    from samexport.exporter.pipeline import ExportOptions
 
-    if weights not in ("official", "random"):
-        raise ConfigError(f"--weights is official or random, not {weights!r}")
-    options = ExportOptions(
-        encoder=encoder,
-        out=out,
-        checkpoints=tuple(checkpoint or ()),
-        random_seed=seed if weights == "random" else None,
+    return ExportOptions(
+        encoder=shared.encoder,
+        out=shared.out,
+        checkpoints=tuple(shared.checkpoint or ()),
+        random_seed=shared.random_seed,
         target=target,
-        split_decoder=split_decoder,
-        force=force,
-        threads=threads,
-        decoder_checkpoint=decoder_checkpoint,
-        sampler=sampler,
+        split_decoder=shared.split_decoder,
+        force=shared.force,
+        threads=shared.threads,
+        decoder_checkpoint=shared.decoder_checkpoint,
+        sampler=_sampler_of(shared, nms),
     )
-    if sampler is not None and sampler.checkpoint is not None:
+
+
+def _import_torch() -> None:
+    """Whatever an export imports of torch comes with it."""
+    from samexport.installation import install_hint
+    from samexport.interrupts import load
+
+    try:
+        load("torch")
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"exporting needs {error.name}: {install_hint(package='torch')}") from error
+
+
+def _export(shared: ExportArguments, target: Target, nms: Nms | None = None) -> None:
+    from samexport.exporter.pipeline import export_bundle
+    from samexport.files import check_new_folder, to_json
+    from samexport.models.catalog import find_model
+    from samexport.models.weights.downloads import official_checkpoint
+    from samexport.runtimes.bundle import not_ours
+
+    options = _options(shared, target, nms)
+    spec = find_model(options.encoder)
+    folder = options.folder(spec)
+    check_new_folder(folder, force=options.force, refusal=not_ours)
+    if options.sampler is not None and options.sampler.checkpoint is not None:
         print_licence_note()
     if not options.checkpoints and options.random_seed is None:
-        # before the spinner, which would hide the progress of the download
-        official_checkpoint(find_model(encoder))
-    with Spinner() as spinner:
-        bundle, report = export_bundle(options, spinner.update)
+        # before the steps, which would hide the progress of the download
+        official_checkpoint(spec)
+    print(f"exporting {spec.name} to {folder}", file=sys.stderr)
+    _import_torch()
+    graphs = len(options.graphs) + (options.sampler is not None)
+    with Steps(3 + 2 * graphs) as steps:
+        bundle, report = export_bundle(options, steps.update)
+    if shared.as_json:
+        print(to_json(_written(bundle.folder) | _told(bundle, report)), end="")
+        return
     _print_bundle(bundle, report)
+    print_written([bundle.folder])
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    files = written_files(folder)
+    return {
+        "path": str(folder),
+        "size": sum(files.values()),
+        "files": [{"path": name, "size": size} for name, size in files.items()],
+    }
+
+
+def _told(bundle: Bundle, report: ParityReport) -> dict[str, Any]:
+    about = {"model": bundle.manifest.model, "weights": asdict(bundle.manifest.weights)}
+    return {**about, "verdict": report.verdict.value, "checks": len(report.rows)}
 
 
 def _print_bundle(bundle: Bundle, report: ParityReport) -> None:
@@ -240,11 +286,11 @@ def _print_bundle(bundle: Bundle, report: ParityReport) -> None:
         errors = [r.max_error / r.value_range for r in checks if r.max_error is not None and r.value_range]
         snr = [r.snr_db for r in checks if r.snr_db is not None]
         iou = [r.mask_iou for r in checks if r.mask_iou is not None]
-        size, worst = f"{artifact.size / 1e6:.1f} MB", f"{max(errors):.1e}"
+        size, worst = f"{artifact.size / 1e6:.1f} MB", f"{max(errors):.1e}" if errors else ""
         worst_iou = f"{min(iou):.5f}" if iou else ""
         counts = *(str(n or "") for n in (artifact.opset, artifact.nodes)), str(len(checks))
         last = (*(["; ".join(lint)] if linted else []), report.verdict.value)
-        rows.append((artifact.path, size, *counts, worst, f"{min(snr):.0f}", worst_iou, *last))
+        rows.append((artifact.path, size, *counts, worst, f"{min(snr):.0f}" if snr else "", worst_iou, *last))
     columns = (
         "graph",
         "size",

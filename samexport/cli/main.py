@@ -13,26 +13,27 @@ from samexport.cli import bundles as bundle_commands
 from samexport.cli import export as export_commands
 from samexport.cli.bench import bench
 from samexport.cli.evaluate import evaluate
+from samexport.cli.guard import guarded
+from samexport.cli.help import CHECK, EXPORT, LOOK, USE, GroupedCommand, GroupedCommands, examples
 from samexport.cli.options import Json
 from samexport.cli.terminal import print_table
-from samexport.errors import ParityFailed, SamExportError
+from samexport.cli.verify import verify
 
 app = typer.Typer(
-    no_args_is_help=True,
+    cls=GroupedCommands,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
+    # typer's own help is made with rich, whose import takes longer than all the rest
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     help="Export Segment-Anything models for phones, verify the files against PyTorch, and run them.",
+    epilog=examples(),
 )
 
 
 def main() -> None:
-    """Entry point: errors of ours become one line and their exit code."""
-    try:
-        app()
-    except SamExportError as error:
-        for line in error.details if isinstance(error, ParityFailed) else ():
-            print(f"FAIL  {line}", file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    """Entry point; see :mod:`samexport.cli.guard` for errors and exit codes."""
+    sys.exit(guarded(lambda: app(prog_name="samexport", standalone_mode=False)))
 
 
 def _version(shown: bool) -> None:
@@ -45,24 +46,31 @@ def _version(shown: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
-_COMMANDS: tuple[Callable[..., None], ...] = (
-    export_commands.onnx, export_commands.tflite, export_commands.coreml, export_commands.android,
-    bundle_commands.verify, bundle_commands.segment,
-)  # fmt: skip
-for _command in _COMMANDS:
-    app.command()(_command)
-app.command("eval")(evaluate)
-app.command("bench")(bench)
+def _command(name: str, group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return app.command(name, cls=GroupedCommand, rich_help_panel=group, epilog=examples(name))
 
 
-@app.command("list")
+_command("onnx", EXPORT)(export_commands.onnx)
+_command("tflite", EXPORT)(export_commands.tflite)
+_command("coreml", EXPORT)(export_commands.coreml)
+_command("android", EXPORT)(export_commands.android)
+_command("segment", USE)(bundle_commands.segment)
+_command("verify", CHECK)(verify)
+_command("eval", CHECK)(evaluate)
+_command("bench", CHECK)(bench)
+
+
+@_command("list", LOOK)
 def list_models(
     as_json: Json = False,
     hidden: Annotated[bool, typer.Option("--all", help="Also the models for tests.")] = False,
@@ -91,18 +99,16 @@ def list_models(
     )
 
 
-@app.command()
+@_command("doctor", LOOK)
 def doctor(as_json: Json = False) -> None:
     """Show what is installed, which runtimes can run here, and what mends those that cannot."""
-    from samexport.benchmarks.contenders.known import variants
-    from samexport.cli.doctor import Finding, examine
+    from samexport.cli.doctor import examine
 
     findings = examine()
-    findings += [Finding(f"bench: {name}", not reason, "", reason) for name, reason in variants()]
     if as_json:
         print(json.dumps([vars(f) for f in findings], indent=1))
         return
     print_table(
         ("what", "state", "version", "remedy"),
-        [(f.name, "ok" if f.ok else "MISSING", f.version, f.remedy) for f in findings],
+        [(f.name, f.state, f.version, f.remedy) for f in findings],
     )

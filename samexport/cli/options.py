@@ -1,34 +1,174 @@
-"""Options that several commands share."""
+"""Options that several commands share, each written once."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
-Encoder = Annotated[str, typer.Option(help="Which model; `samexport list` shows all.")]
-Out = Annotated[Path | None, typer.Option(help="Bundle folder; the default is named after the model.")]
+from samexport.errors import ConfigError
+
+# of rich_help_panel: the groups of --help
+WEIGHTS, GRAPHS, BOXES, CHECKS, OUTPUT = "Weights", "Graphs", "Box detector", "Checks", "Output"
+MAX_THREADS = max(256, os.cpu_count() or 1)
+MAX_SAMPLER_SIZE = 4096
+DEFAULT_SEED = 7
+
+WeightsKind = Literal["official", "random"]
+
+
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]
+Encoder = Annotated[
+    str, typer.Option(metavar="NAME", help="Which model; `samexport list` shows all.", rich_help_panel=WEIGHTS)
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Bundle folder.", show_default="named after the model", rich_help_panel=OUTPUT),
+]
 Checkpoints = Annotated[
-    list[Path] | None, typer.Option("--checkpoint", help="Weights: .pt, .pth or .safetensors; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        help="Weights: .pt, .pth or .safetensors; may be repeated.",
+        rich_help_panel=WEIGHTS,
+    ),
 ]
-Weights = Annotated[str, typer.Option(help="official: cache or download. random: seeded, means nothing.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
-Split = Annotated[bool, typer.Option("--split-decoder", help="decoder_prologue + decoder_step instead of decoder.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtimes.")]
-RuntimeName = Annotated[str | None, typer.Option(help="Runtime; `samexport doctor` lists them.")]
-Sampler = Annotated[
-    str | None, typer.Option("--sampler", help="Add a detector that proposes boxes: object-aware (MobileSAMv2).")
-]
-SamplerCheckpoint = Annotated[
-    Path | None, typer.Option("--sampler-checkpoint", help="Its weights: ObjectAwareModel.pt or .safetensors.")
-]
-SamplerSize = Annotated[
-    int | None, typer.Option("--sampler-size", help="Side of its input, a multiple of 32; default 1024.")
+Weights = Annotated[
+    WeightsKind,
+    typer.Option(help="official: cache or download. random: seeded, means nothing.", rich_help_panel=WEIGHTS),
 ]
 DecoderCheckpoint = Annotated[
     Path | None,
-    typer.Option("--decoder-checkpoint", help="Prompt encoder and decoder from here: Prompt_guided_Mask_Decoder.pt."),
+    typer.Option(
+        "--decoder-checkpoint",
+        metavar="FILE",
+        help="Prompt encoder and decoder from here: Prompt_guided_Mask_Decoder.pt.",
+        rich_help_panel=WEIGHTS,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+SamplerCheckpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--sampler-checkpoint",
+        metavar="FILE",
+        help="The detector's weights: ObjectAwareModel.pt or .safetensors.",
+        rich_help_panel=BOXES,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.", rich_help_panel=OUTPUT)]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_THREADS, metavar="NUMBER", help="Threads of the runtimes.", rich_help_panel=CHECKS),
+]
+RuntimeName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Runtime; `samexport doctor` lists them.", rich_help_panel=CHECKS)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", rich_help_panel=OUTPUT)]
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """What every export command takes. None is what was not given, so that an option without effect is refused."""
+
+    encoder: Encoder
+    out: Out = None
+    checkpoint: Checkpoints = None
+    weights: Annotated[
+        WeightsKind | None,
+        typer.Option(
+            help="official: from the cache or downloaded. random: seeded, means nothing.",
+            show_default="official",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            metavar="NUMBER",
+            help="Seed of random weights.",
+            show_default=str(DEFAULT_SEED),
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None
+    decoder_checkpoint: DecoderCheckpoint = None
+    split_decoder: Annotated[
+        bool,
+        typer.Option(
+            "--split-decoder",
+            help="The decoder in two halves, once an image and once a prompt.",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = False
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Add a detector that proposes boxes: object-aware (MobileSAMv2).",
+            rich_help_panel=BOXES,
+        ),
+    ] = None
+    sampler_checkpoint: SamplerCheckpoint = None
+    sampler_size: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            max=MAX_SAMPLER_SIZE,
+            metavar="PIXELS",
+            help="Side of its input, a multiple of 32.",
+            show_default="1024",
+            rich_help_panel=BOXES,
+        ),
+    ] = None
+    force: Force = False
+    threads: Threads = None
+    as_json: Json = False
+
+    @property
+    def random_seed(self) -> int | None:
+        """The seed of random weights; None where the weights come from files.
+
+        Raises:
+            ConfigError: an option would have no effect.
+        """
+        if self.weights == "random":
+            return DEFAULT_SEED if self.seed is None else self.seed
+        if self.seed is not None:
+            raise ConfigError("--seed is of random weights; it needs --weights random")
+        if self.weights == "official" and self.checkpoint:
+            raise ConfigError("--weights official and --checkpoint name two sources of weights; give one of them")
+        return None
+
+
+Arguments = TypeVar("Arguments")
+Command = Callable[..., None]
+
+
+def takes(shared: type[Arguments]) -> Callable[[Command], Command]:
+    """Let a command take the fields of a dataclass as options of its own; it gets them as its first argument."""
+    hints = get_type_hints(shared, include_extras=True)
+    names = [field.name for field in fields(shared)]  # type: ignore[arg-type]
+
+    def decorate(command: Command) -> Command:
+        def call(**values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            command(shared(**given), **values)
+
+        common = [p.replace(annotation=hints[p.name]) for p in inspect.signature(shared).parameters.values()]
+        own = [*inspect.signature(command, eval_str=True).parameters.values()][1:]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*common, *own)]
+        functools.update_wrapper(call, command)
+        del call.__wrapped__  # type: ignore[attr-defined]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        return call
+
+    return decorate

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.files import sha256, to_json
 from samexport.models.spec import GraphSpec, ModelSpec
+from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, WeightsInfo
 from samexport.runtimes.formats.mlpackage import read_package
 
@@ -26,10 +27,11 @@ Target = OnnxOptions | TfliteOptions | CoreMLOptions
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of itself besides its tensors."""
+    """What a file says of itself besides its tensors, and inputs by the name of the graph, to try it on."""
 
     model: ModelSpec
     weights: WeightsInfo
+    examples: Mapping[str, Sequence[Tensors]] = field(default_factory=dict)
 
     def essentials(self, graph: GraphSpec) -> dict[str, Any]:
         """The manifest's essentials, for a user who has the file alone."""
@@ -61,12 +63,16 @@ class Writer:
         return replace(artifact, licence=facts.model.licence, made_with=versions(self.packages))
 
 
-def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: OnnxOptions, _: Facts) -> Artifact:
+def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: OnnxOptions, facts: Facts) -> Artifact:
     from samexport.exporter.to_onnx import convert as to_onnx
 
     path = folder / _file_name(graph, options.precision, "onnx")
-    nodes = to_onnx.convert(graph, module, path, options)
-    return _artifact(graph, path, "onnx", options.precision, options.opset, nodes)
+    written = to_onnx.convert(graph, module, path, options, facts.examples.get(graph.name, ()))
+    made = {"simplifier": f"none: {written.refused}" if written.refused else "onnxslim"}
+    if written.kept_in_fp32:
+        made["kept_in_fp32"] = ", ".join(written.kept_in_fp32)
+    artifact = _artifact(graph, path, "onnx", options.precision, options.opset, written.nodes)
+    return replace(artifact, options=made)
 
 
 def _write_tflite(graph: GraphSpec, module: nn.Module, folder: Path, options: TfliteOptions, facts: Facts) -> Artifact:

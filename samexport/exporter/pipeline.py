@@ -23,6 +23,7 @@ from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.files import new_folder
 from samexport.models.catalog import find_model
 from samexport.models.contracts import SAMPLER
+from samexport.models.loading import load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import (
@@ -119,7 +120,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
         for name in options.graphs:
             progress(f"exporting {name}")
             graph, module = build_graph(sam, spec, name)
-            artifacts.append(writer.write(graph, module, folder, options.target, Facts(spec, weights)))
+            facts = Facts(spec, weights, {name: golden.inputs_of(graph)})
+            artifacts.append(writer.write(graph, module, folder, options.target, facts))
         if sampler is not None:
             progress(f"exporting {SAMPLER}")
             artifacts.append(write_sampler(sampler, folder, options.target, spec))
@@ -132,23 +134,6 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
             raise ParityFailed(f"{failed}; nothing was written", lines)
         _finish(bundle, report)
     return open_bundle(target), report
-
-
-def load_model(
-    spec: ModelSpec,
-    checkpoints: Sequence[Path] = (),
-    random_seed: int | None = None,
-    decoder: Path | None = None,
-) -> tuple[Sam, WeightsInfo]:
-    """The torch model with its weights, in evaluation mode; CheckpointError if they cannot be used."""
-    from samexport.models.architectures.sam import Sam
-    from samexport.models.weights.checkpoints import load_weights
-
-    sam = Sam(spec)
-    weights = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
-    sam.load_state_dict(weights.state, strict=True)
-    sam.eval().requires_grad_(False)
-    return sam, WeightsInfo(weights.kind, weights.source, weights.sha256, weights.seed)
 
 
 def reference_golden(sam: Sam, spec: ModelSpec, graphs: Sequence[str], seed: int) -> Golden:
@@ -178,11 +163,14 @@ def verify_against_pytorch(
 
     ``decoder`` and ``sampler`` are the other files that were used at export; a sampler whose file is not given
     is skipped.
+
+    Raises:
+        ConfigError: these are not the weights that the bundle was made from.
     """
     manifest = bundle.manifest
     spec = replace(find_model(manifest.model), mask_outputs=manifest.mask_outputs)
     progress("running the reference")
-    sam, _ = load_model(spec, checkpoints, decoder=decoder)
+    sam = reload_model(spec, manifest.weights, checkpoints, decoder)
     graphs = [name for name in bundle.graph_names if name != SAMPLER]
     golden = reference_golden(sam, spec, graphs, GOLDEN_SEED + 1)
     skipped: tuple[Row, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.files import sha256
 from samexport.models.catalog import find_sampler
 from samexport.models.contracts import sampler_graph
+from samexport.models.loading import require_same
 from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, Nms, SamplerInfo, WeightsInfo
@@ -138,14 +138,13 @@ def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int = 0) -
         ConfigError: the image size cannot be.
     """
     from samexport.models.graphs.detector import count_anchors
-    from samexport.models.weights.detector_checkpoint import cached_detector, load_detector, random_detector
+    from samexport.models.weights.detector_checkpoint import load_detector, random_detector
 
     spec = find_sampler(export.name)
     image_size = export.image_size or spec.image_size
     candidates = min(spec.candidates, count_anchors(image_size)) if ranked else None
     if export.checkpoint is not None:
-        sha256 = _sha256(export.checkpoint)
-        detector = load_detector(cached_detector(export.checkpoint, sha256))
+        detector, sha256 = load_detector(export.checkpoint)
         weights = WeightsInfo("checkpoint", export.checkpoint.name, sha256, None)
     else:
         detector = random_detector(spec, random_seed)
@@ -154,9 +153,15 @@ def load_sampler(export: SamplerExport, *, ranked: bool, random_seed: int = 0) -
 
 
 def reload_sampler(info: SamplerInfo, graph: GraphSpec, checkpoint: Path) -> LoadedSampler:
-    """The sampler of a bundle again, its weights read from ``checkpoint``; errors as :func:`load_sampler`."""
+    """The sampler of a bundle again, its weights read from ``checkpoint``.
+
+    Errors as :func:`load_sampler`; ConfigError where the bundle's are of another file.
+    """
     ranked = any(tensor.role == "ranked_boxes" for tensor in graph.outputs)
-    return load_sampler(SamplerExport(info.name, checkpoint, info.image_size, info.nms), ranked=ranked)
+    loaded = load_sampler(SamplerExport(info.name, checkpoint, info.image_size, info.nms), ranked=ranked)
+    if info.weights.kind == "checkpoint":
+        require_same(info.weights, loaded.weights, "--sampler-checkpoint")
+    return loaded
 
 
 def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, model: ModelSpec) -> Artifact:
@@ -177,13 +182,3 @@ def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, model: M
     path.write_bytes(model.SerializeToString(deterministic=True))
     nodes = len(model.graph.node)
     return replace(artifact, sha256=sha256(path), size=path.stat().st_size, nodes=nodes)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}; give the path of ObjectAwareModel.pt"
-        ) from error

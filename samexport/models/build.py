@@ -1,14 +1,15 @@
-"""From a model of the catalogue to torch: ``load_model`` reads weights, ``build_graph`` makes a graph module."""
+"""From a torch model to the module of a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pkgutil import resolve_name
 
 from torch import nn
 
 from samexport.errors import ConfigError
 from samexport.models.architectures.object_detector import ObjectDetector
-from samexport.models.architectures.sam import Sam, resolve
+from samexport.models.architectures.sam import Sam
 from samexport.models.contracts import sampler_graph
 from samexport.models.graphs.decoder import Decoder, DecoderStep, DecoderWithMask, Prologue
 from samexport.models.graphs.detector import PlainPromptSampler, PromptSampler, count_anchors
@@ -18,7 +19,7 @@ from samexport.models.spec import GraphSpec, ModelSpec
 Builder = Callable[[Sam, ModelSpec], nn.Module]
 
 _EXPORT: dict[str, Builder] = {
-    "encoder": lambda sam, spec: resolve(spec.encoder_graph)(sam.image_encoder, spec.frame),
+    "encoder": lambda sam, spec: resolve_name(spec.encoder_graph)(sam.image_encoder, spec.frame),
     "decoder": lambda sam, _: Decoder(sam),
     "decoder_with_mask": lambda sam, _: DecoderWithMask(sam),
     "decoder_prologue": lambda sam, _: Prologue(sam),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 from samexport.errors import ConfigError
 from samexport.models.contracts import sam_graphs
@@ -10,11 +11,13 @@ from samexport.models.spec import CheckpointSource, Frame, ModelSpec, SamplerSpe
 
 _ARCH = "samexport.models.architectures"
 _GRAPHS = "samexport.models.graphs"
+# TinyViT's classifier
+_CLASSIFIER = ("image_encoder.norm_head.", "image_encoder.head.")
 _FULL = Frame(1024)
 _TINY = Frame(64)
 
 
-def _sam_vit(size: str, parameters: int, filename: str, sha256: str) -> ModelSpec:
+def _sam_vit(size: str, word: str, parameters: int, filename: str, sha256: str) -> ModelSpec:
     return ModelSpec(
         name=f"sam.vit_{size}",
         summary=f"Segment Anything with its ViT-{size.upper()} encoder",
@@ -25,6 +28,7 @@ def _sam_vit(size: str, parameters: int, filename: str, sha256: str) -> ModelSpe
         parameters=parameters,
         licence="Apache-2.0",
         source=CheckpointSource(filename, f"https://dl.fbaipublicfiles.com/segment_anything/{filename}", sha256),
+        aliases=(f"sam_vit_{size}", f"sam_{size}", f"vit{size}", f"sam_{word}", f"facebook/sam-vit-{word}"),
     )
 
 
@@ -43,6 +47,8 @@ _MODELS = (
             "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
             "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         ),
+        aliases=("vit_t", "sam_vit_t", "vitt", "mobilesam", "mobile_sam", "tiny_vit", "sam_t"),
+        unread=_CLASSIFIER,
     ),
     ModelSpec(
         name="tinysam.tinysam",
@@ -59,21 +65,26 @@ _MODELS = (
             None,
         ),
         mask_outputs=(1, 2, 3),
+        aliases=("tiny_sam",),
+        unread=_CLASSIFIER,
     ),
     _sam_vit(
         "b",
+        "base",
         93_735_472,
         "sam_vit_b_01ec64.pth",
         "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
     ),
     _sam_vit(
         "l",
+        "large",
         312_342_832,
         "sam_vit_l_0b3195.pth",
         "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     ),
     _sam_vit(
         "h",
+        "huge",
         641_090_608,
         "sam_vit_h_4b8939.pth",
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
@@ -81,6 +92,7 @@ _MODELS = (
     ModelSpec(
         name="test.tinyvit64",
         summary="a 64-pixel TinyViT for tests; there are no trained weights",
+        unread=_CLASSIFIER,
         image_encoder=f"{_ARCH}.tiny_vit:tiny_vit_test",
         encoder_graph=f"{_GRAPHS}.tiny_vit:TinyViTEncoder",
         frame=_TINY,
@@ -106,8 +118,18 @@ _MODELS = (
     ),
 )
 
+_ENDING = re.compile(r"\.(pth?|ckpt|bin|safetensors)$")
+
+
+def names_of(model: ModelSpec) -> tuple[str, ...]:
+    """Every name of a model: ``family.encoder``, ``encoder``, the aliases, the official file's without its ending."""
+    file = (_ENDING.sub("", model.source.filename),) if model.source else ()
+    return tuple(dict.fromkeys((model.name, model.encoder, *model.aliases, *file)))
+
+
 MODELS: dict[str, ModelSpec] = {m.name: m for m in _MODELS}
-if len(MODELS) != len(_MODELS) or len({m.encoder for m in _MODELS}) != len(_MODELS):
+_BY_NAME: dict[str, ModelSpec] = {name: m for m in _MODELS for name in names_of(m)}
+if len(_BY_NAME) != sum(len(names_of(m)) for m in _MODELS):
     raise ValueError("two models of the catalogue share a name")
 
 SAMPLERS: dict[str, SamplerSpec] = {
@@ -145,11 +167,15 @@ def find_sampler(name: str) -> SamplerSpec:
 
 
 def find_model(name: str) -> ModelSpec:
-    """The model called ``family.encoder`` or just ``encoder``; ConfigError names the close matches."""
-    by_encoder = {m.encoder: m for m in _MODELS}
-    model = MODELS.get(name) or by_encoder.get(name)
+    """The model with this name, in any case, also a weight file's; ConfigError names the close matches.
+
+    The names are ``family.encoder``, just ``encoder``, and the aliases.
+    """
+    model = _BY_NAME.get(name) or _BY_NAME.get(_ENDING.sub("", name.lower()))
     if model is None:
-        close = difflib.get_close_matches(name, [*by_encoder, *MODELS], n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else "see `samexport list`"
+        shown = {known: m for known, m in _BY_NAME.items() if not m.hidden}
+        close = difflib.get_close_matches(name, shown, n=8, cutoff=0.4)
+        models = list(dict.fromkeys(known if known == shown[known].name else shown[known].encoder for known in close))
+        hint = f"did you mean {' or '.join(models[:3])}?" if models else "see `samexport list`"
         raise ConfigError(f"no encoder is called {name!r}; {hint}")
     return model

@@ -14,6 +14,9 @@ Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)]
 """A name that may become part of a file's name: it cannot leave a folder."""
 
+Hashes = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}( \+ [0-9a-f]{64})*$")]
+"""The sha256 of one file, or of several."""
+
 Dim = Annotated[int, Meta(ge=1, le=1 << 24)] | Identifier
 DType = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 Role = Literal["tensor", "mask_logits", "mask_scores", "ranked_boxes", "ranked_scores"]
@@ -122,6 +125,8 @@ class ModelSpec:
     ``image_encoder`` and ``encoder_graph`` are dotted paths ``package.module:name``: a function without
     arguments that builds the encoder, and the class that turns it into its export form.
     ``mask_outputs`` lists the mask tokens that the weights were trained for (of 0..3).
+    ``aliases`` are other names that people use. ``unread`` are beginnings of state-dict names that checkpoints may
+    have and no graph reads.
     """
 
     name: str
@@ -137,6 +142,8 @@ class ModelSpec:
     decoder_mlp_dim: int = 2048
     mask_outputs: tuple[int, ...] = (0, 1, 2, 3)
     hidden: bool = False
+    aliases: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> str:
@@ -146,6 +153,20 @@ class ModelSpec:
     def graph(self, name: str) -> GraphSpec:
         """The graph called ``name``; KeyError if this model has none."""
         return {g.name: g for g in self.graphs}[name]
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Where weights came from: kind "checkpoint" (file names, sha256) or "random" (seed).
+
+    ``source`` has the name of each file, without its folder, in the order of merging; ``sha256`` has the hash of
+    each. Both are joined by " + ". Random weights have a ``seed`` instead of a hash.
+    """
+
+    kind: Literal["checkpoint", "random"]
+    source: str
+    sha256: Hashes | None
+    seed: int | None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -33,7 +34,7 @@ def parse_npy(data: bytes, name: str) -> NDArray[Any]:
             raise ValueError(f"claims shape {list(shape)} of {dtype} and holds {len(body)} bytes")
         flat = np.frombuffer(body, dtype)
         return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, KeyError, TypeError, EOFError, SyntaxError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
         raise FileError(f"{name} is not a usable .npy: {reason(error)}") from error
 
 

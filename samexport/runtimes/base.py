@@ -5,11 +5,12 @@ PyTorch is just another runtime; it is the reference that the others are compare
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import os
+import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +19,18 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import ConfigError, MissingDependency, ParityFailed
+from samexport.errors import ConfigError, MissingDependency, ParityFailed, RuntimeFailed
+from samexport.files import open_regular, reason
+from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec, axis_sizes
 
 if TYPE_CHECKING:
     from samexport.runtimes.adapters.entry_points import Bucket
 
 Tensors = dict[str, NDArray[Any]]
+
+MOST_THREADS = max(256, os.cpu_count() or 1)
+"""More than that only cost memory and time, and very many end the process."""
 
 
 class Runtime(ABC):
@@ -41,6 +47,7 @@ class Runtime(ABC):
 
     def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph
+        self._closed = False
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         """Compute every output of the graph.
@@ -51,7 +58,10 @@ class Runtime(ABC):
         Raises:
             ConfigError: an input is missing, unknown, or has the wrong dtype or shape.
             ParityFailed: the file returned other outputs or shapes than its spec promises.
+            RuntimeFailed: it does not run, or is closed.
         """
+        if self._closed:
+            raise RuntimeFailed(f"{self.graph.name} is closed; open its file again")
         wanted = set(self.graph.input_names)
         if set(inputs) != wanted:
             raise ConfigError(f"{self.graph.name} takes {sorted(wanted)}, got {sorted(inputs)}")
@@ -84,7 +94,13 @@ class Runtime(ABC):
         """Where the graph really runs: provider, delegate, device, threads."""
 
     def close(self) -> None:
-        """Release what the runtime holds; the object must not be used afterwards."""
+        """Release what the runtime holds; it cannot run afterwards. Closing again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of what the runtime holds; called once."""
 
     def __enter__(self) -> Self:
         return self
@@ -102,16 +118,17 @@ def describe(runtime: Runtime) -> str:
 
 @dataclass(frozen=True)
 class RuntimeInfo:
-    """How to open one kind of file: the class (dotted path), the package it needs, how to install it.
+    """How to open one kind of file: the class (dotted path), the package it needs, the extra that installs it.
 
-    ``platform`` is the ``sys.platform`` that it is limited to, empty for none.
+    Without an ``extra`` samexport itself needs the package. ``platform`` is the ``sys.platform`` that it is
+    limited to, empty for none.
     """
 
     name: str
     file_format: str
     opener: str
     package: str
-    install: str
+    extra: str
     platform: str = ""
 
     @property
@@ -119,35 +136,38 @@ class RuntimeInfo:
         """Why it cannot run here; empty if it can."""
         if self.platform not in ("", sys.platform):
             return f"runs on {self.platform} only"
-        return "" if _version(self.package) else self.install
+        return "" if version(self.package) else self.remedy
+
+    @property
+    def remedy(self) -> str:
+        """The command that installs its package."""
+        return install_hint(self.extra) if self.extra else install_hint(package=self.package)
 
 
 RUNTIMES: dict[str, RuntimeInfo] = {
     info.name: info
     for info in (
-        RuntimeInfo(
-            "onnxruntime", "onnx", "samexport.runtimes.adapters.ort:OrtRuntime", "onnxruntime", "pip install samexport"
-        ),
+        RuntimeInfo("onnxruntime", "onnx", "samexport.runtimes.adapters.ort:OrtRuntime", "onnxruntime", ""),
         RuntimeInfo(
             "openvino",
             "onnx",
             "samexport.runtimes.adapters.openvino:OpenVinoRuntime",
             "openvino",
-            "pip install 'samexport[openvino]'",
+            "openvino",
         ),
         RuntimeInfo(
             "litert",
             "tflite",
             "samexport.runtimes.adapters.litert:LiteRtRuntime",
             "ai-edge-litert",
-            "pip install 'samexport[tflite]'",
+            "tflite",
         ),
         RuntimeInfo(
             "coreml",
             "coreml",
             "samexport.runtimes.adapters.coreml:CoreMLRuntime",
             "coremltools",
-            "pip install 'samexport[coreml]'",
+            "coreml",
             platform="darwin",
         ),
         RuntimeInfo(
@@ -155,7 +175,7 @@ RUNTIMES: dict[str, RuntimeInfo] = {
             "coreml",
             "samexport.runtimes.adapters.mil:MilRuntime",
             "coremltools",
-            "pip install 'samexport[coreml]'",
+            "coreml",
         ),
     )
 }
@@ -175,7 +195,7 @@ class Availability:
 def availability() -> list[Availability]:
     """Look at every known runtime without importing it."""
     return [
-        Availability(info.name, info.file_format, not info.missing, _version(info.package), info.missing)
+        Availability(info.name, info.file_format, not info.missing, version(info.package), info.missing)
         for info in RUNTIMES.values()
     ]
 
@@ -187,11 +207,35 @@ def checkers(file_format: str) -> tuple[str, ...]:
     return (*own, *[info.name for info in readers if not info.platform][:1])
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of an installed package; empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def check_runtime(name: str | None, formats: Collection[str]) -> None:
+    """ConfigError unless ``name`` is None or a runtime that reads files of one of ``formats``."""
+    if name is None:
+        return
+    if name not in RUNTIMES:
+        raise ConfigError(f"there is no runtime {name!r}; known: {', '.join(RUNTIMES)}")
+    reads = RUNTIMES[name].file_format
+    if reads not in formats:
+        raise ConfigError(f"{name} reads {reads} files, not {', '.join(sorted(formats))}")
+
+
+def check_threads(count: int | None) -> None:
+    """ConfigError unless ``count`` is None or a number of threads that a runtime can be given."""
+    if count is not None and not 1 <= count <= MOST_THREADS:
+        raise ConfigError(f"--threads takes 1 to {MOST_THREADS}, not {count}")
+
+
+def check_file(path: Path) -> None:
+    """FileError unless ``path`` is a regular file that can be read: native code may hang on others, or crash."""
+    with open_regular(path):
+        pass
 
 
 def open_runtime(
@@ -200,18 +244,22 @@ def open_runtime(
     """Open a file of ``file_format`` with the named runtime, or with the first that reads the format here.
 
     Raises:
-        ConfigError: no such runtime, or it does not read this format.
+        ConfigError: no such runtime, or it does not read this format, or ``threads`` is out of bounds.
         MissingDependency: its package is not installed.
+        BundleError, FileError: the file cannot be opened.
     """
+    check_threads(threads)
     readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
     chosen = [i for i in readers if runtime == i.name or (runtime is None and i.platform in ("", sys.platform))]
     if not chosen:
         names = ", ".join(i.name for i in readers) or "none"
         raise ConfigError(f"runtime {runtime!r} does not read {file_format} files; these do: {names}")
     info = chosen[0]
-    module, _, attribute = info.opener.partition(":")
     try:
-        opened: Runtime = getattr(importlib.import_module(module), attribute)(path, graph, threads=threads)
+        opened: Runtime = pkgutil.resolve_name(info.opener)(path, graph, threads=threads)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"{info.name} needs {error.name}: {info.install}") from error
+        raise MissingDependency(f"{info.name} needs {error.name}: {info.remedy}") from error
+    except ImportError as error:
+        # a package whose native part does not load
+        raise MissingDependency(f"{info.name} cannot be loaded: {reason(error)}; try again: {info.remedy}") from error
     return opened

@@ -5,6 +5,7 @@ It appears complete or not at all: it is written in a private folder beside the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from msgspec import Meta
 from samexport.errors import BundleError, FileError, SamExportError
 from samexport.files import read_json, reason, sha256, to_json
 from samexport.models.spec import Frame, GraphSpec, Identifier, Name
+from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
 from samexport.runtimes.base import Runtime, open_runtime
 from samexport.runtimes.host.detector import SamplerOptions
 from samexport.runtimes.verdicts import Row
@@ -74,16 +76,6 @@ class Artifact:
     calibration: Calibration | None = None
     licence: str = ""
     made_with: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class WeightsInfo:
-    """Where the weights came from: kind "checkpoint" (file names, sha256) or "random" (seed)."""
-
-    kind: Literal["checkpoint", "random"]
-    source: str
-    sha256: Sha256 | None
-    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -153,13 +145,20 @@ class Manifest:
             raise ValueError(f"mask_outputs {list(self.mask_outputs)} of {masks[0]} masks")
 
     def to_json(self) -> str:
-        """Text of ``bundle.json``: sorted keys, no dates, so that equal content is equal bytes."""
-        return to_json(msgspec.to_builtins(self))
+        """Text of ``bundle.json``: sorted keys, no dates, so that equal content is equal bytes.
+
+        ValueError if a reader would refuse it.
+        """
+        return to_json(msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(self), Manifest)))
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of ``bundle.json``, for readers in other languages."""
-    return msgspec.json.schema(Manifest)
+    """JSON Schema of ``bundle.json``, for readers in other languages: ``bundle.schema.json`` beside this file."""
+    schema: dict[str, Any] = msgspec.json.schema(Manifest)
+    for definition in schema["$defs"].values():
+        if "description" in definition:
+            definition["description"] = inspect.cleandoc(definition["description"])
+    return schema
 
 
 @dataclass(frozen=True)

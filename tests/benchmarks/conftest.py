@@ -14,7 +14,7 @@ def plain_bundle(tiny_bundle, tmp_path_factory):
     def make(folder):
         with new_folder(folder) as private:
             write_baselines(
-                tiny_bundle, private, lambda graph, module, path: convert(graph, module, path, OnnxOptions())
+                tiny_bundle, private, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes
             )
 
     return once(tmp_path_factory, "plain", make)

@@ -12,10 +12,11 @@ from pycocotools import mask as coco
 
 from samexport import __version__
 from samexport.cli import export as export_commands
+from samexport.errors import BundleError, FileError
 from samexport.runtimes.adapters import litert_gpu
 from samexport.runtimes.parity import gpu as verify_gpu
-from samexport.runtimes.parity.compare import Row, Verdict
 from samexport.runtimes.parity.verify import verify_bundle
+from samexport.runtimes.verdicts import Check, Row, Verdict
 from tests.command_line import one_line_error
 
 
@@ -24,9 +25,34 @@ def test_export_ends_with_a_table_and_says_random(run, tmp_path, converted):
     assert code == 0
     for word in ("encoder.onnx", "decoder_with_mask.onnx", "opset", "PASS", "RANDOM"):
         assert word in out
-    assert "exporting decoder" in err
+    size = sum(p.stat().st_size for p in (tmp_path / "b").rglob("*"))
+    assert out.splitlines()[-1] == f"wrote {tmp_path / 'b'}/ (8 files, {size / 1e6:.1f} MB)"
+    steps = [line for line in err.splitlines() if line.startswith("[")]
+    assert [re.sub(r" +\d+ s$", "", line) for line in steps] == [
+        "[1/9] reading weights", "[2/9] running the reference", "[3/9] exporting encoder", "[4/9] exporting decoder",
+        "[5/9] exporting decoder_with_mask", "[6/9] checking encoder", "[7/9] checking decoder",
+        "[8/9] checking decoder_with_mask", "[9/9] checking from picture to masks",
+    ]  # fmt: skip
     code, _, err = run("onnx", "--encoder", "test.tinyvit64", "--weights", "random", "--out", tmp_path / "b")
     assert (code, "--force" in one_line_error(err)) == (2, True)
+
+
+def test_an_export_says_where_it_writes_and_what_it_wrote_as_json(run, tmp_path, converted, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("onnx", "--encoder", "test.tinyvit64", "--weights", "random", "--json")
+    told, folder = json.loads(out), tmp_path / "test-tinyvit64-onnx-fp32-random"
+    assert code == 0
+    assert "exporting test.tinyvit64 to test-tinyvit64-onnx-fp32-random" in err
+    assert (told["path"], told["verdict"], told["weights"]["kind"]) == (folder.name, "PASS", "random")
+    assert {f["path"]: f["size"] for f in told["files"]} == {
+        p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_an_export_without_torch_names_the_command_that_installs_it(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, err = run("onnx", "--encoder", "test.tinyvit64", "--weights", "random", "--out", tmp_path / "b")
+    assert (code, "exporting needs torch: pip install" in one_line_error(err)) == (2, True)
 
 
 def test_verify_writes_reports_by_ending(run, tiny_bundle, tmp_path):
@@ -40,8 +66,95 @@ def test_verify_writes_reports_by_ending(run, tiny_bundle, tmp_path):
     assert int(suite.get("tests")) == len(data["rows"]) == len(suite.findall("testcase"))
     assert suite.get("failures") == "0"
     assert (tmp_path / "report.md").read_text().count("| PASS |") == len(data["rows"])
-    code, _, err = run("verify", tiny_bundle.folder, "--report", tmp_path / "report.txt")
-    assert (code, ".json, .xml, .md" in one_line_error(err)) == (2, True)
+
+
+@pytest.fixture
+def no_checks(monkeypatch):
+    """Fail if a check runs."""
+    from samexport.runtimes.parity import verify
+
+    monkeypatch.setattr(verify, "verify_bundle", lambda *_, **__: pytest.fail("a check ran"))
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_any_check(run, tiny_bundle, tmp_path, no_checks):
+    verify = ("verify", tiny_bundle.folder, "--report")
+    (tmp_path / "mine.json").write_text("mine")
+    (tmp_path / "weights.json").write_text("weights")
+    for name, message in (
+        ("report.txt", ".json, .xml, .md"),
+        ("absent/report.md", "does not exist"),
+        ("mine.json", "--force"),
+        (tiny_bundle.folder / "report.json", "is inside the bundle"),
+    ):
+        code, out, err = run(*verify, tmp_path / name)
+        assert (code, out, message in one_line_error(err)) == (2, "", True), err
+    weights = tmp_path / "weights.json"
+    code, _, err = run(*verify, weights, "--force", "--checkpoint", weights)
+    assert (code, "is an input" in one_line_error(err)) == (2, True)
+    assert (tmp_path / "mine.json").read_text() == "mine"
+
+
+def test_force_replaces_a_report(run, tiny_bundle, tmp_path):
+    (tmp_path / "report.json").write_text("mine")
+    code, out, _ = run("verify", tiny_bundle.folder, "--report", tmp_path / "report.json", "--force")
+    assert (code, out.splitlines()[-1].startswith(f"wrote {tmp_path / 'report.json'} (")) == (0, True)
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "PASS"
+
+
+def test_the_table_is_printed_even_if_the_report_cannot_be_written(run, tiny_bundle, tmp_path, monkeypatch):
+    from samexport.runtimes.parity import report
+
+    def fail(*_, **__):
+        raise FileError("the disk is full")
+
+    monkeypatch.setattr(report, "write_text", fail)
+    code, out, err = run("verify", tiny_bundle.folder, "--report", tmp_path / "report.json")
+    assert (code, "the disk is full" in one_line_error(err)) == (2, True)
+    assert "checks PASS" in out
+
+
+def test_what_was_found_is_written_if_a_later_check_cannot_go_on(run, tiny_bundle, tmp_path, monkeypatch):
+    from samexport.runtimes.parity import against
+
+    def fail(*_, **__):
+        raise BundleError("the other bundle is gone")
+
+    monkeypatch.setattr(against, "verify_against", fail)
+    arguments = ("verify", tiny_bundle.folder, "--against", tiny_bundle.folder, "--report", tmp_path / "report.json")
+    code, out, err = run(*arguments)
+    assert (code, "the other bundle is gone" in one_line_error(err)) == (2, True)
+    assert "decoder 3x2" in out
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "PASS"
+
+
+def test_a_failed_check_counts_more_than_one_that_could_not_go_on(run, own_bundle, monkeypatch):
+    from samexport.runtimes.parity import against
+
+    def fail(*_, **__):
+        raise BundleError("the other bundle is gone")
+
+    monkeypatch.setattr(against, "verify_against", fail)
+    (own_bundle.folder / "decoder.onnx").write_bytes(b"junk")
+    code, _, err = run("verify", own_bundle.folder, "--against", own_bundle.folder)
+    assert (code, "checks failed" in one_line_error(err)) == (1, True)
+    assert "FAIL  not finished: the other bundle is gone" in err
+
+
+def test_verify_prints_rows_as_json(run, tiny_bundle):
+    code, out, err = run("verify", tiny_bundle.folder, "--json")
+    told = json.loads(out)
+    assert (code, told["verdict"], told["bundle"]) == (0, "PASS", str(tiny_bundle.folder))
+    assert {r["verdict"] for r in told["rows"]} == {"PASS"}
+    assert "[4/4] checking from picture to masks" in err
+
+
+def test_verify_against_runs_the_judged_bundle_on_the_named_runtime(run, tiny_bundle):
+    pytest.importorskip("openvino")
+    code, out, _ = run("verify", tiny_bundle.folder, "--against", tiny_bundle.folder, "--runtime", "openvino", "--json")
+    rows = [r for r in json.loads(out)["rows"] if r["check"]["against"] == tiny_bundle.folder.name]
+    assert (code, {r["check"]["runtime"] for r in rows if r["check"]["kind"] == "case"}) == (0, {"openvino"})
+    # where both ran on ONNX Runtime, nothing at all would differ
+    assert max(r["max_error"] for r in rows if r["max_error"] is not None) > 0
 
 
 def test_verify_on_a_gpu_is_for_tflite_and_needs_one(run, tiny_bundle, tflite_bundle, monkeypatch):
@@ -58,7 +171,8 @@ def test_verify_on_a_gpu_is_for_tflite_and_needs_one(run, tiny_bundle, tflite_bu
 
 def test_what_was_not_checked_on_the_gpu_is_printed_and_not_counted(run, tflite_bundle, monkeypatch):
     monkeypatch.setattr(verify_gpu, "why_unavailable", lambda: "")
-    monkeypatch.setattr(verify_gpu, "compare_with_cpu", lambda path, graph, cases: (Row("on GPU", "y", Verdict.PASS),))
+    passed = (Row(Check("gpu", ("decoder",)), "y", Verdict.PASS),)
+    monkeypatch.setattr(verify_gpu, "compare_with_cpu", lambda path, graph, cases: passed)
     plain = int(re.search(r"(\d+) checks PASS", run("verify", tflite_bundle.folder)[1])[1])
     code, out, _ = run("verify", tflite_bundle.folder, "--gpu")
     assert code == 0
@@ -66,10 +180,16 @@ def test_what_was_not_checked_on_the_gpu_is_printed_and_not_counted(run, tflite_
     assert "SKIPPED  on GPU, fp16, OpenCL and Metal, phones: the check computes in float32" in out
 
 
-def test_verify_against_another_bundle_adds_rows(run, tflite_bundle, tiny_bundle, half_bundle):
-    code, out, _ = run("verify", tflite_bundle.folder, "--against", tiny_bundle.folder)
+def test_verify_against_another_bundle_adds_rows(run, tflite_bundle, tiny_bundle):
+    code, out, err = run("verify", tflite_bundle.folder, "--against", tiny_bundle.folder)
     assert (code, "encoder picture (against tiny)" in out) == (0, True)
-    code, _, err = run("verify", tflite_bundle.folder, "--against", half_bundle.folder)
+    assert "checking from picture to masks" in err
+    steps = [line.split("]")[0] for line in err.splitlines() if line.startswith("[")]
+    assert steps == [f"[{number}/11" for number in range(1, 12)]
+
+
+def test_bundles_that_cannot_be_compared_are_refused_before_any_check(run, tiny_bundle, half_bundle, no_checks):
+    code, _, err = run("verify", tiny_bundle.folder, "--against", half_bundle.folder)
     assert (code, "different models" in one_line_error(err)) == (2, True)
 
 
@@ -230,8 +350,8 @@ try:
     main()
 except SystemExit:
     pass
-heavy = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "rich.table"} & set(sys.modules)
-print("HEAVY", sorted(heavy - {"rich.table"}))
+heavy = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "rich", "filelock"} & set(sys.modules)
+print("HEAVY", sorted(heavy))
 """
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,11 +10,12 @@ import torch
 from samexport.errors import CheckpointError, ConfigError, ParityFailed
 from samexport.exporter import pipeline
 from samexport.exporter.deliver.card import write_card
-from samexport.exporter.pipeline import ExportOptions, export_bundle, load_model, verify_against_pytorch
+from samexport.exporter.pipeline import ExportOptions, export_bundle, verify_against_pytorch
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.models.catalog import find_model
-from samexport.runtimes.parity.compare import ParityReport, Verdict
+from samexport.models.loading import load_model
 from samexport.runtimes.parity.verify import verify_bundle
+from samexport.runtimes.verdicts import ParityReport, Verdict
 
 
 def code_of(card: str) -> str:
@@ -43,7 +45,7 @@ def test_the_manifest_tells_weights_tools_parity_and_every_file(tiny_bundle):
     manifest = tiny_bundle.manifest
     assert (manifest.weights.kind, manifest.weights.seed) == ("random", 7)
     assert manifest.tools["torch"] == torch.__version__
-    assert {row["verdict"] for row in manifest.parity} == {"PASS"}
+    assert {row.verdict for row in manifest.parity} == {"PASS"}
     on_disk = {p.relative_to(tiny_bundle.folder).as_posix() for p in tiny_bundle.folder.rglob("*") if p.is_file()}
     assert set(manifest.files) == on_disk - {"bundle.json"}
 
@@ -101,15 +103,31 @@ def checkpoint(tmp_path_factory):
 def test_verify_compares_with_pytorch_on_a_checkpoint(tiny_bundle, checkpoint):
     report = verify_against_pytorch(tiny_bundle, ParityReport(()), [checkpoint])
     assert report.verdict is Verdict.PASS
-    assert all(row.case.endswith("(PyTorch)") for row in report.rows)
+    assert all(row.check.against == "PyTorch" for row in report.rows)
 
 
-def test_verify_fails_on_another_checkpoint(tiny_bundle, checkpoint, tmp_path):
+def test_verify_names_the_cause_when_the_weights_are_others(tiny_bundle, checkpoint, tmp_path):
     state = torch.load(checkpoint, weights_only=True)
     state["image_encoder.neck.0.weight"][3] *= 1.1
     torch.save(state, tmp_path / "other.pt")
-    report = verify_against_pytorch(tiny_bundle, verify_bundle(tiny_bundle), [tmp_path / "other.pt"])
-    assert {row.case.split(" ")[0] for row in report.failures} == {"encoder", "end"}
+    with pytest.raises(ConfigError, match=r"made from seed 7, not other\.pt"):
+        verify_against_pytorch(tiny_bundle, ParityReport(()), [tmp_path / "other.pt"])
+    trained = replace(tiny_bundle.manifest.weights, kind="checkpoint", source="mine.pt", sha256="0" * 64, seed=None)
+    bundle = replace(tiny_bundle, manifest=replace(tiny_bundle.manifest, weights=trained))
+    with pytest.raises(ConfigError, match=r"made from mine.pt, not tiny.pt \(sha256 00000000, not [0-9a-f]{8}\)"):
+        verify_against_pytorch(bundle, ParityReport(()), [checkpoint])
+
+
+def test_verify_fails_where_the_files_compute_something_else(own_bundle, checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    state["image_encoder.neck.0.weight"][3] *= 1.1
+    torch.save(state, tmp_path / "other.pt")
+    digest = hashlib.sha256((tmp_path / "other.pt").read_bytes()).hexdigest()
+    # a manifest that lies about the weights of its files
+    claimed = replace(own_bundle.manifest.weights, kind="checkpoint", source="other.pt", sha256=digest, seed=None)
+    bundle = replace(own_bundle, manifest=replace(own_bundle.manifest, weights=claimed))
+    report = verify_against_pytorch(bundle, verify_bundle(own_bundle), [tmp_path / "other.pt"])
+    assert {str(row.check).split(" ")[0] for row in report.failures} == {"encoder", "end"}
 
 
 def test_a_checkpoint_is_recorded_by_name_and_hash(checkpoint, tiny_bundle):

@@ -11,9 +11,8 @@ import torch
 from onnx import numpy_helper
 
 from samexport.errors import CheckpointError, ConfigError
-from samexport.exporter import pipeline
 from samexport.exporter.pipeline import ExportOptions, verify_against_pytorch
-from samexport.exporter.sampler_export import SamplerExport, load_sampler, write_sampler
+from samexport.exporter.sampler_export import SamplerExport, load_sampler, reload_sampler, write_sampler
 from samexport.exporter.to_coreml.convert import CoreMLOptions
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_onnx.half import to_half
@@ -21,18 +20,20 @@ from samexport.exporter.to_onnx.nms import append_nms
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models.catalog import SAMPLERS, find_model, find_sampler
 from samexport.models.contracts import SAMPLER, sampler_graph
+from samexport.models.loading import load_model
 from samexport.models.weights.checkpoints import load_weights
 from samexport.runtimes.base import open_runtime
-from samexport.runtimes.bundle import MANIFEST, open_bundle, relative_files
+from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.formats.tflite_lint import lint
 from samexport.runtimes.host.detector import SamplerOptions, nms
-from samexport.runtimes.parity.compare import ParityReport, Verdict
 from samexport.runtimes.parity.golden import load_golden, structured_picture
 from samexport.runtimes.parity.verify import compare_case, verify_bundle
+from samexport.runtimes.verdicts import Check, ParityReport, Verdict
+from tests.signing import sign
 
 
 def sampler_rows(report):
-    return [row for row in report.rows if row.case.startswith(SAMPLER)]
+    return [row for row in report.rows if SAMPLER in row.check.graphs]
 
 
 def test_a_bundle_says_all_that_a_host_must_know(sampler_bundle):
@@ -73,7 +74,7 @@ def test_every_format_finds_the_boxes_that_pytorch_finds(target, tmp_path):
     artifact = write_sampler(sampler, tmp_path, target, find_model("test.tinyvit64"))
     with open_runtime(tmp_path / artifact.path, sampler.graph, artifact.file_format) as runtime:
         found = runtime.run(case.inputs)
-    rows = list(compare_case(case, sampler.graph, found, artifact.precision))
+    rows = list(compare_case(Check("case"), case, sampler.graph, found, [artifact.recipe]))
     assert [str(row) for row in rows if row.verdict is not Verdict.PASS] == []
     assert len(rows) == 2
     if artifact.file_format == "tflite":
@@ -147,9 +148,7 @@ def edited(bundle, tmp_path, change):
     model = onnx.load(path)
     change(model)
     onnx.save(model, path)
-    files = relative_files(copy.folder, {a.path: a for a in copy.manifest.artifacts})
-    (copy.folder / MANIFEST).write_text(replace(copy.manifest, files=files).to_json())
-    return open_bundle(copy.folder)
+    return sign(copy)
 
 
 def shuffle_a_weight(model):
@@ -254,7 +253,7 @@ def detector_file(tmp_path):
 def test_verify_compares_the_sampler_with_pytorch_or_says_that_it_did_not(
     sampler_bundle, detector_file, tmp_path, monkeypatch
 ):
-    sam, _ = pipeline.load_model(find_model("test.tinyvit64"), random_seed=7)
+    sam, _ = load_model(find_model("test.tinyvit64"), random_seed=7)
     torch.save(sam.state_dict(), tmp_path / "sam.pt")
     nothing = ParityReport(())
     report = verify_against_pytorch(sampler_bundle, nothing, [tmp_path / "sam.pt"])
@@ -264,9 +263,17 @@ def test_verify_compares_the_sampler_with_pytorch_or_says_that_it_did_not(
     assert [row.verdict for row in sampler_rows(report)] == [Verdict.PASS] * 2
 
 
+def test_another_detector_than_the_bundles_is_told_as_the_cause(detector_file):
+    made = load_sampler(SamplerExport("test", detector_file), ranked=True)
+    assert reload_sampler(made.info, made.graph, detector_file).weights == made.weights
+    other = replace(made.info, weights=replace(made.weights, source="mine.pt", sha256="0" * 64))
+    with pytest.raises(ConfigError, match=r"made from mine\.pt, not detector\.safetensors .*--sampler-checkpoint"):
+        reload_sampler(other, made.graph, detector_file)
+
+
 def test_a_prompt_guided_decoder_takes_the_place_of_the_models_own(tmp_path):
     spec = find_model("test.tinyvit64")
-    own, other = (pipeline.load_model(spec, random_seed=seed)[0].state_dict() for seed in (7, 8))
+    own, other = (load_model(spec, random_seed=seed)[0].state_dict() for seed in (7, 8))
     parts = {"PromtEncoder": "prompt_encoder.", "MaskDecoder": "mask_decoder."}
     guided = {
         part: {k.removeprefix(prefix): v for k, v in other.items() if k.startswith(prefix)}

@@ -7,6 +7,7 @@ the ONNX wrapper ``[:, ::35, ::35]``, prompt tokens ``[..., ::4]``. ``stats`` ar
 """
 
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,16 @@ def random_sam(name, seed=7):
     state = random_state_dict(tensors_of(sam), seed)
     sam.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     return sam.eval().requires_grad_(False)
+
+
+def checksum(state):
+    """SHA-256 over keys (sorted), dtypes, shapes and little-endian bytes; equal for equal weights anywhere."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        array = state[key]
+        digest.update(f"{key}|{array.dtype.name}|{array.shape}|".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
 
 
 def framed(picture):

@@ -1,13 +1,14 @@
 import re
 import subprocess
 import sys
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
 from samexport.errors import ConfigError
-from samexport.models.architectures.sam import Sam, resolve
-from samexport.models.catalog import MODELS, find_model
+from samexport.models.architectures.sam import Sam
+from samexport.models.catalog import MODELS, find_model, names_of
 from samexport.models.spec import Frame
 
 PUBLIC = {"mobilesam.tinyvit", "tinysam.tinysam", "sam.vit_b", "sam.vit_l", "sam.vit_h"}
@@ -21,8 +22,8 @@ def test_catalogue_has_these_models_and_hides_those_for_tests():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_dotted_paths_lead_to_the_builders(name):
-    assert callable(resolve(MODELS[name].image_encoder))
-    assert isinstance(resolve(MODELS[name].encoder_graph), type)
+    assert callable(resolve_name(MODELS[name].image_encoder))
+    assert isinstance(resolve_name(MODELS[name].encoder_graph), type)
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
@@ -58,11 +59,52 @@ def test_model_is_found_by_its_name_and_by_its_encoder(name):
 
 
 @pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("vit_t", "mobilesam.tinyvit"),
+        ("mobilesam", "mobilesam.tinyvit"),
+        ("mobile_sam", "mobilesam.tinyvit"),
+        ("MobileSAM", "mobilesam.tinyvit"),
+        ("mobile_sam.pt", "mobilesam.tinyvit"),
+        ("tinysam_42.3.pth", "tinysam.tinysam"),
+        ("sam_vit_b", "sam.vit_b"),
+        ("sam_vit_b_01ec64", "sam.vit_b"),
+        ("sam_vit_l_0b3195.pth", "sam.vit_l"),
+        ("sam_vit_h_4b8939", "sam.vit_h"),
+        ("sam_l.pt", "sam.vit_l"),
+        ("sam_huge", "sam.vit_h"),
+        ("facebook/sam-vit-base", "sam.vit_b"),
+    ],
+)
+def test_other_names_that_people_use_are_known(alias, name):
+    assert find_model(alias) is MODELS[name]
+
+
+def test_no_name_leads_to_two_models_and_none_leaves_a_folder():
+    names = [name for model in MODELS.values() for name in names_of(model)]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", name) for name in MODELS)
+
+
+@pytest.mark.parametrize("wrong", ["tinyvit6", "test.tinyvit", "vit_64", "test", "test.vit_b", "test.vit"])
+def test_suggestions_never_name_the_models_for_tests(wrong):
+    with pytest.raises(ConfigError) as caught:
+        find_model(wrong)
+    hint = str(caught.value).partition(";")[2]
+    assert not any(
+        re.search(rf"\b{re.escape(name)}\b", hint) for m in MODELS.values() if m.hidden for name in names_of(m)
+    )
+    assert "tinyvit64" not in hint
+    assert "test." not in hint
+
+
+@pytest.mark.parametrize(
     ("wrong", "hint"),
     [
         ("tinyvitt", "did you mean tinyvit"),
         ("vit-b", "vit_b"),
         ("mobilesam.tinyvitt", "mobilesam.tinyvit"),
+        ("mobilsam", "tinyvit"),
         ("qqqqq", "samexport list"),
         ("", "samexport list"),
     ],

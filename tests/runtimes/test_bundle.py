@@ -1,146 +1,20 @@
-import errno
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from samexport.errors import BundleError
+from samexport.files import read_json, to_json
 from samexport.runtimes import bundle as bundles
-from samexport.runtimes.bundle import MANIFEST, Manifest, new_folder, open_bundle
-
-
-def make(target: Path, text: str, *, force: bool = False) -> None:
-    with new_folder(target, force=force) as folder:
-        (folder / MANIFEST).write_text(text)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
-
-
-def test_a_folder_appears_whole_with_its_parents(tmp_path):
-    make(tmp_path / "deep" / "bundle", "1")
-    assert names(tmp_path / "deep") == ["bundle"]
-    assert (tmp_path / "deep" / "bundle" / MANIFEST).read_text() == "1"
-
-
-@pytest.mark.parametrize("error", [RuntimeError("converter"), KeyboardInterrupt()])
-def test_nothing_is_left_when_the_work_fails(tmp_path, error):
-
-    def work():
-        with new_folder(tmp_path / "bundle") as folder:
-            (folder / "half").write_text("x")
-            raise error
-
-    with pytest.raises(type(error)):
-        work()
-    assert names(tmp_path) == []
-
-
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    message = "No space left on device; choose another --out"
-    with pytest.raises(BundleError, match=message), new_folder(tmp_path / "bundle"):
-        raise full
-    assert names(tmp_path) == []
-
-
-def test_an_existing_folder_is_refused_and_kept(tmp_path):
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "thesis.txt").write_text("years of work")
-    for force in (False, True):
-        with pytest.raises(BundleError, match="exists"):
-            make(tmp_path / "bundle", "1", force=force)
-    assert (tmp_path / "bundle" / "thesis.txt").read_text() == "years of work"
-    assert names(tmp_path) == ["bundle"]
-
-
-def test_force_replaces_a_bundle_and_only_at_the_end(tmp_path):
-    make(tmp_path / "bundle", "old")
-    with pytest.raises(BundleError, match="--force"):
-        make(tmp_path / "bundle", "new")
-    with new_folder(tmp_path / "bundle", force=True) as folder:
-        (folder / MANIFEST).write_text("new")
-        assert (tmp_path / "bundle" / MANIFEST).read_text() == "old"
-    assert (tmp_path / "bundle" / MANIFEST).read_text() == "new"
-    assert names(tmp_path) == ["bundle"]
-
-
-def test_a_failed_rename_puts_the_old_bundle_back(tmp_path, monkeypatch):
-    make(tmp_path / "bundle", "old")
-    rename = Path.rename
-
-    def fail_for_new(self, target):
-        if "samexport-new" in self.name:
-            raise OSError(errno.EIO, "disk error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_for_new)
-    with pytest.raises(BundleError, match="disk error"):
-        make(tmp_path / "bundle", "new", force=True)
-    assert (tmp_path / "bundle" / MANIFEST).read_text() == "old"
-    assert names(tmp_path) == ["bundle"]
-
-
-def test_a_symlink_is_never_replaced(tmp_path):
-    make(tmp_path / "real", "old")
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    with pytest.raises(BundleError):
-        make(tmp_path / "link", "new", force=True)
-    assert (tmp_path / "real" / MANIFEST).read_text() == "old"
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-from samexport.runtimes.bundle import MANIFEST, new_folder
-with new_folder(Path(sys.argv[1])) as folder:
-    (folder / "half").write_text("x")
-    print("writing", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize(("number", "left"), [(signal.SIGKILL, 1), (signal.SIGINT, 0)])
-def test_a_killed_run_leaves_no_bundle_and_the_next_run_tidies_up(tmp_path, number, left):
-    target = tmp_path / "bundle"
-    run = subprocess.Popen([sys.executable, "-c", KILLED, target], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert run.stdout is not None
-    assert run.stdout.readline() == b"writing\n"
-    run.send_signal(number)
-    run.wait(timeout=30)
-    assert not target.exists()
-    assert len(names(tmp_path)) == left
-    make(target, "1")
-    assert names(tmp_path) == ["bundle"]
-
-
-def test_a_run_killed_between_the_two_renames_gives_the_old_bundle_back(tmp_path):
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    aside = tmp_path / f".bundle.samexport-old-{int(dead.stdout)}-x" / "bundle"
-    aside.mkdir(parents=True)
-    (aside / MANIFEST).write_text("old")
-    with pytest.raises(BundleError, match="exists"), new_folder(tmp_path / "bundle"):
-        pass
-    assert (tmp_path / "bundle" / MANIFEST).read_text() == "old"
-    assert names(tmp_path) == ["bundle"]
-
-
-def test_the_private_folder_of_a_running_process_is_left_alone(tmp_path):
-    other = tmp_path / f".bundle.samexport-new-{os.getppid()}-x"
-    other.mkdir()
-    make(tmp_path / "bundle", "1")
-    assert other.is_dir()
+from samexport.runtimes.bundle import MANIFEST, not_ours, open_bundle
 
 
 def test_the_manifest_survives_a_round_trip(tiny_bundle):
     text = (tiny_bundle.folder / MANIFEST).read_text()
-    assert Manifest.from_json(text).to_json() == text
+    assert open_bundle(tiny_bundle.folder).manifest.to_json() == text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}', "null"])
@@ -166,10 +40,10 @@ def test_a_manifest_may_not_name_files_outside(own_bundle, name):
 
 
 def test_damaged_and_missing_files_are_named(own_bundle):
-    assert own_bundle.damaged_files() == []
+    assert own_bundle.damaged_files() == {}
     (own_bundle.folder / "README.md").write_text("other")
     (own_bundle.folder / "decoder.onnx").unlink()
-    assert [line.split()[0] for line in own_bundle.damaged_files()] == ["README.md", "decoder.onnx"]
+    assert [*own_bundle.damaged_files()] == ["README.md", "decoder.onnx"]
 
 
 def test_an_unknown_graph_is_an_error_that_lists_the_known_ones(tiny_bundle):
@@ -177,17 +51,129 @@ def test_an_unknown_graph_is_an_error_that_lists_the_known_ones(tiny_bundle):
         tiny_bundle.open("prompt_sampler")
 
 
-def test_a_folder_hashes_by_names_and_contents(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_text("1")
-    first = bundles.file_sha256(tmp_path / "a")
-    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
-    assert bundles.file_sha256(tmp_path / "a") != first
+SCHEMA = Path(bundles.__file__).with_name("bundle.schema.json")
 
 
-def test_is_running_knows_this_process_and_not_a_dead_one():
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    time.sleep(0.05)
-    assert bundles._is_running(os.getpid())
-    assert not bundles._is_running(child.pid)
+def test_the_schema_is_in_the_package_and_in_the_docs():
+    assert SCHEMA.read_text() == to_json(bundles.json_schema())
+    docs = Path(bundles.__file__).parents[2] / "docs" / SCHEMA.name
+    assert docs.read_bytes() == SCHEMA.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["tiny", "half", "coreml", "tflite", "sampler"])
+def test_every_bundle_is_strict_json_that_fits_the_schema(kind, request):
+    folder = request.getfixturevalue(f"{kind}_bundle").folder
+    content = read_json(folder / MANIFEST)
+    jsonschema.validate(content, json.loads(SCHEMA.read_text()))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**content, "schema_version": 1}, json.loads(SCHEMA.read_text()))
+
+
+def test_a_manifest_tells_what_made_each_file_and_under_which_licence(sampler_bundle):
+    by_graph = {a.graph: a for a in sampler_bundle.manifest.artifacts}
+    assert by_graph["encoder"].licence == sampler_bundle.manifest.licence
+    assert by_graph["prompt_sampler"].licence == sampler_bundle.manifest.sampler.licence
+    assert set(by_graph["encoder"].made_with) == {"onnx", "onnxruntime", "onnxscript", "onnxslim"}
+
+
+def test_what_a_later_version_adds_is_ignored(own_bundle):
+    path = own_bundle.folder / MANIFEST
+    content = json.loads(path.read_text())
+    for place in (content, content["artifacts"][0], content["graphs"][0], content["frame"], content["parity"][0]):
+        place["added_later"] = {"deep": [1]}
+    path.write_text(json.dumps(content))
+    assert open_bundle(own_bundle.folder).manifest == own_bundle.manifest
+
+
+def put(*keys, value):
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+WRONG = {
+    "mask_outputs beyond the masks": put("mask_outputs", value=[99]),
+    "mask_outputs of fractions": put("mask_outputs", value=[1.5]),
+    "mask_outputs as text": put("mask_outputs", value="x"),
+    "mask_outputs of lists": put("mask_outputs", value=[[]]),
+    "no mask_outputs": put("mask_outputs", value=[]),
+    **{f"frame of size {v!r}": put("frame", "size", value=v) for v in (-64, 10**9, "64", 64.5, None, 0, 40)},
+    "a mean of two numbers": put("frame", "mean", value=[1, 2]),
+    "a mean of text": put("frame", "mean", value=["a", "b", "c"]),
+    "a std of zero": put("frame", "std", value=[0, 1, 1]),
+    "an unknown dtype": put("graphs", 0, "inputs", 0, "dtype", value="float99"),
+    "an unknown role": put("graphs", 0, "inputs", 0, "role", value="boss"),
+    "a shape of zero": put("graphs", 0, "inputs", 0, "shape", value=[0]),
+    "a huge shape": put("graphs", 0, "inputs", 0, "shape", value=[1 << 60]),
+    "a graph that is null": put("graphs", 0, value=None),
+    "graphs as text": put("graphs", value="encoder"),
+    "a name with a path": put("model", value="../../evil"),
+    "an absolute name": put("model", value="/tmp/evil"),
+    **{f"path {v!r}": put("artifacts", 0, "path", value=v) for v in (5, None, "a\0b", "", "a" * 600)},
+    "a format that is a list": put("artifacts", 0, "file_format", value=["onnx"]),
+    "a negative size": put("artifacts", 0, "size", value=-1),
+    "a sha256 that is none": put("artifacts", 0, "sha256", value="abc"),
+    "files as a list": put("files", value=[]),
+    "a verdict that is none": put("parity", 0, "verdict", value="GOOD"),
+    "a seed as text": put("weights", "seed", value="7"),
+    "another schema version": put("schema_version", value=3),
+    "a schema version as text": put("schema_version", value="2"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_every_known_value_is_checked_in_type_and_range(own_bundle, what):
+    path = own_bundle.folder / MANIFEST
+    content = json.loads(path.read_text())
+    WRONG[what](content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError) as caught:
+        open_bundle(own_bundle.folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_loop_of_links_is_outside(own_bundle):
+    loop = own_bundle.folder / "loop"
+    loop.symlink_to(loop)
+    path = own_bundle.folder / MANIFEST
+    content = json.loads(path.read_text())
+    content["artifacts"][0]["path"] = "loop/encoder.onnx"
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="outside the bundle"):
+        open_bundle(own_bundle.folder)
+
+
+def test_a_manifest_that_is_a_device_is_refused(tmp_path):
+    (tmp_path / MANIFEST).symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match="not a regular file"):
+        open_bundle(tmp_path)
+
+
+def test_only_what_the_manifest_lists_may_be_replaced(own_bundle):
+    assert not_ours(own_bundle.folder) == ""
+    (own_bundle.folder / ".DS_Store").write_text("left by a file manager")
+    assert not_ours(own_bundle.folder) == ""
+    (own_bundle.folder / "golden" / "notes.txt").write_text("mine")
+    assert "golden/notes.txt" in not_ours(own_bundle.folder)
+    (own_bundle.folder / MANIFEST).write_text("[]")
+    assert "did not write" in not_ours(own_bundle.folder)
+
+
+def test_a_file_inside_a_listed_folder_may_not_be_lost(coreml_bundle, tmp_path):
+    folder = shutil.copytree(coreml_bundle.folder, tmp_path / "copy")
+    assert not_ours(folder) == ""
+    (folder / "encoder.mlpackage" / "notes.txt").write_text("mine")
+    assert "encoder.mlpackage" in not_ours(folder)
+
+
+def test_each_file_of_a_graph_is_a_variant(own_bundle):
+    first = own_bundle.artifact("decoder")
+    second = replace(first, path="decoder.fp16.onnx", recipe="fp16")
+    both = replace(own_bundle.manifest, artifacts=(*own_bundle.manifest.artifacts, second))
+    variants = list(replace(own_bundle, manifest=both).variants())
+    assert [v.artifact("decoder").path for v in variants] == ["decoder.onnx", "decoder.fp16.onnx"]
+    assert {v.artifact("encoder").path for v in variants} == {"encoder.onnx"}

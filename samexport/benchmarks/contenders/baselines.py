@@ -13,6 +13,7 @@ from samexport.errors import ConfigError
 from samexport.files import sha256
 from samexport.models.catalog import find_model, find_sampler
 from samexport.models.contracts import SAMPLER
+from samexport.models.loading import reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.adapters.pytorch import TorchBundle
 from samexport.runtimes.bundle import MANIFEST, Artifact, Bundle, Manifest, SamplerInfo
@@ -32,24 +33,10 @@ Convert = Callable[[GraphSpec, "nn.Module", Path], int]
 def rebuild(manifest: Manifest, checkpoints: Sequence[Path] = ()) -> tuple[ModelSpec, Sam]:
     """The model with the bundle's weights, in evaluation mode.
 
-    Random weights are made again from their seed; others come from ``checkpoints``, or else from the official
-    file in the cache.
-
-    Raises:
-        ConfigError: the weights are not those of the bundle.
-        CheckpointError: they cannot be had or read.
+    ``checkpoints`` and errors as :func:`samexport.models.loading.reload_model`; a decoder's own file is the last.
     """
-    from samexport.models.architectures.sam import Sam
-    from samexport.models.weights.checkpoints import load_weights
-
-    spec, wanted = find_model(manifest.model), manifest.weights
-    sam = Sam(spec)
-    weights = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, random_seed=wanted.seed)
-    if weights.sha256 != wanted.sha256:
-        raise ConfigError(f"the bundle was made from {wanted.source}, not {weights.source}; give --checkpoint")
-    sam.load_state_dict(weights.state, strict=True)
-    sam.eval().requires_grad_(False)
-    return spec, sam
+    spec = find_model(manifest.model)
+    return spec, reload_model(spec, manifest.weights, checkpoints)
 
 
 def can_rebuild_detector(info: SamplerInfo | None) -> bool:

@@ -21,8 +21,9 @@ from samexport.benchmarks.plan import Plan, recipe_of
 from samexport.benchmarks.results.rows import BenchRow, Job, Measurement, Parity, Status
 from samexport.errors import ConfigError, MissingDependency
 from samexport.files import reason
+from samexport.runtimes.adapters.entry_points import LABELS
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.formats.tflite import read_model, shape_of
+from samexport.runtimes.formats import tflite
 from samexport.runtimes.verdicts import Verdict
 
 FOLDER = "/data/local/tmp/samexport"
@@ -236,16 +237,7 @@ def signatures(path: Path) -> list[tuple[str, int]]:
         MissingDependency: the schema of TFLite files is not installed.
         BundleError: this is no TFLite file.
     """
-    try:
-        model = read_model(path)
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite files needs {error.name}: pip install 'samexport[tflite]'") from error
-    found = []
-    for signature in model.signatureDefs:
-        tensors = model.subgraphs[signature.subgraphIndex].tensors
-        shapes = {t.name.decode(): shape_of(tensors[t.tensorIndex]) for t in signature.inputs}
-        found.append((signature.signatureKey.decode(), shapes.get("point_labels", (0,))[0]))
-    return found
+    return [(name, inputs.get(LABELS, (0,))[0]) for name, (inputs, _) in tflite.signatures(path).items()]
 
 
 def arguments(run: PhoneRun, file: str, signature: str, accelerator: str) -> list[str]:

@@ -13,6 +13,7 @@ from samexport.benchmarks.contenders.known import KNOWN
 from samexport.benchmarks.plan import is_graph
 from samexport.benchmarks.results.rows import BenchRow, Results, Status
 from samexport.errors import MissingDependency
+from samexport.installation import install_hint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +59,7 @@ def draw(results: Results) -> list[Plot]:
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise MissingDependency("plots need matplotlib: pip install 'samexport[bench]'") from error
+        raise MissingDependency(f"plots need matplotlib: {install_hint('bench')}") from error
     rows = [r for r in results.rows if r.status is Status.DONE and r.measured.p50_ms is not None]
     graphs = [r for r in rows if is_graph(r.job)]
     tasks = [r for r in rows if not is_graph(r.job)]

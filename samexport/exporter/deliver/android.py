@@ -6,7 +6,6 @@ a wheel is built, so an installed samexport has it too.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,13 +18,15 @@ from PIL import Image
 
 import samexport
 from samexport.errors import BundleError, ConfigError, MissingDependency
-from samexport.files import new_folder, sha256
+from samexport.files import new_folder, reason, sha256, to_json
+from samexport.installation import install_hint
 from samexport.models.contracts import LABELS
-from samexport.models.spec import GraphSpec, axis_sizes
-from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.adapters.entry_points import Bucket, of_file
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours
+from samexport.runtimes.formats.tflite import signatures
 from samexport.runtimes.parity.golden import Golden, load_golden, picture_prompts
-from samexport.runtimes.verdicts import ParityReport, Row
+from samexport.runtimes.verdicts import ParityReport, Row, Verdict
 
 DEMO = "android_demo_assets"
 MODELS = Path("app/src/main/assets/models")
@@ -63,19 +64,33 @@ def fill_demo(bundle: Bundle, out: Path, *, force: bool = False) -> Filled:
         MissingDependency: ai-edge-litert is not installed.
     """
     _check_bundle(bundle)
+    demo = _is_demo(out, bundle)
     golden = load_golden(bundle.folder, bundle.manifest.frame)
     model = MODELS / _model_name(bundle.manifest)
-    if (out / _MARK).is_file():
+    if demo:
         with new_folder(out / model, force=force, refusal=partial(not_ours, manifest=MANIFEST)) as folder:
             entries = _write_model(bundle, golden, folder)
         return Filled(out / model, entries, new_demo=False)
-    if out.exists() or out.is_symlink():
-        raise BundleError(f"{out} exists and is not the Android demo; nothing was changed, choose another --out")
     with new_folder(out) as folder:
         shutil.copytree(demo_source(), folder, ignore=shutil.ignore_patterns(*GENERATED), dirs_exist_ok=True)
         (folder / model).mkdir(parents=True)
         entries = _write_model(bundle, golden, folder / model)
     return Filled(out / model, entries, new_demo=True)
+
+
+def _is_demo(out: Path, bundle: Bundle) -> bool:
+    """Whether the demo is at ``out``; False where nothing is. BundleError for anything else, and inside the bundle."""
+    try:
+        if out.resolve().is_relative_to(bundle.folder.resolve()):
+            raise BundleError(f"{out} is inside the bundle, which must stay as it was exported; choose another --out")
+        if (out / _MARK).is_file():
+            return True
+        taken = out.exists() or out.is_symlink()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BundleError(f"--out cannot be used: {reason(error)}; choose another one") from error
+    if taken:
+        raise BundleError(f"{out} exists and is not the Android demo; nothing was changed, choose another --out")
+    return False
 
 
 def demo_source() -> Path:
@@ -98,7 +113,7 @@ def _check_bundle(bundle: Bundle) -> None:
         raise BundleError(f"{bundle.folder}: {name} {problem}; export the bundle again")
     # what the linter cannot promise is no failed check
     checks = [row for row in bundle.manifest.parity if row.check.kind != "lint"]
-    if not ParityReport(tuple(checks)).proves:
+    if any(row.verdict is not Verdict.PASS for row in checks) or not ParityReport(tuple(checks)).proves:
         raise BundleError(f"{bundle.folder} did not pass all of its checks; export it again")
 
 
@@ -123,7 +138,7 @@ def _write_model(bundle: Bundle, golden: Golden, folder: Path) -> dict[str, tupl
         Image.fromarray(mask).save(check / f"mask{number}.png", optimize=True)
     files = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     content = app_manifest(bundle.manifest, entries, golden, files)
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(to_json(content), encoding="utf-8")
     return entries
 
 
@@ -134,27 +149,10 @@ def entry_points(path: Path, graph: GraphSpec) -> tuple[Bucket, ...]:
         BundleError: this is no TFLite file, or its tensors are not those of the graph.
         MissingDependency: ai-edge-litert is not installed.
     """
-    from samexport.runtimes.formats.tflite import read_model, shape_of
-
     try:
-        model = read_model(path)
+        found = of_file(path.name, graph, signatures(path))
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite needs {error.name}: pip install 'samexport[tflite]'") from error
-    found = []
-    for signature in model.signatureDefs or ():
-        tensors = model.subgraphs[signature.subgraphIndex].tensors
-        shapes = {
-            entry.name.decode(): shape_of(tensors[entry.tensorIndex])
-            for entry in (*signature.inputs, *signature.outputs)
-        }
-        name = signature.signatureKey.decode()
-        try:
-            sizes = axis_sizes((*graph.inputs, *graph.outputs), shapes)
-        except (KeyError, ValueError) as error:
-            raise BundleError(f"{path.name}, entry point {name}, is not {graph.name}: {error}") from error
-        found.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
-    if not found:
-        raise BundleError(f"{path.name} has no entry points; export it again")
+        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
     return tuple(sorted(found, key=lambda bucket: (bucket.prompts, bucket.points)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from samexport.exporter.to_onnx.versions import oldest_onnxruntime
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.bundle import Manifest, SamplerInfo
 
@@ -75,8 +76,9 @@ def write_card(manifest: Manifest) -> str:
         "",
         f"Scale the long side to {size} pixels, `int(side * {size} / long + 0.5)`, with Pillow's bilinear filter on",
         f"8-bit RGB. Pad right and bottom to {size}x{size} with the pixel mean {mean}.",
-        "Normalisation is inside the encoder. Points and boxes: multiply by the same scale. A prompt of points ends",
-        "with the padding point (0, 0), label -1; a box is two points labelled 2 and 3 and takes no padding point.",
+        "Normalisation is inside the encoder. Points and boxes: multiply x by (scaled width / width) and y by (scaled",
+        "height / height), each with the rounded size from above. A prompt of points ends with the padding point",
+        "(0, 0), label -1; a box is two points labelled 2 and 3 and takes no padding point.",
         f"Fill shorter prompts of a batch with label -2. Masks: scale the logits to {size}x{size} (bilinear), cut the",
         "padding off, scale to the picture, threshold at 0.",
         "",
@@ -114,11 +116,14 @@ def _sampler_section(sampler: SamplerInfo) -> list[str]:
 def _options(manifest: Manifest) -> list[str]:
     """What the files were made with, and what the linter found: operations that leave a delegate by name."""
     options = sorted({f"{key} {value}" for a in manifest.artifacts for key, value in a.options.items()})
+    opsets = sorted({a.opset for a in manifest.artifacts if a.opset})
+    oldest = [f"Opset {opset} needs ONNX Runtime {oldest_onnxruntime(opset)} or newer." for opset in opsets]
     found = [row for row in manifest.parity if row.check.kind == "lint"]
     lines = [f"- {r.check}: {r.output}{f' ({r.reason})' if r.reason else ''}" for r in found]
     if not options:
         return []
-    return [f"Made with {', '.join(options)}. Operations that would leave a delegate:", "", *lines, ""]
+    linted = ["Operations that would leave a delegate:", "", *lines] if lines else []
+    return [" ".join([f"Made with {', '.join(options)}.", *oldest]), *linted, ""]
 
 
 def _graph_section(graph: GraphSpec) -> list[str]:

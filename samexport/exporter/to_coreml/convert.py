@@ -6,13 +6,11 @@ in the way. So it only ever writes into a private folder here; the package itsel
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,8 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
-from samexport.exporter.to_onnx.convert import TRACED_SIZES, quiet
+from samexport.exporter.to_onnx.convert import TRACED_SIZES
+from samexport.files import reason
+from samexport.installation import install_hint
+from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
+from samexport.quiet import silent
 from samexport.runtimes.adapters.entry_points import Bucket, plan
 from samexport.runtimes.formats.mlpackage import SEVERAL, read_package
 
@@ -101,6 +103,7 @@ def convert(graph: GraphSpec, module: nn.Module, out: Path, options: CoreMLOptio
         ConfigError: ``out`` exists or has another ending, or the versions installed do not work together.
         MissingDependency: coremltools is not installed.
         ExportFailed: coremltools refuses the graph, or wrote something that CoreML would not load.
+        KeyboardInterrupt: Ctrl-C, within seconds.
     """
     buckets = plan(options.prompt_buckets, options.points) if graph.axes and options.prompt_buckets else ()
     joined = len(buckets) == 0 or options.deployment_target == "iOS18"
@@ -108,7 +111,11 @@ def convert(graph: GraphSpec, module: nn.Module, out: Path, options: CoreMLOptio
     if out.suffix != ".mlpackage" or os.path.lexists(target):
         raise ConfigError(f"{target.name} must be a new path that ends in {'.mlpackage' if joined else SEVERAL}")
     coremltools = _coremltools()
-    with tempfile.TemporaryDirectory(prefix=".samexport-", dir=out.parent) as private, _silent():
+    with (
+        tempfile.TemporaryDirectory(prefix=".samexport-", dir=out.parent) as private,
+        silent(output=True),
+        interruptible(),
+    ):
         folder = Path(private)
         sources = [_convert_one(coremltools, graph, module, folder, options, b) for b in buckets or (None,)]
         if buckets and joined:
@@ -126,19 +133,13 @@ def _coremltools() -> ModuleType:
     if tuple(int(part) for part in np.__version__.split(".")[:2]) >= _NUMPY_LIMIT:
         raise ConfigError(f"coremltools does not work with numpy {np.__version__}: pip install 'numpy<2.4'")
     try:
-        with _silent():
+        with silent(output=True), interruptible():
+            load("coremltools")
             import coremltools
     except ModuleNotFoundError as error:
-        raise MissingDependency("CoreML export needs coremltools: pip install 'samexport[coreml]'") from error
+        raise MissingDependency(f"CoreML export needs coremltools: {install_hint('coreml')}") from error
     module: ModuleType = coremltools
     return module
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Coremltools warns about versions and draws progress bars on both streams."""
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def _convert_one(
@@ -168,8 +169,7 @@ def _convert_one(
         )
     except Exception as error:
         # torch.export and coremltools raise internal types of all kinds
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise ExportFailed(f"{graph.name} cannot be converted to CoreML: {reason[0][:200]}") from error
+        raise ExportFailed(f"{graph.name} cannot be converted to CoreML: {reason(error)}") from error
     return path
 
 
@@ -250,7 +250,7 @@ def _join(coremltools: ModuleType, sources: list[Path], buckets: tuple[Bucket, .
         coremltools.utils.save_multifunction(descriptor, str(target))
     except Exception as error:
         # coremltools raises internal types of all kinds
-        raise ExportFailed(f"coremltools cannot join the entry points: {str(error).splitlines()[0][:200]}") from error
+        raise ExportFailed(f"coremltools cannot join the entry points: {reason(error)}") from error
     return target
 
 

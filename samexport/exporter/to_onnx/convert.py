@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samexport.errors import ConfigError, ExportFailed, SamExportError
+from samexport.exporter.to_onnx.versions import OPSETS, ir_version
+from samexport.files import reason
+from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
+from samexport.quiet import silent
+from samexport.runtimes.base import Tensors
 
 if TYPE_CHECKING:
     import onnx
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 DEFAULT_OPSET = 20
-OPSETS = range(18, 24)
 _PROTOBUF_LIMIT = 1_900_000_000
+# of an output's range: what two orders of the same sums differ by
+_SAME = 1e-4
 # Sizes that torch.export sees: 1 would be frozen into the graph.
 TRACED_SIZES = {"N": 3, "K": 2}
 
@@ -37,7 +40,24 @@ class OnnxOptions:
         if self.precision not in ("fp32", "fp16"):
             raise ConfigError(f"--precision of ONNX is fp32 or fp16, not {self.precision!r}")
         if self.opset not in OPSETS:
-            raise ConfigError(f"opset {self.opset} is not supported; use {OPSETS.start} to {OPSETS[-1]}")
+            raise ConfigError(f"opset {self.opset} is not supported; use {min(OPSETS)} to {max(OPSETS)}")
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was written.
+
+    Attributes:
+        nodes: how many the graph has.
+        refused: why onnxslim's graph was not taken and the one that torch wrote was; empty where it was taken.
+        kept_in_fp32: in an fp16 file the nodes that would overflow on the examples and compute in fp32 instead.
+        near_limit: in an fp16 file what comes near the end of half precision on the examples, one line each.
+    """
+
+    nodes: int
+    refused: str = ""
+    kept_in_fp32: tuple[str, ...] = ()
+    near_limit: tuple[str, ...] = ()
 
 
 def example_inputs(graph: GraphSpec) -> tuple[Tensor, ...]:
@@ -48,121 +68,154 @@ def example_inputs(graph: GraphSpec) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(*size) for size in sizes)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporter's progress prints and its warnings about itself."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def convert(graph: GraphSpec, module: nn.Module, path: Path, options: OnnxOptions) -> int:
+def convert(
+    graph: GraphSpec, module: nn.Module, path: Path, options: OnnxOptions, examples: Sequence[Tensors] = ()
+) -> OnnxFile:
     """Write ``path``; the named axes of the spec are dynamic.
 
-    Returns:
-        the number of nodes.
+    Args:
+        graph: the contract.
+        module: the graph's export form.
+        path: must not exist yet.
+        options: precision and opset.
+        examples: inputs of the graph, such as those of its golden cases. What overflows half precision on them
+            stays in fp32; without any only the weights are looked at.
 
     Raises:
-        ExportFailed: torch.onnx or the ONNX checker refuses the graph.
+        ExportFailed: torch.onnx or the ONNX checker refuses the graph, or it does not run.
+        KeyboardInterrupt: Ctrl-C, within seconds.
     """
-    import onnx
-    import torch
-
-    from samexport.exporter.to_onnx.half import to_half
-
-    axes = {d: torch.export.Dim(d, min=1, max=65536) for d in graph.axes}
-    shapes = {t.name: {i: axes[d] for i, d in enumerate(t.shape) if isinstance(d, str)} or None for t in graph.inputs}
     try:
-        with quiet():
-            program = torch.onnx.export(
-                module,
-                example_inputs(graph),
-                input_names=list(graph.input_names),
-                output_names=list(graph.output_names),
-                dynamic_shapes=shapes,
-                opset_version=options.opset,
-                dynamo=True,
-                optimize=True,
-                external_data=False,
-                verbose=False,
-            )
-        if program is None:
-            raise ExportFailed(f"torch.onnx returned nothing for {graph.name}")
-        if sum(p.nbytes for p in module.parameters()) > _PROTOBUF_LIMIT:
-            return _write_large(program, graph, path, options.precision)
-        model = optimise(program.model_proto, graph)
-        model = _clean(to_half(model) if options.precision == "fp16" else model, graph)
-        onnx.checker.check_model(model)
+        with silent(), interruptible():
+            return _convert(graph, module, path, options, examples)
     except SamExportError:
         raise
     except Exception as error:
-        # torch's, onnx's and onnxslim's exceptions have no common base
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise ExportFailed(f"{graph.name} cannot be exported: {reason}") from error
+        # torch's, onnx's and onnxslim's exceptions have no common base; the first cause says most
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise ExportFailed(f"{graph.name} cannot be exported: {why}") from error
+
+
+def _convert(
+    graph: GraphSpec, module: nn.Module, path: Path, options: OnnxOptions, examples: Sequence[Tensors]
+) -> OnnxFile:
+    load("torch.onnx", "onnx", "onnxruntime", "onnxscript", "onnxslim")
+    import onnx
+
+    program = _export(graph, module, options.opset)
+    if sum(p.nbytes for p in module.parameters()) > _PROTOBUF_LIMIT:
+        return _write_large(program, graph, path, options)
+    model, refused = optimise(program.model_proto, graph)
+    written = OnnxFile(0, refused)
+    if options.precision == "fp16":
+        model, written = _half(model, graph, examples, written)
+    model = _clean(model, graph, options.opset)
+    onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    return len(model.graph.node)
+    return replace(written, nodes=len(model.graph.node))
 
 
-def _write_large(program: torch.onnx.ONNXProgram, graph: GraphSpec, path: Path, precision: str) -> int:
+def _export(graph: GraphSpec, module: nn.Module, opset: int) -> torch.onnx.ONNXProgram:
+    import torch
+
+    axes = {d: torch.export.Dim(d, min=1, max=65536) for d in graph.axes}
+    shapes = {t.name: {i: axes[d] for i, d in enumerate(t.shape) if isinstance(d, str)} or None for t in graph.inputs}
+    program = torch.onnx.export(
+        module,
+        example_inputs(graph),
+        input_names=list(graph.input_names),
+        output_names=list(graph.output_names),
+        dynamic_shapes=shapes,
+        opset_version=opset,
+        dynamo=True,
+        optimize=True,
+        external_data=False,
+        verbose=False,
+    )
+    if program is None:
+        raise ExportFailed(f"torch.onnx returned nothing for {graph.name}")
+    return program
+
+
+def _half(
+    model: onnx.ModelProto, graph: GraphSpec, examples: Sequence[Tensors], written: OnnxFile
+) -> tuple[onnx.ModelProto, OnnxFile]:
+    """The model in fp16 with what overflows left in fp32; ExportFailed if something overflows all the same."""
+    from samexport.exporter.to_onnx.half import kept_for, to_half
+    from samexport.runtimes.adapters.onnx_ranges import model_range, wide_tensors
+
+    wide = wide_tensors(model, examples)
+    half = to_half(model, wide)
+    found = model_range(half, examples)
+    if found.reason:
+        raise ExportFailed(f"{graph.name} cannot be written in fp16: {found.reason}")
+    return half, replace(written, kept_in_fp32=kept_for(model, wide), near_limit=tuple(map(str, found.near)))
+
+
+def _write_large(program: torch.onnx.ONNXProgram, graph: GraphSpec, path: Path, options: OnnxOptions) -> OnnxFile:
     """Write a model above protobuf's limit: weights beside it in ``NAME.onnx.data``, the graph as exported."""
     import onnx
     import onnx_ir
 
-    if precision != "fp32":
+    if options.precision != "fp32":
         raise ConfigError(f"{graph.name} is above 2 GB, where only fp32 is supported; leave --precision away")
     onnx_ir.save(program.model, path, external_data=f"{path.name}.data")
-    model = _clean(onnx.load(path, load_external_data=False), graph)
+    model = _clean(onnx.load(path, load_external_data=False), graph, options.opset)
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(path)
-    return len(model.graph.node)
+    return OnnxFile(len(model.graph.node), "above 2 GB, which onnxslim does not take")
 
 
-def optimise(exported: onnx.ModelProto, graph: GraphSpec) -> onnx.ModelProto:
-    """The graph that onnxslim makes if it is valid and computes the same, else ``exported`` as it came."""
+def optimise(exported: onnx.ModelProto, graph: GraphSpec) -> tuple[onnx.ModelProto, str]:
+    """The graph that onnxslim makes if it is valid and computes the same, else ``exported`` and why."""
     import numpy as np
     import onnx
-    import onnxruntime
 
     rng = np.random.default_rng(0)
     sizes = {"N": 4, "K": 3}
-    inputs = {
+    drawn = {
         t.name: rng.uniform(t.low or 0, t.high or 1, [sizes[d] if isinstance(d, str) else d for d in t.shape])
         for t in graph.inputs
     }
-    inputs = {name: np.round(value).astype(np.float32) for name, value in inputs.items()}
-
-    def run(model: onnx.ModelProto) -> list[Any]:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        outputs: list[Any] = session.run(list(graph.output_names), inputs)
-        return outputs
-
+    inputs = {name: np.round(value).astype(np.float32) for name, value in drawn.items()}
+    expected = _run(exported, graph, inputs)
     try:
         slimmed = _slim(exported)
         onnx.checker.check_model(slimmed)
-        pairs = list(zip(run(exported), run(slimmed), strict=True))
+        actual = _run(slimmed, graph, inputs)
     except Exception as error:
         # whatever the optimiser broke, the exported graph is there
-        logging.getLogger(__name__).warning("%s is not optimised: %s", graph.name, error)
-        return exported
-    same = all(a.shape == b.shape and np.abs(a - b).max() <= 1e-4 * np.ptp(a) for a, b in pairs)
-    return slimmed if same else exported
+        return exported, f"{type(error).__name__}: {reason(error)}"
+    for spec, a, b in zip(graph.outputs, expected, actual, strict=True):
+        if a.shape != b.shape or not np.abs(a - b).max() <= _SAME * np.ptp(a):
+            return exported, f"it computes another {spec.name}"
+    return slimmed, ""
+
+
+def _run(model: onnx.ModelProto, graph: GraphSpec, inputs: Tensors) -> list[NDArray[Any]]:
+    import onnxruntime
+
+    from samexport.runtimes.adapters.ort import session_options
+
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(None), providers=["CPUExecutionProvider"]
+    )
+    outputs: list[NDArray[Any]] = session.run(list(graph.output_names), inputs)
+    return outputs
 
 
 def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
 
-    with quiet():
-        slimmed: onnx.ModelProto = onnxslim.slim(model)
+    slimmed: onnx.ModelProto = onnxslim.slim(model)
     return slimmed
 
 
-def _clean(model: onnx.ModelProto, graph: GraphSpec) -> onnx.ModelProto:
-    """Remove names, traces and metadata that differ from run to run or machine to machine."""
+def _clean(model: onnx.ModelProto, graph: GraphSpec, opset: int) -> onnx.ModelProto:
+    """Remove names, traces and metadata that differ from run to run or machine to machine; set the format's version."""
+    model.ir_version = ir_version(opset)
     del model.metadata_props[:]
     model.doc_string = graph.meaning
     model.graph.name = graph.name

@@ -6,6 +6,8 @@ models (nodes out of order, two casts of one name).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -44,20 +46,23 @@ class _Types:
         self._types[name] = kind
 
 
-def to_half(model: ModelProto) -> ModelProto:
+def to_half(model: ModelProto, wide: Collection[str] = ()) -> ModelProto:
     """A copy in fp16.
 
     Inputs and outputs of the graph, ``KEEP_FLOAT`` nodes, everything that leads to a sine or cosine (the
-    encoding of coordinates) and everything after a TopK (coordinates of boxes) stay in fp32.
+    encoding of coordinates) and everything after a TopK (coordinates of boxes) stay in fp32, and so do the nodes
+    that make or read one of the tensors ``wide``, which half precision cannot hold.
     """
     half = ModelProto()
     half.CopyFrom(model)
-    floats = _float_tensors(model)
-    coordinates = _ancestors(model, {"Sin", "Cos"}) | _descendants(model, {"TopK"})
+    # says which tensors are float32
+    del half.graph.value_info[:]
+    floats = float_tensors(model)
+    single = _single(model) | {node.name for node in touching(model, wide)}
     results = {o.name for o in model.graph.output} & floats
     types = _Types(model.graph, floats)
     for node in model.graph.node:
-        keep = node.op_type in KEEP_FLOAT or node.name in coordinates
+        keep = node.name in single
         kind = _FP32 if keep else _FP16
         copy = NodeProto()
         copy.CopyFrom(node)
@@ -78,7 +83,25 @@ def to_half(model: ModelProto) -> ModelProto:
     return half
 
 
-def _float_tensors(model: ModelProto) -> set[str]:
+def kept_for(model: ModelProto, wide: Collection[str]) -> tuple[str, ...]:
+    """The nodes of ``model`` that stay in fp32 because of the tensors ``wide`` alone: ``"Gelu node_gelu_3"``."""
+    single = _single(model)
+    return tuple(f"{node.op_type} {node.name}" for node in touching(model, wide) if node.name not in single)
+
+
+def touching(model: ModelProto, tensors: Collection[str]) -> list[NodeProto]:
+    """Nodes that make or read one of ``tensors``."""
+    found = set(tensors)
+    return [node for node in model.graph.node if found.intersection((*node.input, *node.output))]
+
+
+def _single(model: ModelProto) -> set[str]:
+    """Names of the nodes that are in fp32 whatever they compute."""
+    kinds = {node.name for node in model.graph.node if node.op_type in KEEP_FLOAT}
+    return kinds | _ancestors(model, {"Sin", "Cos"}) | _descendants(model, {"TopK"})
+
+
+def float_tensors(model: ModelProto) -> set[str]:
     """Names of all fp32 tensors."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     values = (*graph.value_info, *graph.input, *graph.output)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
 from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
+from samexport.files import reason
+from samexport.installation import install_hint
+from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
-from samexport.quiet import quiet_descriptors
+from samexport.quiet import silent
 from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, plan
 from samexport.runtimes.formats.tflite import append_metadata, read_model, write_model
 from samexport.runtimes.formats.tflite_lint import Lint, lint
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Target = Literal["cpu", "gpu"]
 Converter = Literal["litert-torch", "onnx2tf"]
-INSTALL = "pip install 'samexport[tflite]'"
 # offsets in a flatbuffer are 32 bits with a sign
 _LARGEST = 2**31 - 2**20
 
@@ -94,21 +93,22 @@ def convert(
         ConfigError: the weights do not fit into a TFLite file.
         MissingDependency: the converter is not installed, or its environment cannot be made.
         ExportFailed: the converter refuses the graph, or ``target`` is gpu and an operation would leave it.
+        KeyboardInterrupt: Ctrl-C, within seconds.
     """
     size = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
     if size > _LARGEST:
         raise ConfigError(f"{graph.name} has {size / 1e9:.1f} GB of weights, a TFLite file holds 2.1; use ONNX")
     try:
-        with _quiet():
+        with silent(output=True), interruptible():
             _write(graph, module, path, options)
     except SamExportError:
         raise
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"TFLite export needs {error.name}: {INSTALL}") from error
+        raise MissingDependency(f"TFLite export needs {error.name}: {install_hint('tflite')}") from error
     except Exception as error:
         # exceptions of torch.export, JAX and MLIR have no common base
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise ExportFailed(f"{graph.name} cannot be converted to TFLite: {reason}") from error
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise ExportFailed(f"{graph.name} cannot be converted to TFLite: {why}") from error
     found = lint(path)
     refused = found.of("gpu")
     if options.target == "gpu" and refused:
@@ -140,6 +140,7 @@ def _write(graph: GraphSpec, module: nn.Module, path: Path, options: TfliteOptio
 
 def _litert_torch(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket], path: Path) -> None:
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    load("litert_torch")
     import litert_torch
 
     named = _named(graph, module)
@@ -174,16 +175,3 @@ def _named(graph: GraphSpec, module: nn.Module) -> nn.Module:
             return dict(zip(graph.output_names, outputs, strict=True))
 
     return Named().eval()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The converter reports on itself through logging, warnings and the C library."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), quiet_descriptors():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.to_tflite.merge import keep_layout, merge
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.models.weights.checkpoints import cache_folder
+from samexport.models.weights.downloads import cache_folder
 from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket
 from samexport.runtimes.formats.tflite import read_model
 

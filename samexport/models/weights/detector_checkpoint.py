@@ -1,27 +1,28 @@
-"""Reads ``ObjectAwareModel.pt``, a pickled live model, without running anything from it.
+"""Reads a detector's weights: a state dict like any other, or ``ObjectAwareModel.pt``, a pickled live model.
 
-Such a file is a zip with one pickle and one raw file for each storage. ``inert_pickle`` turns the pickle into
-inert records; the tensors are found by walking those.
+Nothing from a file is run. A live model is a zip with one pickle and one raw file for each storage; ``inert_pickle``
+turns the pickle into inert records, and the tensors are found by walking those.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import struct
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import CheckpointError
+from samexport.models.weights.checkpoints import checked
 from samexport.models.weights.inert_pickle import Instance, View, expect, interpret
+from samexport.models.weights.layouts import find, official
 from samexport.models.weights.random_weights import random_state_dict
+from samexport.models.weights.reading import WeightFile, read_weight_file
 
 if TYPE_CHECKING:
     from samexport.models.architectures.object_detector import ObjectDetector
@@ -43,10 +44,11 @@ _BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 
 @dataclass(frozen=True)
 class DetectorCheckpoint:
-    """The weights of a detector: tensors in stored precision by official name, and BatchNorm's eps."""
+    """The weights of a detector: tensors by official name, BatchNorm's eps, and the sha256 of the file."""
 
     tensors: dict[str, NDArray[Any]]
     batch_norm_eps: float
+    sha256: str = ""
 
 
 def _walk(module: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Instance]]:
@@ -113,70 +115,56 @@ class _Archive:
         return array.reshape(view.shape)
 
 
-def _read_pickled(path: Path) -> DetectorCheckpoint:
-    if path.stat().st_size > MAX_FILE:
-        raise CheckpointError(f"it is larger than {MAX_FILE} bytes")
-    with zipfile.ZipFile(path) as opened:
-        archive = _Archive(opened)
-        content = expect(interpret(archive.read("data.pkl", MAX_PICKLE)), dict)
-        model = content.get("model") if content.get("ema") is None else content["ema"]
-        views, eps = _find_tensors(model)
-        if len(eps) != 1 or not 0 < min(eps) < 1:
-            raise CheckpointError(f"its BatchNorm layers have no common eps: {sorted(eps)}")
-        return DetectorCheckpoint({name: archive.tensor(view) for name, view in views.items()}, eps.pop())
+def _read_live(opened: zipfile.ZipFile) -> DetectorCheckpoint:
+    archive = _Archive(opened)
+    content = expect(interpret(archive.read("data.pkl", MAX_PICKLE)), dict)
+    model = content.get("model") if content.get("ema") is None else content["ema"]
+    views, eps = _find_tensors(model)
+    if len(eps) != 1:
+        raise CheckpointError(f"its BatchNorm layers have no common eps: {sorted(eps)}")
+    return DetectorCheckpoint({name: archive.tensor(view) for name, view in views.items()}, eps.pop())
 
 
-def _read_safetensors(path: Path) -> DetectorCheckpoint:
-    from safetensors import safe_open
+def _read_plain(file: WeightFile) -> DetectorCheckpoint:
+    """From a state dict, which does not say BatchNorm's eps, unless safetensors' metadata do."""
+    from samexport.models.architectures.object_detector import DETECTOR_X
 
-    with safe_open(path, framework="np") as opened:
-        eps = float((opened.metadata() or {}).get("batch_norm_eps", "nan"))
-        if not 0 < eps < 1:
-            raise CheckpointError("it does not say batch_norm_eps; convert the original file again")
-        return DetectorCheckpoint({name: opened.get_tensor(name) for name in opened.keys()}, eps)  # noqa: SIM118
+    found = find(file.content, [official(_published_names())])
+    eps = float(file.metadata.get("batch_norm_eps", DETECTOR_X.batch_norm_eps))
+    tensors = {key: checked(value, key).numpy() for key, value in (found.tensors | found.unexpected).items()}
+    return DetectorCheckpoint(tensors, eps)
+
+
+@cache
+def _published_names() -> tuple[str, ...]:
+    import torch
+
+    from samexport.models.architectures.object_detector import DETECTOR_X, ObjectDetector
+
+    with torch.device("meta"):
+        return tuple(ObjectDetector(DETECTOR_X).state_dict())
 
 
 def read_detector_checkpoint(path: Path) -> DetectorCheckpoint:
-    """Read ``ObjectAwareModel.pt``, or the safetensors file that :func:`convert_detector_checkpoint` made.
+    """Read ``ObjectAwareModel.pt``, or the state dict of such a detector in any weight file.
 
     Raises:
         CheckpointError: the file is absent, damaged, too large, or asks for more than tensors.
     """
-    from safetensors import SafetensorError
-
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_pickled
     try:
-        return read(path)
+        file = read_weight_file(path, _read_live)
+        held = file.content if isinstance(file.content, DetectorCheckpoint) else _read_plain(file)
     except CheckpointError as error:
+        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
+    except ValueError as error:  # a batch_norm_eps that is no number
         raise CheckpointError(f"{path}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; give the path of ObjectAwareModel.pt") from error
-    except (
-        zipfile.BadZipFile, SafetensorError, KeyError, IndexError, ValueError, OverflowError, struct.error,
-        NotImplementedError, RuntimeError,
-    ) as error:  # fmt: skip
-        raise CheckpointError(f"{path}: not an intact detector checkpoint ({error}); download it again") from error
+    if not 0 < held.batch_norm_eps < 1:
+        raise CheckpointError(f"{path}: its batch_norm_eps is {held.batch_norm_eps}")
+    return replace(held, sha256=file.sha256)
 
 
-def convert_detector_checkpoint(path: Path, target: Path) -> None:
-    """Write the tensors of ``path`` as safetensors at ``target``; the pickle is not needed again.
-
-    Raises:
-        CheckpointError: as :func:`read_detector_checkpoint`.
-    """
-    from safetensors.numpy import save_file
-
-    checkpoint = read_detector_checkpoint(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        save_file(checkpoint.tensors, partial, {"batch_norm_eps": json.dumps(checkpoint.batch_norm_eps)})
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_detector(path: Path) -> ObjectDetector:
-    """Build the detector that the file describes and give it the file's weights, in float32.
+def load_detector(path: Path) -> tuple[ObjectDetector, str]:
+    """Build the detector that the file describes, with the file's weights in float32; also the file's sha256.
 
     Every size is read from the file: widths, depths, classes, distance bins, BatchNorm's eps.
     A mask-prototype branch (FastSAM files have one) is left out.
@@ -199,37 +187,7 @@ def load_detector(path: Path) -> ObjectDetector:
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: these are not an object-aware detector's weights ({reason})") from error
-    return detector.eval().requires_grad_(False)
-
-
-def cached_detector(path: Path, sha256: str) -> Path:
-    """The weights of ``path`` as safetensors in the cache folder: a pickle is interpreted once and never again.
-
-    Args:
-        path: ``ObjectAwareModel.pt``; a ``.safetensors`` file is returned as it is.
-        sha256: of ``path``; names the file in the cache.
-
-    Raises:
-        CheckpointError: as :func:`read_detector_checkpoint`, or the cache folder cannot be written.
-    """
-    from samexport.models.weights.checkpoints import CACHE_VARIABLE, cache_folder
-
-    if path.suffix == ".safetensors":
-        return path
-    target = cache_folder() / f"detector-{sha256}.safetensors"
-    try:
-        if target.exists():
-            with contextlib.suppress(CheckpointError):  # a damaged copy is made anew
-                read_detector_checkpoint(target)
-                return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        convert_detector_checkpoint(path, target)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise CheckpointError(
-            f"the cache folder {target.parent} cannot be used ({reason}); set {CACHE_VARIABLE}"
-        ) from error
-    return target
+    return detector.eval().requires_grad_(False), checkpoint.sha256
 
 
 def random_detector(spec: SamplerSpec, seed: int) -> ObjectDetector:
@@ -237,10 +195,9 @@ def random_detector(spec: SamplerSpec, seed: int) -> ObjectDetector:
     import torch
 
     from samexport.models.architectures.object_detector import ObjectDetector
-    from samexport.models.architectures.sam import resolve
 
     with torch.device("meta"):
-        detector = ObjectDetector(resolve(spec.size))
+        detector = ObjectDetector(resolve_name(spec.size))
     wanted = {k: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in detector.state_dict().items()}
     state = {key: torch.from_numpy(value) for key, value in random_state_dict(wanted, seed).items()}
     detector.load_state_dict(state, assign=True)

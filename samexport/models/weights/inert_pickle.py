@@ -2,25 +2,28 @@
 
 Only the opcodes that ``torch.save`` writes are known, only allow-listed names pass, and no name is ever
 looked up. Containers become plain containers; classes, storages and tensors become the records below.
+``rehearse`` goes through a pickle that torch is to read, and refuses what would exhaust the machine.
 """
 
 from __future__ import annotations
 
 import math
 import pickletools
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from samexport.errors import CheckpointError
 
 MAX_OPCODES = 400_000
-"""A file built like ObjectAwareModel.pt has 63,000."""
+"""A file built like ObjectAwareModel.pt has 63,000, one of SAM ViT-H with its optimizer 100,000."""
 
 _DTYPES = {"torch.HalfStorage": "<f2", "torch.FloatStorage": "<f4", "torch.LongStorage": "<i8"}
 _CALLABLE = (
     "collections.OrderedDict", "builtins.set", "builtins.getattr",
     "torch.Size", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
 )  # fmt: skip
+_HASHING = ("builtins.set", "__builtin__.set", "collections.OrderedDict", "collections.Counter")
 _INERT_CLASSES = ("torch.nn.modules.", "ultralytics.")
 
 
@@ -66,8 +69,8 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, data: bytes) -> Any:
-        """The object that the pickle describes."""
+    def run(self, data: bytes | BinaryIO) -> Any:
+        """The object that the pickle describes; a stream stands behind the pickle afterwards."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count >= MAX_OPCODES:
                 raise CheckpointError(f"the pickle has more than {MAX_OPCODES} opcodes")
@@ -89,7 +92,7 @@ class _Machine:
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
                 self.stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
             case "GLOBAL":
-                self.stack.append(_allowed(argument.replace(" ", ".")))
+                self.stack.append(self._named(argument.replace(" ", ".")))
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -109,27 +112,45 @@ class _Machine:
                 self.stack.append(tuple(self._pop(int(name[-1]))))
             case "APPEND" | "APPENDS":
                 values = self._pop(1) if name == "APPEND" else self._above_mark()
-                expect(self.stack[-1], list).extend(values)
+                self._append(self.stack[-1], values)
             case "SETITEM" | "SETITEMS":
                 values = self._pop(2) if name == "SETITEM" else self._above_mark()
-                # a tuple as key could be nested so deeply that hashing it overflows the stack
-                keys = [expect(key, str, int, float) for key in values[::2]]
-                expect(self.stack[-1], dict).update(zip(keys, values[1::2], strict=True))
+                self._set(self.stack[-1], values[::2], values[1::2])
             case "REDUCE":
                 called, arguments = self._pop(2)
-                self.stack.append(_call(expect(called, _Name).path, expect(arguments, tuple)))
+                self.stack.append(self._called(called, expect(arguments, tuple)))
             case "NEWOBJ":
-                self.stack.append(_instance(expect(self._pop(2)[0], _Name).path))
+                self.stack.append(self._made(self._pop(2)[0]))
             case "BUILD":
                 (state,) = self._pop(1)
                 # a dict here is an OrderedDict that carries attributes, which no tensor needs
                 if isinstance(expect(self.stack[-1], Instance, dict), Instance):
                     self.stack[-1].state = state
             case "BINPERSID":
-                self.stack.append(_storage(expect(self._pop(1)[0], tuple)))
+                self.stack.append(self._stored(expect(self._pop(1)[0], tuple)))
             case _:
                 return False
         return True
+
+    def _named(self, path: str) -> _Name:
+        return _allowed(path)
+
+    def _append(self, target: Any, values: list[Any]) -> None:
+        expect(target, list).extend(values)
+
+    def _set(self, target: Any, keys: list[Any], values: list[Any]) -> None:
+        # a tuple as key could be nested so deeply that hashing it overflows the stack
+        keys = [expect(key, str, int, float) for key in keys]
+        expect(target, dict).update(zip(keys, values, strict=True))
+
+    def _called(self, called: Any, arguments: tuple[Any, ...]) -> Any:
+        return _call(expect(called, _Name).path, arguments)
+
+    def _made(self, called: Any) -> Instance:
+        return _instance(expect(called, _Name).path)
+
+    def _stored(self, persistent_id: tuple[Any, ...]) -> Any:
+        return _storage(persistent_id)
 
     def _pop(self, count: int) -> list[Any]:
         if len(self.stack) < count:
@@ -143,6 +164,46 @@ class _Machine:
         taken = self.stack[mark:]
         del self.stack[mark:]
         return taken
+
+
+class _Rehearsal(_Machine):
+    """Goes through a pickle that torch will read; which names that may have is torch's business."""
+
+    def _push(self, name: str, argument: Any) -> bool:
+        if name in ("SHORT_BINSTRING", "EMPTY_SET"):
+            self.stack.append("")
+            return True
+        return super()._push(name, argument)
+
+    def _named(self, path: str) -> _Name:
+        return _Name(path)
+
+    def _append(self, target: Any, values: list[Any]) -> None:
+        if isinstance(target, list):
+            target.extend(values)
+
+    def _set(self, target: Any, keys: list[Any], values: list[Any]) -> None:
+        _check_hashable(keys)
+
+    def _called(self, called: Any, arguments: tuple[Any, ...]) -> Any:
+        path = called.path if isinstance(called, _Name) else ""
+        if path in _HASHING:
+            for argument in arguments:
+                _check_hashable(argument if isinstance(argument, tuple | list) else ())
+        return {} if path == "collections.OrderedDict" else Instance(path)
+
+    def _made(self, called: Any) -> Instance:
+        return Instance("")
+
+    def _stored(self, persistent_id: tuple[Any, ...]) -> Any:
+        return Instance("storage")
+
+
+def _check_hashable(values: Iterable[Any]) -> None:
+    """Tuples in tuples can take forever to hash, or overflow the stack."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            raise CheckpointError(f"the pickle has a {type(value).__name__} where str belongs")
 
 
 def expect(value: Any, *kinds: type) -> Any:
@@ -219,3 +280,13 @@ def interpret(data: bytes) -> Any:
         ValueError, IndexError, KeyError: the pickle is damaged.
     """
     return _Machine().run(data)
+
+
+def rehearse(stream: BinaryIO) -> None:
+    """Go through one pickle of ``stream`` without making anything; the stream stands behind it afterwards.
+
+    Raises:
+        CheckpointError: more opcodes than such files have, or tuples as keys.
+        ValueError, IndexError, KeyError: the pickle is damaged.
+    """
+    _Rehearsal().run(stream)

@@ -101,13 +101,3 @@ def random_state_dict(tensors: Mapping[str, tuple[Shape, str]], seed: int) -> di
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         state[key] = np.asarray(_rule(key, len(shape))(rng, tuple(shape))).astype(dtype)
     return state
-
-
-def checksum(state: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 over keys (sorted), dtypes, shapes and little-endian bytes; equal for equal weights anywhere."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        array = state[key]
-        digest.update(f"{key}|{array.dtype.name}|{array.shape}|".encode())
-        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()

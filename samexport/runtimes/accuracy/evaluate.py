@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import MissingDependency, ParityFailed
+from samexport.installation import install_hint
 from samexport.runtimes.accuracy.annotations import AnnotatedImage, Instance
 from samexport.runtimes.host.grid import Decode, GridOptions, generate
 from samexport.runtimes.host.masks import Rle, decode_rle
@@ -261,7 +262,7 @@ def interior_click(instance: Instance) -> Prompt:
     try:
         from scipy.ndimage import distance_transform_edt
     except ModuleNotFoundError as error:
-        raise MissingDependency("interior clicks need scipy: pip install 'samexport[eval]'") from error
+        raise MissingDependency(f"interior clicks need scipy: {install_hint('eval')}") from error
     mask = decode_rle(instance.segmentation)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     inside = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)

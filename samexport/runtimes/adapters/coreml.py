@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from samexport.errors import BundleError, ConfigError, MissingDependency
+from samexport.errors import BundleError, ConfigError, MissingDependency, RuntimeFailed
+from samexport.files import reason
+from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import run_in_buckets
 from samexport.runtimes.adapters.mil import buckets_of, check_names, whole_pixels
@@ -45,7 +47,7 @@ class CoreMLRuntime(Runtime):
             try:
                 import coremltools
             except ModuleNotFoundError as error:
-                raise MissingDependency("CoreML needs coremltools: pip install 'samexport[coreml]'") from error
+                raise MissingDependency(f"CoreML needs coremltools: {install_hint('coreml')}") from error
             file = self._package.files[name]
             function = {"function_name": name} if [*self._package.files.values()].count(file) > 1 else {}
             units = coremltools.ComputeUnit[self._compute_units]
@@ -53,8 +55,7 @@ class CoreMLRuntime(Runtime):
                 self._models[name] = coremltools.models.MLModel(str(file), compute_units=units, **function)
             except Exception as error:
                 # the system's reasons come as exceptions of many types
-                reason = str(error).splitlines()[0][:200]
-                raise BundleError(f"CoreML cannot load {file.name}: {reason}") from error
+                raise BundleError(f"CoreML cannot load {file.name}: {reason(error)}") from error
         return self._models[name]
 
     def _run(self, inputs: Tensors) -> Tensors:
@@ -66,15 +67,19 @@ class CoreMLRuntime(Runtime):
         features: dict[str, Any] = dict(inputs)
         for image in self._package.image_inputs:
             features[image] = _picture(inputs[image])
-        found = self._model(name).predict(features)
+        model = self._model(name)
+        try:
+            found = model.predict(features)
+        except Exception as error:
+            # as above
+            raise RuntimeFailed(f"{self.graph.name} does not run in {name}: {reason(error)}") from error
         return {output: np.asarray(found[output], np.float32) for output in self.graph.output_names}
 
     def placement(self) -> str:
         """The compute units that CoreML was allowed to use; which it did use is not known here."""
         return f"coreml, allowed: {self._compute_units}"
 
-    def close(self) -> None:
-        """Let the compiled models go."""
+    def _release(self) -> None:
         self._models.clear()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import ConfigError
+from samexport.errors import BundleError, ConfigError
 from samexport.models.spec import GraphSpec, axis_sizes
 from samexport.runtimes.host.prompts import ABSENT
 
@@ -59,6 +59,34 @@ def plan(prompts: Sequence[int], points: Sequence[int] = ()) -> tuple[Bucket, ..
     if len(points) != len(prompts):
         raise ConfigError(f"--points takes one number, or {len(prompts)} as --prompts has, got {len(points)}")
     return tuple(Bucket(f"decode_{n}", n, k) for n, k in zip(prompts, points, strict=True))
+
+
+def of_file(
+    file_name: str, graph: GraphSpec, shapes: Mapping[str, tuple[Mapping[str, Sequence[int]], ...]]
+) -> tuple[Bucket, ...]:
+    """The entry points of a file of fixed sizes, in its order.
+
+    Args:
+        file_name: for messages.
+        graph: the contract.
+        shapes: name of each entry point to the shapes of its inputs and of its outputs.
+
+    Raises:
+        BundleError: the tensors are not those of the graph, or there is no entry point.
+    """
+    buckets = []
+    for name, (inputs, outputs) in shapes.items():
+        where, found = f"{file_name}, entry point {name}", (sorted(inputs), sorted(outputs))
+        if found != (sorted(graph.input_names), sorted(graph.output_names)):
+            raise BundleError(f"{where}, is not {graph.name}: the tensors {found} are not those of {graph.name}")
+        try:
+            sizes = axis_sizes((*graph.inputs, *graph.outputs), {n: tuple(s) for n, s in {**inputs, **outputs}.items()})
+        except ValueError as error:
+            raise BundleError(f"{where}: {error}") from error
+        buckets.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
+    if not buckets:
+        raise BundleError(f"{file_name} has no entry points; export it again")
+    return tuple(buckets)
 
 
 def choose(buckets: Sequence[Bucket], prompts: int, points: int) -> Bucket:

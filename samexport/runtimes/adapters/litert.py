@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samexport.errors import BundleError, ParityFailed
-from samexport.models.spec import GraphSpec, axis_sizes
-from samexport.quiet import quiet_descriptors
-from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, run_in_buckets
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.errors import BundleError, RuntimeFailed
+from samexport.files import reason
+from samexport.models.spec import GraphSpec
+from samexport.quiet import silent
+from samexport.runtimes.adapters.entry_points import PROMPT_AXIS, Bucket, of_file, run_in_buckets
+from samexport.runtimes.base import Runtime, Tensors, check_file
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -30,24 +31,8 @@ class EntryPoints(Runtime):
         self._path, self._lock = path, threading.Lock()
 
     def _read_entry_points(self, shapes: Mapping[str, tuple[Shapes, Shapes]]) -> None:
-        """Check the file's entry points, given as {name: (shapes of inputs, of outputs)}, against the spec.
-
-        Raises:
-            BundleError: the tensors are not those of the graph.
-        """
-        buckets = []
-        for name, (inputs, outputs) in shapes.items():
-            if (set(inputs), set(outputs)) != (set(self.graph.input_names), set(self.graph.output_names)):
-                found = sorted(inputs), sorted(outputs)
-                raise BundleError(f"{self._path.name} has the tensors {found}, not those of {self.graph.name}")
-            try:
-                sizes = axis_sizes((*self.graph.inputs, *self.graph.outputs), {**inputs, **outputs})
-            except ValueError as error:
-                raise BundleError(f"{self._path.name}, entry point {name}: {error}") from error
-            buckets.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
-        if not buckets:
-            raise BundleError(f"{self._path.name} has no entry points; export it again")
-        self.entry_points = tuple(buckets)
+        """Check the file's entry points, given as {name: (shapes of inputs, of outputs)}; BundleError for others."""
+        self.entry_points = of_file(self._path.name, self.graph, shapes)
 
     def _run(self, inputs: Tensors) -> Tensors:
         with self._lock:
@@ -64,7 +49,8 @@ class LiteRtRuntime(EntryPoints):
     """A TFLite file on the CPU.
 
     Raises:
-        BundleError: the file cannot be read, or its entry points are not those of the spec.
+        FileError: the file cannot be read.
+        BundleError: LiteRT refuses it, or its entry points are not those of the spec.
     """
 
     name = "litert"
@@ -73,10 +59,12 @@ class LiteRtRuntime(EntryPoints):
         from ai_edge_litert.interpreter import Interpreter
 
         super().__init__(path, graph)
+        check_file(path)
         self._threads = threads or os.cpu_count() or 1
         try:
-            with quiet_descriptors():
-                self._interpreter = Interpreter(str(path), num_threads=self._threads)
+            with silent(output=True):
+                # bytes, since a name need not be valid Unicode
+                self._interpreter = Interpreter(os.fsencode(path), num_threads=self._threads)
                 # creates the delegate, which announces itself
                 self._interpreter.allocate_tensors()
                 self._runners = {
@@ -84,8 +72,7 @@ class LiteRtRuntime(EntryPoints):
                     for name in self._interpreter.get_signature_list()
                 }
         except (ValueError, RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise BundleError(f"{path.name} cannot be opened by LiteRT: {reason}") from error
+            raise BundleError(f"{path.name} cannot be opened by LiteRT: {reason(error)}") from error
         self._read_entry_points(
             {
                 name: (_shapes(runner.get_input_details()), _shapes(runner.get_output_details()))
@@ -97,16 +84,14 @@ class LiteRtRuntime(EntryPoints):
         try:
             outputs: Tensors = self._runners[bucket.name](**inputs)
         except (ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ParityFailed(f"{self.graph.name} does not run in {bucket.name}: {reason}") from error
+            raise RuntimeFailed(f"{self.graph.name} does not run in {bucket.name}: {reason(error)}") from error
         return outputs
 
     def placement(self) -> str:
         """Delegate and threads."""
         return f"CPU (XNNPACK), {self._threads} threads"
 
-    def close(self) -> None:
-        """Free the interpreter and its memory."""
+    def _release(self) -> None:
         del self._runners, self._interpreter
 
 

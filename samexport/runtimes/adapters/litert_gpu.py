@@ -30,11 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from samexport.errors import MissingDependency, ParityFailed
+from samexport.errors import MissingDependency, ParityFailed, RuntimeFailed
+from samexport.files import reason
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import Bucket
 from samexport.runtimes.adapters.litert import EntryPoints
-from samexport.runtimes.base import Tensors
+from samexport.runtimes.base import Tensors, check_file
 
 REMEDY = "apt-get install libvulkan1 chromium"
 SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
@@ -61,6 +62,8 @@ def find_driver() -> Path | None:
 
 def why_unavailable() -> str:
     """What is missing to open files on a GPU here; empty if nothing is."""
+    if os.name == "nt":
+        return "the accelerator's process cannot be started on Windows"
     found = importlib.util.find_spec("ai_edge_litert")
     if found is None or not found.submodule_search_locations:
         return "ai-edge-litert is not installed"
@@ -77,6 +80,7 @@ class LiteRtGpuRuntime(EntryPoints):
     Raises:
         MissingDependency: there is no accelerator, Vulkan loader or driver.
         ParityFailed: an operation would leave the GPU; the message names it.
+        RuntimeFailed: the driver refuses the file, ends the process or does not answer.
         BundleError: the file's entry points are not those of the spec.
     """
 
@@ -84,9 +88,10 @@ class LiteRtGpuRuntime(EntryPoints):
 
     def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None) -> None:
         super().__init__(path, graph)
-        reason = why_unavailable()
-        if reason:
-            raise MissingDependency(f"the GPU check cannot run: {reason}")
+        missing = why_unavailable()
+        if missing:
+            raise MissingDependency(f"the GPU check cannot run: {missing}")
+        check_file(path)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._pipe, far_end = Pipe()
         command = [sys.executable, "-m", __name__, str(path), str(far_end.fileno())]
@@ -105,20 +110,21 @@ class LiteRtGpuRuntime(EntryPoints):
         """What the process sends; an error it reports, its death or its silence is raised."""
         try:
             if not self._pipe.poll(_TIMEOUT_SECONDS):
-                raise ParityFailed(f"the GPU did not {doing} {self._path.name} in {_TIMEOUT_SECONDS} s")
+                raise RuntimeFailed(f"the GPU did not {doing} {self._path.name} in {_TIMEOUT_SECONDS} s")
             ok, answer = self._pipe.recv()
         except EOFError as error:
-            raise ParityFailed(f"the GPU process died when it should {doing} {self._path.name}") from error
+            raise RuntimeFailed(f"the GPU process died when it should {doing} {self._path.name}") from error
         if not ok:
-            refused = "; ".join(self.refusals()) or answer
-            raise ParityFailed(f"the GPU does not {doing} {self._path.name}: {refused}")
+            refused = "; ".join(self.refusals())
+            kind = ParityFailed if refused else RuntimeFailed
+            raise kind(f"the GPU does not {doing} {self._path.name}: {refused or answer}")
         return answer
 
     def _call(self, bucket: Bucket, inputs: Tensors) -> Tensors:
         try:
             self._pipe.send((bucket.name, inputs))
         except OSError as error:
-            raise ParityFailed(f"the GPU process for {self._path.name} is gone") from error
+            raise RuntimeFailed(f"the GPU process for {self._path.name} is gone") from error
         outputs: Tensors = self._answer("run")
         return outputs
 
@@ -136,8 +142,7 @@ class LiteRtGpuRuntime(EntryPoints):
         found = re.search(r"Selected adapter: ([^,]+)", "\n".join(self._lines()))
         return f"GPU (WebGPU), {found.group(1) if found else 'unknown adapter'}, all operations"
 
-    def close(self) -> None:
-        """End the process."""
+    def _release(self) -> None:
         self._pipe.close()
         self._process.kill()
         self._process.wait()
@@ -193,9 +198,10 @@ def _wait_while_computing() -> None:
 
 def _computes() -> bool:
     """Whether a thread besides this one wants to run: on a busy machine it may be runnable and get no time."""
-    own = threading.get_native_id()
+    own, tasks = threading.get_native_id(), Path("/proc/self/task")
     states = set()
-    for task in Path("/proc/self/task").iterdir():
+    # only Linux tells; reading then waits, for two minutes at most
+    for task in tasks.iterdir() if tasks.is_dir() else ():
         # a thread may end meanwhile
         with contextlib.suppress(OSError):
             if int(task.name) != own:
@@ -214,7 +220,7 @@ def _serve(path: str, pipe: Connection[Any, Any]) -> None:
     except EOFError:
         return
     except (RuntimeError, ValueError) as error:
-        pipe.send((False, str(error).splitlines()[0][:200]))
+        pipe.send((False, reason(error)))
 
 
 if __name__ == "__main__":

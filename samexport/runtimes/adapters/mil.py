@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, ConfigError, ParityFailed
+from samexport.files import reason
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import LABELS, Bucket, run_in_buckets
 from samexport.runtimes.base import Runtime, Tensors
@@ -136,9 +137,9 @@ class MilRuntime(Runtime):
         precision = self._precision if halves else "fp32"
         return f"interpreted, cpu, {precision}; shows what was written, not Apple's kernels"
 
-    def close(self) -> None:
-        """Free the weights."""
-        self._functions.clear()
+    def _release(self) -> None:
+        # the constants are mapped files, which Windows does not rename
+        del self._functions, self._package
 
 
 def check_names(package: Package, graph: GraphSpec, name: str) -> None:
@@ -243,7 +244,7 @@ class _Executable:
         except Exception as error:
             # torch raises many types; all mean that the program and the interpreter disagree
             where = f"{operation.kind} {operation.outputs[0].name}"
-            raise BundleError(f"the interpreter cannot run {where}: {str(error).splitlines()[0][:200]}") from error
+            raise BundleError(f"the interpreter cannot run {where}: {reason(error)}") from error
         return result if isinstance(result, tuple) else (result,)
 
 

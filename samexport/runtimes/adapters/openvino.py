@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from samexport.errors import BundleError, ConfigError, ParityFailed
+from samexport.errors import BundleError, ConfigError, RuntimeFailed
+from samexport.files import reason
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, check_file
+
+_TELEMETRY = "openvino_telemetry"
+
+
+def _openvino() -> Any:
+    """The package openvino; its first import does not find the package with which it reports to its maker."""
+    if "openvino" in sys.modules or _TELEMETRY in sys.modules:
+        import openvino
+
+        return openvino
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        del sys.modules[_TELEMETRY]
+    return openvino
+
+
+def _joined(error: RuntimeError) -> str:
+    """OpenVINO's first lines say where in its source, the next ones why."""
+    return reason(RuntimeError(" ".join(str(error).split())))
 
 
 class OpenVinoRuntime(Runtime):
@@ -17,7 +40,8 @@ class OpenVinoRuntime(Runtime):
     wrong file; so the precision is always set.
 
     Raises:
-        BundleError: the file cannot be read, or its inputs and outputs are not those of the spec.
+        FileError: the file cannot be read.
+        BundleError: OpenVINO refuses it, or its inputs and outputs are not those of the spec.
         ConfigError: the processor cannot compute in the precision.
     """
 
@@ -25,11 +49,11 @@ class OpenVinoRuntime(Runtime):
     capability: ClassVar[str] = "FP32"
 
     def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None) -> None:
-        import openvino
-        from openvino import properties
-        from openvino.properties import hint
-
         super().__init__(graph)
+        check_file(path)
+        openvino = _openvino()
+        properties = openvino.properties
+        hint = properties.hint
         core = openvino.Core()
         if self.capability not in core.get_property("CPU", properties.device.capabilities):
             raise ConfigError(f"this processor has no {self.capability} arithmetic; take the runtime openvino")
@@ -43,8 +67,7 @@ class OpenVinoRuntime(Runtime):
         try:
             self._compiled = core.compile_model(core.read_model(path), "CPU", options)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BundleError(f"{path.name} cannot be opened by OpenVINO: {reason}") from error
+            raise BundleError(f"{path.name} cannot be opened by OpenVINO: {_joined(error)}") from error
         found = (
             tuple(port.get_any_name() for port in self._compiled.inputs),
             tuple(port.get_any_name() for port in self._compiled.outputs),
@@ -58,8 +81,7 @@ class OpenVinoRuntime(Runtime):
             values = self._request.infer(inputs, share_inputs=True)
         except RuntimeError as error:
             shapes = {name: value.shape for name, value in inputs.items()}
-            reason = " ".join(str(error).split())[:200]
-            raise ParityFailed(f"{self.graph.name} does not run with {shapes}: {reason}") from error
+            raise RuntimeFailed(f"{self.graph.name} does not run with {shapes}: {_joined(error)}") from error
         return {name: values[name] for name in self.graph.output_names}
 
     def placement(self) -> str:
@@ -71,8 +93,7 @@ class OpenVinoRuntime(Runtime):
         parts = sorted(counts.items(), key=lambda item: -item[1])
         return "CPU, operations " + ", ".join(f"{count} {name}" for name, count in parts)
 
-    def close(self) -> None:
-        """Free the compiled graph."""
+    def _release(self) -> None:
         del self._request, self._compiled
 
 

@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnxruntime
 
-from samexport.errors import BundleError, ParityFailed
+from samexport.errors import BundleError, RuntimeFailed
+from samexport.files import reason
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, check_file
+
+# on Windows it goes through the system, whatever the environment variable (samexport/__init__.py) says
+onnxruntime.disable_telemetry_events()
 
 _ERRORS_ONLY = 3
+
+
+class FileName(os.PathLike[bytes]):
+    """A path as bytes: native code takes those as they are, and text only if it is valid Unicode."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self._path)
+
+
+def session_options(threads: int | None) -> onnxruntime.SessionOptions:
+    """Options of a session that reports errors only; ``threads`` None is ONNX Runtime's own choice."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 class OrtRuntime(Runtime):
     """An ONNX file on the CPU provider.
 
     Raises:
-        BundleError: the file cannot be read, or its inputs and outputs are not those of the spec.
+        FileError: the file cannot be read.
+        BundleError: ONNX Runtime refuses it, or its inputs and outputs are not those of the spec.
     """
 
     name = "onnxruntime"
 
     def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None) -> None:
         super().__init__(graph)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        check_file(path)
+        weights = path.with_name(f"{path.name}.data")
+        if os.path.lexists(weights):
+            check_file(weights)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+                FileName(path), sess_options=session_options(threads), providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             # ONNX Runtime has no common base class for its exceptions
-            reason = str(error).splitlines()[0][:200]
-            raise BundleError(f"{path.name} cannot be opened by ONNX Runtime: {reason}") from error
+            raise BundleError(f"{path.name} cannot be opened by ONNX Runtime: {reason(error)}") from error
         found = (
             tuple(i.name for i in self._session.get_inputs()),
             tuple(o.name for o in self._session.get_outputs()),
@@ -48,14 +72,12 @@ class OrtRuntime(Runtime):
             values = self._session.run(list(self.graph.output_names), inputs)
         except Exception as error:
             shapes = {name: value.shape for name, value in inputs.items()}
-            reason = str(error).splitlines()[0][:200]
-            raise ParityFailed(f"{self.graph.name} does not run with {shapes}: {reason}") from error
+            raise RuntimeFailed(f"{self.graph.name} does not run with {shapes}: {reason(error)}") from error
         return dict(zip(self.graph.output_names, values, strict=True))
 
     def placement(self) -> str:
         """The execution provider."""
         return str(self._session.get_providers()[0])
 
-    def close(self) -> None:
-        """Free the session and its memory."""
+    def _release(self) -> None:
         del self._session

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from samexport.errors import BundleError
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, check_threads
 from samexport.runtimes.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class TorchBundle(Bundle):
 
         if graph not in self.modules:
             raise BundleError(f"PyTorch has no {graph} here; it has {', '.join(self.graph_names)}")
+        check_threads(threads)
         if threads is not None:
             torch.set_num_threads(threads)
         return PyTorchRuntime(self.modules[graph], self.graph(graph))

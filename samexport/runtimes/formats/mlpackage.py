@@ -11,7 +11,6 @@ whose records start with 64 bytes of metadata. Only coremltools' generated proto
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import struct
 import sys
@@ -24,14 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import BundleError, MissingDependency
+from samexport.errors import BundleError, FileError, MissingDependency
+from samexport.files import read_bytes, read_json, reason
+from samexport.installation import install_hint
 
 Constant = NDArray[Any] | str
 
 SEVERAL = ".mlpackages"
 """Ending of a folder with one package for each entry point."""
 
-_INSTALL = "pip install 'samexport[coreml]'"
+# the limit of a protobuf
+_LARGEST_MODEL = 2**31
 _PROTOS = "samexport_coreml_protos"
 _MODEL_PATH = "@model_path/"
 # sentinel, type of the elements, bytes, offset of the data; the rest of the 64 bytes is not needed
@@ -116,9 +118,7 @@ def _read_one(path: Path) -> Package:
 
     model_path = _root_model(path)
     try:
-        model = protos.Model_pb2.Model.FromString(model_path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{path.name} cannot be read: {error.strerror}") from error
+        model = protos.Model_pb2.Model.FromString(read_bytes(model_path, limit=_LARGEST_MODEL))
     except DecodeError as error:
         raise BundleError(f"{path.name} is damaged: its model is not a protobuf; export it again") from error
     if model.WhichOneof("Type") != "mlProgram":
@@ -131,7 +131,7 @@ def _read_one(path: Path) -> Package:
             for name, function in model.mlProgram.functions.items()
         }
     except (KeyError, ValueError, struct.error, OSError) as error:
-        raise BundleError(f"{path.name} is damaged: {error}; export it again") from error
+        raise BundleError(f"{path.name} is damaged: {reason(error)}; export it again") from error
     pictures = {i.name for d in described.values() for i in d.input if i.type.WhichOneof("Type") == "imageType"}
     return Package(
         functions,
@@ -151,13 +151,13 @@ def _protos() -> ModuleType:
     if _PROTOS not in sys.modules:
         found = importlib.util.find_spec("coremltools")
         if found is None or not found.submodule_search_locations:
-            raise MissingDependency(f"reading an .mlpackage needs coremltools: {_INSTALL}")
+            raise MissingDependency(f"reading an .mlpackage needs coremltools: {install_hint('coreml')}")
         folder = Path(found.submodule_search_locations[0]) / "proto"
         spec = importlib.util.spec_from_file_location(
             _PROTOS, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
         if spec is None or spec.loader is None:
-            raise MissingDependency(f"this coremltools has no protobuf classes: {_INSTALL}")
+            raise MissingDependency(f"this coremltools has no protobuf classes: {install_hint('coreml')}")
         module = importlib.util.module_from_spec(spec)
         sys.modules[_PROTOS] = module
         try:
@@ -171,16 +171,19 @@ def _protos() -> ModuleType:
 def _root_model(path: Path) -> Path:
     """The model file that ``Manifest.json`` names."""
     try:
-        manifest = json.loads((path / "Manifest.json").read_bytes())
+        manifest = read_json(path / "Manifest.json", limit=1 << 20)
         relative = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileError, KeyError, TypeError) as error:
         raise BundleError(f"{path.name} is not an .mlpackage: its Manifest.json cannot be used") from error
     return _inside(path, path / "Data", str(relative))
 
 
 def _inside(package: Path, folder: Path, relative: str) -> Path:
     """``folder / relative``, which must be a file of the package and not a way out of it."""
-    resolved = (folder / relative).resolve()
+    try:
+        resolved = (folder / relative).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{package.name} refers to {relative!r}: {reason(error)}") from error
     if not resolved.is_relative_to(package.resolve()) or not resolved.is_file():
         raise BundleError(f"{package.name} refers to {relative!r}, which is not a file of the package")
     return resolved

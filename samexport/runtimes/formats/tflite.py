@@ -6,8 +6,7 @@ only know TFLite never see the JSON; everyone else finds it with any unzip tool.
 
 from __future__ import annotations
 
-import json
-import mmap
+import functools
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -17,10 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import BundleError
+from samexport.errors import BundleError, FileError, MissingDependency
+from samexport.files import read_bytes, to_json
+from samexport.installation import install_hint
 
 METADATA_NAME = "samexport.json"
 _IDENTIFIER = b"TFL3"
+# offsets in a flatbuffer are 32 bits with a sign
+_LARGEST = 2**31
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of tensors, by name."""
 # a ZIP cannot hold an earlier date, and the same input must give the same bytes
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -28,18 +33,20 @@ _NO_DATE = (1980, 1, 1, 0, 0, 0)
 def read_model(path: Path) -> Any:
     """The file as ``ModelT`` of LiteRT's generated schema: plain objects that can be changed and packed again.
 
-    Weights stay in the file until they are used, so it must not be overwritten meanwhile.
+    It is in memory as a whole: as long as a file is mapped, Windows neither deletes nor renames it.
 
     Raises:
         BundleError: this is not a TFLite file.
+        MissingDependency: ai-edge-litert is not installed.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     try:
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path.name} cannot be read: {error}") from error
+        from ai_edge_litert import schema_py_generated as schema
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
+    try:
+        content = read_bytes(path, limit=_LARGEST)
+    except FileError as error:
+        raise BundleError(str(error)) from error
     if content[4:8] != _IDENTIFIER:
         raise BundleError(f"{path.name} is not a TFLite file")
     try:
@@ -83,6 +90,21 @@ class _Aligned:
         return int(schema.BufferEnd(builder))
 
 
+def signatures(path: Path) -> dict[str, tuple[Shapes, Shapes]]:
+    """The entry points of a file: name to the shapes of its inputs and of its outputs; errors as :func:`read_model`."""
+    model = read_model(path)
+    found: dict[str, tuple[Shapes, Shapes]] = {}
+    for signature in model.signatureDefs or ():
+        tensors = model.subgraphs[signature.subgraphIndex].tensors
+        sides = (
+            {entry.name.decode(): shape_of(tensors[entry.tensorIndex]) for entry in side}
+            for side in (signature.inputs, signature.outputs)
+        )
+        found[signature.signatureKey.decode()] = (next(sides), next(sides))
+    return found
+
+
+@functools.cache
 def operator_names() -> dict[int, str]:
     """Builtin code to name, ``{0: "ADD", ...}``."""
     from ai_edge_litert import schema_py_generated as schema
@@ -108,18 +130,4 @@ def append_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     # the default names the operating system
     entry.create_system = 0
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(entry, json.dumps(metadata, indent=1, sort_keys=True))
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What :func:`append_metadata` wrote.
-
-    Raises:
-        BundleError: there is none.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found: dict[str, Any] = json.loads(archive.read(METADATA_NAME))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise BundleError(f"{path.name} carries no {METADATA_NAME}") from error
-    return found
+        archive.writestr(entry, to_json(metadata).removesuffix("\n"))

@@ -106,10 +106,7 @@ def operator_kind(model: Any, operator: Any) -> str:
     code = model.operatorCodes[operator.opcodeIndex]
     if code.customCode:
         return str(code.customCode.decode())
-    return _NAMES.setdefault(0, operator_names())[max(code.builtinCode, code.deprecatedBuiltinCode)]
-
-
-_NAMES: dict[int, dict[int, str]] = {}
+    return operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
 def gpu_shape(shape: Sequence[int]) -> Shape:

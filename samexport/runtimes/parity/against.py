@@ -16,14 +16,33 @@ from samexport.runtimes.verdicts import Check, Row
 Progress = Callable[[str], None]
 
 
+def check_comparable(bundle: Bundle, other: Bundle) -> None:
+    """Refuse, before anything runs, two bundles of different models or weights, or without a graph in common.
+
+    Raises:
+        ConfigError: says which.
+    """
+    first, second = bundle.manifest, other.manifest
+    if (first.model, first.weights) != (second.model, second.weights):
+        raise ConfigError(f"{bundle.folder.name} and {other.folder.name} are of different models or weights")
+    if not set(bundle.graph_names) & set(other.graph_names):
+        raise ConfigError(f"{bundle.folder.name} and {other.folder.name} have no graph in common")
+
+
 def verify_against(
-    bundle: Bundle, other: Bundle, *, threads: int | None = None, progress: Progress = lambda _: None
+    bundle: Bundle,
+    other: Bundle,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    progress: Progress = lambda _: None,
 ) -> tuple[Row, ...]:
     """Run both on the golden inputs of ``bundle`` and compare every value, and the masks of the golden picture.
 
     Args:
         bundle: is judged, in its tier.
         other: the reference.
+        runtime: of ``bundle``; the reference runs on the first that reads it.
         threads: of both.
         progress: is told what is going on.
 
@@ -31,10 +50,8 @@ def verify_against(
         ConfigError: they are of different models or weights, or share no graph.
         BundleError: golden files or the reference cannot be read.
     """
-    first, second = bundle.manifest, other.manifest
-    if (first.model, first.weights) != (second.model, second.weights):
-        raise ConfigError(f"{bundle.folder.name} and {other.folder.name} are of different models or weights")
-    golden = load_golden(bundle.folder, first.frame)
+    check_comparable(bundle, other)
+    golden = load_golden(bundle.folder, bundle.manifest.frame)
     chains = {k: v for k, v in cases_by_chain(bundle, golden).items() if set(k) <= set(other.graph_names)}
     if not chains:
         raise ConfigError(f"{bundle.folder.name} and {other.folder.name} have no graph in common")
@@ -43,13 +60,14 @@ def verify_against(
         names = sorted({name for chain in chains for name in chain})
         runtimes = {name: stack.enter_context(other.open(name, threads=threads)) for name in names}
         for case in (case for cases in chains.values() for case in cases):
-            progress(f"{case.graphs[-1]} {case.name} in {other.folder.name}")
+            progress(f"running {case.graphs[-1]} of {other.folder.name}")
             outputs = run_chain(runtimes, case.graphs, case.inputs)
             expected[case.graphs].append(replace(case, expected=outputs, strides={}))
     name = other.folder.resolve().name
-    rows = [*compare_chains(bundle, expected, threads=threads, against=name, progress=progress)]
-    progress("from picture to masks")
-    wanted, found = (picture_masks(each, golden, None, threads)[0] for each in (other, bundle))
+    rows = [*compare_chains(bundle, expected, runtime=runtime, threads=threads, against=name, progress=progress)]
+    progress("checking from picture to masks")
+    wanted = picture_masks(other, golden, None, threads)[0]
+    found = picture_masks(bundle, golden, runtime, threads)[0]
     check = Check("end_to_end", bundle.graph_names, against=name)
     limits = tier(*recipes(bundle, bundle.graph_names), *recipes(other, other.graph_names))
     return (*rows, compare_masks(check, "masks", wanted, found, limits))

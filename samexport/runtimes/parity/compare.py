@@ -50,7 +50,7 @@ def tier(*recipes: str) -> Tier:
     """The loosest tier of the recipes that took part; ConfigError for an unknown one."""
     for recipe in recipes:
         if recipe not in TIERS:
-            raise ConfigError(f"no tolerance tier for precision {recipe!r}; known: {', '.join(TIERS)}")
+            raise ConfigError(f"no tolerance for recipe {recipe!r}; known: {', '.join(TIERS)}")
     return max((TIERS[recipe] for recipe in recipes), key=lambda limits: limits.max_error)
 
 

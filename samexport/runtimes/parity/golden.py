@@ -21,7 +21,7 @@ from PIL import Image
 from samexport.errors import BundleError, SamExportError
 from samexport.files import read_json, reason, to_json
 from samexport.models.contracts import SAMPLER
-from samexport.models.spec import Frame, Identifier
+from samexport.models.spec import Frame, GraphSpec, Identifier
 from samexport.runtimes.adapters.entry_points import LABELS, Bucket, choose
 from samexport.runtimes.arrays import read_npz
 from samexport.runtimes.base import Tensors
@@ -78,6 +78,15 @@ class Golden:
     resized_sha256: str
     masks: NDArray[np.bool_]
     cases: tuple[Case, ...]
+
+    def inputs_of(self, graph: GraphSpec) -> list[Tensors]:
+        """What the cases feed to a graph; of one after another graph, as far as that one's outputs are known."""
+        known: Tensors = {}
+        for case in self.cases:
+            known |= {name: value for name, value in case.expected.items() if name not in case.strides}
+        fed = [{**known, **case.inputs} for case in self.cases if graph.name in case.graphs]
+        wanted = set(graph.input_names)
+        return [{name: one[name] for name in graph.input_names} for one in fed if wanted <= set(one)]
 
 
 Run = Callable[[Sequence[str], Mapping[str, NDArray[Any]]], Tensors]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from samexport.errors import ConfigError, MissingDependency, SamExportError
+from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.litert import LiteRtRuntime
 from samexport.runtimes.adapters.litert_gpu import LiteRtGpuRuntime, why_unavailable
 from samexport.runtimes.base import Tensors
-from samexport.runtimes.bundle import Artifact, Bundle
+from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats.tflite_lint import lint
 from samexport.runtimes.parity.compare import GPU_TIER, compare_output
 from samexport.runtimes.parity.golden import Case, case_of_size, load_golden
@@ -54,42 +56,41 @@ def verify_on_gpu(bundle: Bundle, *, progress: Progress = lambda _: None) -> tup
     rows: list[Row] = []
     for chain, cases in cases_by_chain(bundle, golden).items():
         name = chain[-1]
-        progress(f"{name} on GPU")
+        progress(f"checking {name} on the GPU")
         try:
             inputs = _inputs(bundle, chain, cases)
-            rows += compare_with_cpu(bundle, bundle.artifact(name), inputs)
+            rows += compare_with_cpu(bundle.folder / bundle.artifact(name).path, bundle.graph(name), inputs)
         except MissingDependency:
             raise
         except SamExportError as error:
-            rows.append(Row(_about(bundle.artifact(name)), "run", Verdict.FAIL, str(error)))
+            rows.append(Row(_about(name, bundle.artifact(name).path), "run", Verdict.FAIL, str(error)))
     return (*rows, NOT_SHOWN)
 
 
-def _about(artifact: Artifact, case: str = "") -> Check:
-    return Check("gpu", (artifact.graph,), case, (artifact.path,), runtime="litert-gpu", against="cpu")
+def _about(graph: str, file: str, case: str = "") -> Check:
+    return Check("gpu", (graph,), case, (file,), runtime="litert-gpu", against="cpu")
 
 
-def compare_with_cpu(bundle: Bundle, artifact: Artifact, cases: Mapping[str, Tensors]) -> tuple[Row, ...]:
+def compare_with_cpu(path: Path, graph: GraphSpec, cases: Mapping[str, Tensors]) -> tuple[Row, ...]:
     """Run a file strictly on the GPU and on the CPU, and compare each output with :data:`GPU_TIER`.
 
     The first row says that all operations compiled for the GPU, and which adapter computes.
 
     Args:
-        bundle: holds the file.
-        artifact: a TFLite file of it.
+        path: a TFLite file.
+        graph: its contract.
         cases: inputs by the name of the case.
 
     Raises:
         MissingDependency: no GPU runtime can be opened here.
         ParityFailed: an operation would leave the GPU, or it cannot run.
     """
-    path, graph = bundle.folder / artifact.path, bundle.graph(artifact.graph)
     with LiteRtRuntime(path, graph) as cpu, LiteRtGpuRuntime(path, graph) as gpu:
         total = f"all {lint(path).total} operations compile"
-        rows = [Row(_about(artifact), total, Verdict.PASS, gpu.placement())]
+        rows = [Row(_about(graph.name, path.name), total, Verdict.PASS, gpu.placement())]
         for name, inputs in cases.items():
             expected, actual = cpu.run(inputs), gpu.run(inputs)
-            check = _about(artifact, name)
+            check = _about(graph.name, path.name, name)
             rows += [compare_output(check, t, expected[t.name], actual[t.name], GPU_TIER) for t in graph.outputs]
     return tuple(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from samexport.errors import BundleError, MissingDependency
+from samexport.installation import install_hint
 from samexport.runtimes.bundle import Artifact
 from samexport.runtimes.formats.tflite_lint import TITLES, lint
 from samexport.runtimes.verdicts import Check, Row, Verdict
@@ -20,7 +21,7 @@ def lint_rows(artifact: Artifact, path: Path) -> tuple[Row, ...]:
     try:
         found = lint(path)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"the linter needs {error.name}: pip install 'samexport[tflite]'") from error
+        raise MissingDependency(f"the linter needs {error.name}: {install_hint('tflite')}") from error
     except BundleError as error:
         return (Row(check, "operations", Verdict.FAIL, str(error)),)
     rows = []

@@ -39,7 +39,7 @@ def where_it_ran(report: ParityReport) -> list[str]:
 def write_report(report: ParityReport, path: Path, title: str, *, force: bool = False) -> None:
     """Write the report, in the form of the file's ending (:data:`ENDINGS`); FileError if it cannot be written."""
     writers = {".json": _to_json, ".xml": _to_junit, ".md": _to_markdown}
-    write_text(path, writers[path.suffix](report, title), force=force)
+    write_text(path, writers[path.suffix.lower()](report, title), force=force)
 
 
 def _to_json(report: ParityReport, title: str) -> str:

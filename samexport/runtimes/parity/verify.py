@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import BundleError, ConfigError, MissingDependency, SamExportError
+from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.base import RUNTIMES, Runtime, Tensors, checkers
+from samexport.runtimes.adapters.onnx_ranges import half_range
+from samexport.runtimes.base import RUNTIMES, Runtime, Tensors, check_runtime, checkers
 from samexport.runtimes.bundle import Artifact, Bundle
-from samexport.runtimes.parity.compare import check_names, compare_boxes, compare_masks, compare_output, tier
+from samexport.runtimes.parity.compare import TIERS, check_names, compare_boxes, compare_masks, compare_output, tier
 from samexport.runtimes.parity.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
 from samexport.runtimes.parity.lint import lint_rows
 from samexport.runtimes.tasks.segment import Segmenter
@@ -28,15 +30,24 @@ def run_chain(runtimes: Mapping[str, Runtime], chain: Sequence[str], inputs: Map
 
     BundleError if an input is neither given nor an output of an earlier graph.
     """
+    return _chain(runtimes, chain, inputs)[1]
+
+
+def _chain(
+    runtimes: Mapping[str, Runtime], chain: Sequence[str], inputs: Mapping[str, NDArray[Any]]
+) -> tuple[dict[str, Tensors], Tensors]:
+    """What each graph was fed, and the outputs of the last one."""
     known: Tensors = dict(inputs)
+    fed: dict[str, Tensors] = {}
     outputs: Tensors = {}
     for name in chain:
         runtime = runtimes[name]
         if missing := set(runtime.graph.input_names) - set(known):
             raise BundleError(f"nothing gives {name} its inputs {', '.join(sorted(missing))}")
-        outputs = runtime.run({tensor: known[tensor] for tensor in runtime.graph.input_names})
+        fed[name] = {tensor: known[tensor] for tensor in runtime.graph.input_names}
+        outputs = runtime.run(fed[name])
         known |= outputs
-    return outputs
+    return fed, outputs
 
 
 def verify_bundle(
@@ -53,7 +64,7 @@ def verify_bundle(
     Raises:
         ConfigError: ``runtime`` is unknown or reads no file of this bundle.
     """
-    check_runtime(bundle, runtime)
+    check_runtime(runtime, {artifact.file_format for artifact in bundle.manifest.artifacts})
     frame, files = bundle.manifest.frame, Check("files")
     rows = [Row(files, name, Verdict.FAIL, f"{name} {problem}") for name, problem in bundle.damaged_files().items()]
     if not rows:
@@ -66,18 +77,6 @@ def verify_bundle(
     rows.append(Row(Check("resize"), "picture", Verdict.FAIL if problem else Verdict.PASS, problem))
     rows += compare_cases(bundle, golden, runtime=runtime, threads=threads, progress=progress)
     return ParityReport(tuple(rows))
-
-
-def check_runtime(bundle: Bundle, runtime: str | None) -> None:
-    """ConfigError unless ``runtime`` is None or the name of one that reads files of this bundle."""
-    if runtime is None:
-        return
-    if runtime not in RUNTIMES:
-        raise ConfigError(f"there is no runtime {runtime!r}; known: {', '.join(RUNTIMES)}")
-    formats = {artifact.file_format for artifact in bundle.manifest.artifacts}
-    if RUNTIMES[runtime].file_format not in formats:
-        reads, has = RUNTIMES[runtime].file_format, ", ".join(sorted(formats))
-        raise ConfigError(f"{runtime} reads {reads} files, {bundle.folder.name} has {has}")
 
 
 def picture_masks(
@@ -116,24 +115,32 @@ def compare_cases(
         done |= new
     for artifact in bundle.manifest.artifacts:
         if artifact.path not in covered:
-            why = "no golden case checks it" if checkers(artifact.file_format) else "no runtime here reads its format"
+            why = _why_not(artifact) or "no golden case checks it"
             check = Check("case", (artifact.graph,), artifacts=(artifact.path,))
             yield Row(check, artifact.path, Verdict.FAIL, f"{artifact.path} was not checked: {why}")
+
+
+def _why_not(artifact: Artifact) -> str:
+    """Why a file cannot be checked here; empty if it can."""
+    if not checkers(artifact.file_format):
+        return "no runtime here reads its format"
+    return "" if artifact.recipe in TIERS else f"there is no tolerance for its recipe {artifact.recipe}"
 
 
 def _compare_variant(
     bundle: Bundle, golden: Golden, new: set[str], runtime: str | None, threads: int | None, progress: Progress
 ) -> Iterator[Row]:
     """Rows of the cases in which a ``new`` file takes part, on each runtime."""
-    path = {artifact.graph: artifact.path for artifact in bundle.manifest.artifacts}
+    path = {a.graph: a.path for a in bundle.manifest.artifacts if not _why_not(a)}
     every = cases_by_chain(bundle, golden)
-    chains = {chain: cases for chain, cases in every.items() if {path[name] for name in chain} & new}
+    chains = {k: v for k, v in every.items() if set(k) <= set(path) and {path[name] for name in k} & new}
     formats = dict.fromkeys(a.file_format for a in bundle.manifest.artifacts if a.path in new)
     names = dict.fromkeys(name for each in formats for name in checkers(each))
     for name in (runtime,) if runtime else names:
         yield from compare_chains(bundle, chains, runtime=name, threads=threads, progress=progress)
-        progress("from picture to masks")
-        yield _end_to_end(bundle, golden, name, threads)
+        if set(path) == set(bundle.graph_names):
+            progress("checking from picture to masks")
+            yield _end_to_end(bundle, golden, name, threads)
 
 
 def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | None) -> Row:
@@ -185,9 +192,28 @@ def compare_chains(
                 continue
             last = runtimes[chain[-1]]
             check = replace(check, runtime=last.name, placement=last.placement())
-            for case in (*cases, *entry_point_cases(cases, last.entry_points)):
-                progress(f"{chain[-1]}: {case.name}")
-                yield from _check(replace(check, case=case.name), case, runtimes, bundle)
+            fed: dict[str, list[Tensors]] = {name: [] for name in chain}
+            todo = (*cases, *entry_point_cases(cases, last.entry_points))
+            for number, case in enumerate(todo, 1):
+                progress(f"checking {chain[-1]}: case {number} of {len(todo)}")
+                yield from _check(replace(check, case=case.name), case, runtimes, bundle, fed)
+            for artifact in artifacts:
+                if artifact.recipe == "fp16" and artifact.file_format == "onnx" and fed[artifact.graph]:
+                    progress(f"checking {artifact.graph}: range of half precision")
+                    yield _half_row(artifact, bundle.folder / artifact.path, fed[artifact.graph], threads)
+
+
+def _half_row(artifact: Artifact, path: Path, inputs: Sequence[Tensors], threads: int | None) -> Row:
+    """Whether the tensors of a half-precision file stay in its range: the runtimes here compute it in float32."""
+    check = Check("half", (artifact.graph,), artifacts=(artifact.path,))
+    try:
+        found = half_range(path, inputs, threads=threads)
+    except BundleError as error:
+        return Row(check, "tensors", Verdict.FAIL, str(error))
+    if found.reason:
+        return Row(check, "tensors", Verdict.FAIL, found.reason)
+    near = f"near the end of half precision: {'; '.join(map(str, found.near[:5]))}" if found.near else ""
+    return Row(check, "tensors", Verdict.PASS, near)
 
 
 def _reader(artifact: Artifact, runtime: str | None) -> str | None:
@@ -213,12 +239,17 @@ def _static_rows(bundle: Bundle) -> Iterator[Row]:
             yield from lint_rows(artifact, bundle.folder / artifact.path)
 
 
-def _check(check: Check, case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle) -> Iterator[Row]:
+def _check(
+    check: Check, case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle, fed: dict[str, list[Tensors]]
+) -> Iterator[Row]:
+    """Rows of a case; what its graphs were fed is added to ``fed``."""
     try:
-        actual = run_chain(runtimes, case.graphs, case.inputs)
+        inputs, actual = _chain(runtimes, case.graphs, case.inputs)
     except SamExportError as error:
         yield Row(check, "run", Verdict.FAIL, str(error))
         return
+    for name, tensors in inputs.items():
+        fed[name].append(tensors)
     yield from compare_case(check, case, bundle.graph(case.graphs[-1]), actual, recipes(bundle, case.graphs))
 
 

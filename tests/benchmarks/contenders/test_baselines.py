@@ -5,8 +5,8 @@ import torch
 
 from samexport.benchmarks.contenders.baselines import PLAIN_GRAPHS, gmac, rebuild
 from samexport.errors import ConfigError
-from samexport.exporter.pipeline import load_model
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.runtimes.parity.verify import verify_bundle
 
 MOBILE = "mobilesam.tinyvit"

@@ -16,11 +16,13 @@ from samexport.cli import main as cli
 from samexport.errors import BundleError, ConfigError, MissingDependency
 from samexport.exporter.deliver import android
 from samexport.exporter.deliver.android import DEMO, MANIFEST, MODELS, demo_source, entry_points, fill_demo
-from samexport.runtimes.bundle import Bundle, file_sha256, open_bundle
+from samexport.files import sha256
+from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.formats import tflite as tflite_file
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.golden import load_golden
 from samexport.runtimes.tasks.segment import Segmenter
+from samexport.runtimes.verdicts import Check, Row, Verdict
 from tests.android.small_bundle import small_bundle
 
 NAME = "test-tinyvit64-random"
@@ -32,7 +34,7 @@ def bundle() -> Bundle:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): file_sha256(p) for p in folder.rglob("*") if p.is_file()}
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in folder.rglob("*") if p.is_file()}
 
 
 def test_the_whole_demo_appears_with_the_models_in_it(bundle, tmp_path):
@@ -51,7 +53,7 @@ def test_the_whole_demo_appears_with_the_models_in_it(bundle, tmp_path):
 def test_the_manifest_tells_the_app_files_entry_points_frame_and_parity(bundle, tmp_path):
     folder = fill_demo(bundle, tmp_path / "demo").folder
     data = json.loads((folder / MANIFEST).read_text())
-    assert {n: file_sha256(folder / n) for n in data["files"]} == data["files"]
+    assert {n: sha256(folder / n) for n in data["files"]} == data["files"]
     assert set(data["files"]) == tree(folder).keys() - {MANIFEST}
     graphs = {g["name"]: g for g in data["graphs"]}
     assert list(graphs) == ["encoder", "decoder"]
@@ -104,13 +106,13 @@ def test_only_what_samexport_wrote_is_replaced_and_only_with_force(bundle, tmp_p
         fill_demo(bundle, tmp_path / "demo")
     (folder / "encoder.tflite").write_bytes(b"old")
     fill_demo(bundle, tmp_path / "demo", force=True)
-    assert file_sha256(folder / "encoder.tflite") == bundle.artifact("encoder").sha256
+    assert sha256(folder / "encoder.tflite") == bundle.artifact("encoder").sha256
     (folder / "check" / "notes.txt").write_text("mine")
-    with pytest.raises(BundleError, match=r"check/notes.txt, which samexport did not write"):
+    with pytest.raises(BundleError, match=r"check/notes\.txt, which samexport\.json does not list"):
         fill_demo(bundle, tmp_path / "demo", force=True)
     assert (folder / "check" / "notes.txt").read_text() == "mine"
     (folder / MANIFEST).unlink()
-    with pytest.raises(BundleError, match="was not written by samexport"):
+    with pytest.raises(BundleError, match="samexport did not write it"):
         fill_demo(bundle, tmp_path / "demo", force=True)
 
 
@@ -121,6 +123,27 @@ def test_anything_else_at_the_target_is_left_alone(bundle, tmp_path, make):
         with pytest.raises(BundleError, match="is not the Android demo"):
             fill_demo(bundle, tmp_path / "demo", force=force)
     assert [p.name for p in tmp_path.iterdir()] == ["demo"]
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "file/demo", "\udcff", "bundle/demo", "nul\0"])
+def test_a_path_where_no_demo_can_be_is_one_line(bundle, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    copy = open_bundle(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    before = tree(tmp_path)
+    with pytest.raises(BundleError, match="choose another") as caught:
+        fill_demo(copy, tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["/etc/model", "../../../../../../../model", "a/b", ".hidden", ""])
+def test_a_model_name_in_the_manifest_cannot_leave_the_demo(bundle, tmp_path, monkeypatch, capsys, name):
+    copy = open_bundle(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    manifest = json.loads((copy.folder / "bundle.json").read_text())
+    (copy.folder / "bundle.json").write_text(json.dumps({**manifest, "model": name}))
+    assert run(monkeypatch, "android", copy.folder, "--out", tmp_path / "demo") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
 
 
 def test_a_failure_halfway_leaves_nothing(bundle, tmp_path, monkeypatch):
@@ -138,7 +161,8 @@ def test_bundles_that_are_damaged_or_not_verified_are_refused(bundle, tmp_path):
     (copy.folder / "encoder.tflite").write_bytes(b"junk")
     with pytest.raises(BundleError, match=r"encoder\.tflite has another sha256"):
         fill_demo(copy, tmp_path / "demo")
-    for rows in ((), ({**bundle.manifest.parity[0], "verdict": "SKIPPED"}, bundle.manifest.parity[1])):
+    passed = bundle.manifest.parity
+    for rows in ((), (*passed[:-1], replace(passed[-1], verdict=Verdict.SKIPPED))):
         unverified = Bundle(bundle.folder, replace(bundle.manifest, parity=rows))
         with pytest.raises(BundleError, match="did not pass all of its checks"):
             fill_demo(unverified, tmp_path / "demo")
@@ -146,7 +170,7 @@ def test_bundles_that_are_damaged_or_not_verified_are_refused(bundle, tmp_path):
 
 
 def test_a_bundle_whose_linter_names_operations_is_taken(bundle, tmp_path):
-    skipped = {**bundle.manifest.parity[0], "case": "decoder lint", "verdict": "SKIPPED"}
+    skipped = Row(Check("lint", ("decoder",)), "operations", Verdict.SKIPPED)
     noted = Bundle(bundle.folder, replace(bundle.manifest, parity=(*bundle.manifest.parity, skipped)))
     assert fill_demo(noted, tmp_path / "demo")
 
@@ -159,7 +183,7 @@ def test_files_of_another_graph_and_missing_packages_are_one_line(bundle, monkey
         raise ModuleNotFoundError("No module named 'ai_edge_litert'", name="ai_edge_litert")
 
     monkeypatch.setattr(tflite_file, "read_model", missing)
-    with pytest.raises(MissingDependency, match=r"samexport\[tflite\]"):
+    with pytest.raises(MissingDependency, match=r"pip install .*\[tflite\]"):
         entry_points(bundle.folder / "encoder.tflite", bundle.graph("encoder"))
 
 
@@ -177,6 +201,12 @@ def test_the_command_shows_what_it_wrote(bundle, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     for word in ("decoder.tflite", "decode_1, decode_4", "5, 2", "RANDOM", "README.md"):
         assert word in out
+    files = [p for p in (tmp_path / "demo").rglob("*") if p.is_file()]
+    assert out.splitlines()[-1].startswith(f"wrote {tmp_path / 'demo'}/ ({len(files)} files, ")
+    assert run(monkeypatch, "android", bundle.folder, "--out", tmp_path / "other", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {f["path"] for f in told["files"]} == set(tree(tmp_path / "other"))
+    assert told["size"] == sum(p.stat().st_size for p in files)
     assert run(monkeypatch, "android", bundle.folder, "--out", tmp_path / "demo") == 2
     assert capsys.readouterr().err.count("\n") == 1
 

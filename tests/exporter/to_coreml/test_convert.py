@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from samexport.errors import BundleError, ConfigError, ExportFailed, MissingDependency
-from samexport.exporter.pipeline import load_model
 from samexport.exporter.to_coreml import convert as to_coreml
 from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts, convert
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.entry_points import Bucket
 from samexport.runtimes.adapters.mil import MilRuntime, buckets_of

@@ -10,10 +10,10 @@ import torch
 from onnx import TensorProto
 
 from samexport.errors import ConfigError, ExportFailed
-from samexport.exporter.pipeline import load_model
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.models.spec import GraphSpec, TensorSpec
 
 
@@ -69,7 +69,10 @@ def test_another_opset_gives_the_same_numbers(tiny, tmp_path):
     graph, module = build_graph(sam, spec, "decoder")
     path = tmp_path / "decoder.onnx"
     to_onnx.convert(graph, module, path, to_onnx.OnnxOptions(opset=opset))
-    assert [o.version for o in onnx.load(path).opset_import if o.domain == ""] == [opset]
+    model = onnx.load(path)
+    assert [o.version for o in model.opset_import if o.domain == ""] == [opset]
+    # a higher version keeps out runtimes that know the opset
+    assert model.ir_version == 8
     inputs = [torch.randn(1, 64, 4, 4), torch.rand(5, 3, 2) * 63, torch.ones(5, 3)]
     expected = module(*inputs)
     names = graph.input_names
@@ -140,17 +143,51 @@ def breaks_order(model):
     return broken
 
 
-@pytest.mark.parametrize("optimiser", [fails, swaps_scores, breaks_order])
-def test_a_graph_that_the_optimiser_breaks_is_kept_as_exported(tiny, tiny_bundle, monkeypatch, optimiser):
+def makes_no_number(model):
+    broken = swaps_scores(model)
+    for weight in broken.graph.initializer:
+        if list(weight.dims) == [4] and weight.data_type == TensorProto.FLOAT:
+            weight.CopyFrom(onnx.numpy_helper.from_array(np.full(4, np.nan, np.float32), weight.name))
+    return broken
+
+
+REFUSALS = [
+    (fails, "RuntimeError: optimiser crashed"),
+    (swaps_scores, "it computes another iou_predictions"),
+    (makes_no_number, "it computes another iou_predictions"),
+    (breaks_order, "ValidationError: Nodes in a graph must be topologically sorted"),
+]
+
+
+@pytest.mark.parametrize(("optimiser", "why"), REFUSALS)
+def test_a_graph_that_the_optimiser_breaks_is_kept_as_exported_and_it_is_said_why(
+    tiny_bundle, monkeypatch, optimiser, why
+):
     exported = onnx.load(tiny_bundle.folder / "decoder.onnx")
     monkeypatch.setattr(to_onnx, "_slim", optimiser)
-    kept = to_onnx.optimise(exported, tiny_bundle.graph("decoder"))
+    kept, refused = to_onnx.optimise(exported, tiny_bundle.graph("decoder"))
     assert kept is exported
+    assert refused.startswith(why)
 
 
 def test_a_graph_that_the_optimiser_keeps_intact_is_taken(tiny_bundle):
     exported = onnx.load(tiny_bundle.folder / "decoder.onnx")
-    assert to_onnx.optimise(exported, tiny_bundle.graph("decoder")) is not exported
+    taken, refused = to_onnx.optimise(exported, tiny_bundle.graph("decoder"))
+    assert taken is not exported
+    assert refused == ""
+
+
+def test_what_was_written_says_whether_the_optimiser_was_refused(tmp_path, monkeypatch):
+    class Twice(torch.nn.Module):
+        def forward(self, x):
+            return x + x
+
+    graph = GraphSpec("twice", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),))
+    written = to_onnx.convert(graph, Twice(), tmp_path / "x.onnx", to_onnx.OnnxOptions())
+    assert written == to_onnx.OnnxFile(1)
+    monkeypatch.setattr(to_onnx, "_slim", fails)
+    written = to_onnx.convert(graph, Twice(), tmp_path / "y.onnx", to_onnx.OnnxOptions())
+    assert written == to_onnx.OnnxFile(1, "RuntimeError: optimiser crashed")
 
 
 def test_a_large_model_keeps_its_weights_in_a_second_file(tiny, tmp_path, monkeypatch):

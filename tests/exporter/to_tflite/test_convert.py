@@ -13,9 +13,10 @@ from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.to_tflite.convert import TfliteOptions, convert, signatures
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes.formats.tflite import read_metadata, read_model
-from samexport.runtimes.parity.compare import Verdict, compare_output, tier
-from tests.tflite_models import METADATA, built, prompts
+from samexport.runtimes.formats.tflite import read_model
+from samexport.runtimes.parity.compare import compare_output, tier
+from samexport.runtimes.verdicts import Check, Verdict
+from tests.tflite_models import METADATA, built, prompts, read_metadata
 
 TINY = "test.tinyvit64"
 
@@ -31,7 +32,7 @@ def assert_parity(model, entry, inputs):
     expected = plain_outputs(model.graph, model.plain, inputs)
     assert list(expected) == list(model.graph.output_names)
     for spec in model.graph.outputs:
-        row = compare_output(entry, spec, expected[spec.name], actual[spec.name], tier("fp32"))
+        row = compare_output(Check("case", case=entry), spec, expected[spec.name], actual[spec.name], tier("fp32"))
         assert row.verdict is Verdict.PASS, row
         assert row.snr_db > 100
 

@@ -16,8 +16,8 @@ from samexport.exporter.to_tflite.onnx2tf_process import VERSION, environment, f
 from samexport.exporter.to_tflite.passes import improve
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.litert import LiteRtRuntime
-from samexport.runtimes.formats.tflite import read_metadata, read_model, write_model
-from tests.tflite_models import ADD, floats, write_graph
+from samexport.runtimes.formats.tflite import read_model, write_model
+from tests.tflite_models import ADD, floats, read_metadata, write_graph
 
 # Plays Python 3.12, its venv, pip and onnx2tf: notes how it is called, and copies a prepared file as the result.
 STAND_IN = """#!/bin/sh

@@ -14,7 +14,8 @@ from samexport.models.architectures.object_detector import (
     ObjectDetector,
     anchors,
 )
-from samexport.models.weights.random_weights import checksum, random_state_dict
+from samexport.models.weights.random_weights import random_state_dict
+from tests.models.golden import checksum
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

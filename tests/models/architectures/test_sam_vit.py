@@ -4,7 +4,6 @@ import torch
 from samexport.models.architectures.sam_vit import Attention, Block
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.models.weights.random_weights import checksum
 from tests.models import golden
 
 STAGES = {"patch_embed": 32, "blocks0": 32, "blocks2": 32, "blocks11": 32, "neck1": 16}
@@ -36,7 +35,7 @@ def test_names_shapes_and_types_equal_the_official_key_list(vit_b):
 
 def test_weights_are_those_of_the_golden_vectors(vit_b):
     state = {key: value.numpy() for key, value in vit_b.state_dict().items()}
-    assert checksum(state) == str(golden.read("sam_vit_b.npz")["weights_sha256"])
+    assert golden.checksum(state) == str(golden.read("sam_vit_b.npz")["weights_sha256"])
 
 
 def test_embedding_and_stages_of_the_golden_picture(encoded):

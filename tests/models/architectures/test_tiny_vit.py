@@ -4,7 +4,6 @@ import torch
 from samexport.models.architectures.tiny_vit import Attention, PatchMerging, TinyViTBlock
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.models.weights.random_weights import checksum
 from tests.models import golden
 
 VECTORS = "mobilesam.npz"
@@ -18,7 +17,7 @@ def test_names_shapes_and_types_equal_the_official_key_list(mobile_sam):
 
 def test_weights_are_those_of_the_golden_vectors(mobile_sam):
     state = {key: value.numpy() for key, value in mobile_sam.state_dict().items()}
-    assert checksum(state) == str(golden.read(VECTORS)["weights_sha256"])
+    assert golden.checksum(state) == str(golden.read(VECTORS)["weights_sha256"])
 
 
 def test_embedding_of_the_golden_picture(land):

@@ -1,6 +1,7 @@
 """A simulated ObjectAwareModel.pt (same classes, same globals, half precision) and a corpus of hostile files."""
 
 import copy
+import hashlib
 import io
 import os
 import pickle
@@ -12,17 +13,14 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from samexport.errors import CheckpointError
 from samexport.models.architectures import object_detector
 from samexport.models.architectures.object_detector import DETECTOR_TEST, ObjectDetector
 from samexport.models.weights import detector_checkpoint, inert_pickle
-from samexport.models.weights.detector_checkpoint import (
-    convert_detector_checkpoint,
-    load_detector,
-    read_detector_checkpoint,
-)
+from samexport.models.weights.detector_checkpoint import load_detector, read_detector_checkpoint
 
 PLACES = {
     object_detector.Conv: "ultralytics.nn.modules.conv.Conv",
@@ -111,7 +109,8 @@ def test_tensors_of_a_live_model_are_found_under_their_official_names(detector, 
 
 
 def test_loaded_detector_has_the_sizes_and_outputs_of_the_original(detector, official):
-    loaded = load_detector(official)
+    loaded, sha256 = load_detector(official)
+    assert sha256 == hashlib.sha256(official.read_bytes()).hexdigest()
     assert loaded.size == DETECTOR_TEST
     image = torch.rand(1, 3, 64, 96)
     for ours, original in zip(loaded(image), detector.float()(image), strict=True):
@@ -123,18 +122,56 @@ def test_batch_norm_eps_comes_from_the_file(detector, eps, official, monkeypatch
     data = zipfile.ZipFile(official).read("ObjectAwareModel/data.pkl")
     pack = lambda value: pickle.BINFLOAT + np.array(value, ">f8").tobytes()  # noqa: E731
     rewrite(official, pkl=data.replace(pack(1e-3), pack(eps)))
-    assert load_detector(official).size.batch_norm_eps == eps
+    assert load_detector(official)[0].size.batch_norm_eps == eps
 
 
-def test_converted_file_reads_the_same_and_needs_no_pickle(official, tmp_path):
-    target = tmp_path / "detector.safetensors"
-    convert_detector_checkpoint(official, target)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ObjectAwareModel.pt", "detector.safetensors"]
-    first, second = read_detector_checkpoint(official), read_detector_checkpoint(target)
-    assert first.batch_norm_eps == second.batch_norm_eps
-    assert first.tensors.keys() == second.tensors.keys()
-    for name, tensor in first.tensors.items():
-        np.testing.assert_array_equal(tensor, second.tensors[name])
+def plain_files(detector, folder):
+    """The detector's state dict as people save it, by file."""
+    state = detector.state_dict()
+    bare = {key.removeprefix("model."): value for key, value in state.items()}
+    layouts = {
+        "plain.pt": state,
+        "bare.pth": bare,  # of the sequence of layers alone
+        "bfloat16.pt": {k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()},
+        "trainer.ckpt": {"epoch": 3, "state_dict": {f"model.{key}": value for key, value in state.items()}},
+        "compiled.bin": {f"_orig_mod.{key}": value for key, value in state.items()},
+        "prototypes.pt": state | {"model.22.proto.cv1.conv.weight": torch.ones(4, 4, 3, 3)},
+    }
+    for name, content in layouts.items():
+        torch.save(content, folder / name)
+    save_file(state, folder / "plain.safetensors")
+    save_file(state, folder / "with_eps.safetensors", {"batch_norm_eps": "0.001"})
+    return [*layouts, "plain.safetensors", "with_eps.safetensors"]
+
+
+def test_a_plain_state_dict_is_read_like_any_state_dict(detector, tmp_path):
+    wanted = {key: value.clone() for key, value in copy.deepcopy(detector).float().state_dict().items()}
+    for name in plain_files(detector, tmp_path):
+        loaded, sha256 = load_detector(tmp_path / name)
+        assert sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert loaded.size == DETECTOR_TEST, name
+        for key, value in loaded.state_dict().items():
+            expected = (
+                wanted[key].bfloat16().float() if name == "bfloat16.pt" and value.is_floating_point() else wanted[key]
+            )
+            assert torch.equal(value, expected), (name, key)
+
+
+def test_a_tensor_that_the_detector_has_no_place_for_is_refused(detector, tmp_path):
+    path = tmp_path / "more.pt"
+    torch.save(detector.state_dict() | {"model.23.conv.weight": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match=r"more\.pt: .*model\.23\.conv\.weight"):
+        load_detector(path)
+
+
+def test_the_eps_of_a_safetensors_file_is_taken_or_refused(detector, tmp_path):
+    path = tmp_path / "detector.safetensors"
+    save_file(detector.state_dict(), path, {"batch_norm_eps": "0.01"})
+    assert load_detector(path)[0].size.batch_norm_eps == 0.01
+    for wrong in ("nan", "-1", "2", "much"):
+        save_file(detector.state_dict(), path, {"batch_norm_eps": wrong})
+        with pytest.raises(CheckpointError, match=r"detector\.safetensors"):
+            load_detector(path)
 
 
 def test_strided_and_offset_tensors_are_read_like_torch_reads_them(tmp_path):
@@ -239,7 +276,7 @@ HOSTILE = {
     "exec": (pickle.dumps(Runs(exec, "1"), 2), "asks for builtins.exec"),
     "own function": (pickle.dumps(Runs(attack, 1), 2), "asks for .*attack"),
     "protocol 4": (pickle.dumps(Runs(attack, 1), 4), "opcode"),
-    "protocol 0": (pickle.dumps(Runs(attack, 1), 0), "asks for .*attack"),
+    "protocol 0": (pickle.dumps(Runs(attack, 1), 0), "opcode PUT"),
     "real getattr": (hand_pickle(Made("builtins.getattr", ((), "__class__"))), "calls builtins.getattr"),
     "call what getattr found": (
         opcodes(name("builtins.getattr"), name("ultralytics.a.B"), b"X\x01\x00\x00\x00c\x86R", b")R"),
@@ -250,27 +287,28 @@ HOSTILE = {
     "functions of torch.nn": (opcodes(name("torch.nn.functional.torch"), b")R"), "asks for torch.nn.functional"),
     "import by name": (opcodes(name("importlib.import_module"), b")R"), "asks for importlib"),
     "dotted way out": (opcodes(name("torch.serialization.os.system"), b")R"), "asks for torch.serialization"),
-    "unknown class": (opcodes(name("collections.Counter"), b")R"), "asks for collections.Counter"),
-    "object of a function": (opcodes(name("torch.Size"), b")\x81"), "makes an object of torch.Size"),
+    "unknown class": (opcodes(name("collections.ChainMap"), b")R"), "asks for collections.ChainMap"),
+    "counter": (opcodes(name("collections.Counter"), b")R"), "holds no tensors"),
+    "object of a function": (opcodes(name("torch.Size"), b")\x81"), "holds a Size"),
     "class with arguments": (hand_pickle(Made("ultralytics.a.B", (1,))), "calls ultralytics.a.B"),
     "extension registry": (opcodes(b"\x82\x01"), "opcode EXT1"),
     "old instance opcode": (opcodes(b"(ios\nsystem\n"), "opcode INST"),
     "state on a name": (opcodes(name("ultralytics.a.B"), b"}b"), "where Instance belongs"),
     "state on a list": (opcodes(b"]}b"), "a list where Instance belongs"),
-    "huge memo index": (opcodes(b"Nr\xff\xff\xff\x7f"), "a NoneType where dict belongs"),
+    "huge memo index": (opcodes(b"Nr\xff\xff\xff\x7f"), "holds a NoneType"),
     "tuple as key": (opcodes(b"}", b")", b"\x85" * 100_000, b"Ns"), "a tuple where str belongs"),
-    "empty": (b"", "not an intact"),
-    "no end": (b"\x80\x02]", "not an intact"),
+    "empty": (b"", "damaged or no checkpoint"),
+    "no end": (b"\x80\x02]", "damaged or no checkpoint"),
     "empty stack": (opcodes(b"s"), "more from its stack"),
-    "no mark": (opcodes(b"t"), "not an intact"),
-    "absent memo": (opcodes(b"h\x07"), "not an intact"),
-    "not a pickle": (b"<html>", "not an intact"),
-    "cut short": (opcodes(b"X\xff\xff\xff\x7fabc"), "not an intact"),
-    "negative length": (opcodes(b"\x8b\xff\xff\xff\xff"), "not an intact"),
+    "no mark": (opcodes(b"t"), "damaged or no checkpoint"),
+    "absent memo": (opcodes(b"h\x07"), "damaged or no checkpoint"),
+    "not a pickle": (b"<html>", "damaged or no checkpoint"),
+    "cut short": (opcodes(b"X\xff\xff\xff\x7fabc"), "damaged or no checkpoint"),
+    "negative length": (opcodes(b"\x8b\xff\xff\xff\xff"), "damaged or no checkpoint"),
     "too many opcodes": (opcodes(b"}", b"q\x00" * inert_pickle.MAX_OPCODES), "more than 400000 opcodes"),
-    "a list": (opcodes(b"]"), "a list where dict belongs"),
-    "no model": (opcodes(b"}"), "a NoneType where Instance belongs"),
-    "model is a number": (hand_pickle({"model": 7}), "a int where Instance belongs"),
+    "a list": (opcodes(b"]"), "holds a list"),
+    "no model": (opcodes(b"}"), "holds no tensors"),
+    "model is a number": (hand_pickle({"model": 7}), "holds no tensors"),
     "storage outside its folder": (hand_pickle(one_tensor(0, (4,), (1,), 4, key="../data.pkl")), "no storage"),
     "storage of another type": (
         hand_pickle(one_tensor(0, (4,), (1,), 4, storage="torch.nn.modules.x.Y")),

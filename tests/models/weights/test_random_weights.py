@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from samexport.models.weights.random_weights import checksum, random_state_dict
-from tests.models.golden import official_keys
+from samexport.models.weights.random_weights import random_state_dict
+from tests.models.golden import checksum, official_keys
 
 # checksums made by the generator of the golden vectors
 MOBILE_SAM_SEED_7 = "bd7358f7da6167cda969649f1257fc604bd869ade03d95ae5ac5012b79000e4b"

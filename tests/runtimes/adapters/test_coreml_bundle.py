@@ -12,29 +12,23 @@ from PIL import Image
 
 from samexport.cli.segment import SegmentRequest, run_segment
 from samexport.exporter.formats import WRITERS, Facts
-from samexport.exporter.pipeline import load_model
 from samexport.exporter.to_coreml.convert import CoreMLOptions
 from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
 from samexport.runtimes import base
 from samexport.runtimes.adapters.mil import MilRuntime
-from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle, relative_files
+from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.formats.mlpackage import read_package
-from samexport.runtimes.parity.compare import ParityReport, Verdict
 from samexport.runtimes.parity.report import where_it_ran, write_report
 from samexport.runtimes.parity.verify import verify_bundle
+from samexport.runtimes.verdicts import ParityReport, Verdict
+from tests.signing import sign
 
 pytest.importorskip("coremltools")
 
 LIMIT = "shows what was written, not Apple's kernels"
-
-
-def sign(bundle: Bundle) -> Bundle:
-    """Write hashes that agree with the files, so that only the numbers can tell."""
-    files = relative_files(bundle.folder, {a.path: a for a in bundle.manifest.artifacts})
-    (bundle.folder / MANIFEST).write_text(replace(bundle.manifest, files=files).to_json())
-    return open_bundle(bundle.folder)
 
 
 def failures(bundle: Bundle) -> list[str]:
@@ -48,9 +42,8 @@ def report(coreml_bundle) -> ParityReport:
 
 def test_a_report_says_on_which_runtime_each_file_ran_and_what_that_does_not_show(report, tmp_path):
     assert report.verdict is Verdict.PASS
-    assert {row.runtime for row in report.rows if row.case.startswith(("encoder", "decoder", "end"))} == {
-        f"mil: interpreted, cpu, fp32; {LIMIT}"
-    }
+    ran = {(r.check.runtime, r.check.placement) for r in report.rows if r.check.kind in ("case", "end_to_end")}
+    assert ran == {("mil", f"interpreted, cpu, fp32; {LIMIT}")}
     line = f"encoder, decoder, decoder_with_mask, end to end on mil: interpreted, cpu, fp32; {LIMIT}"
     assert where_it_ran(report) == [line]
     for ending in ("json", "md", "xml"):
@@ -62,7 +55,7 @@ def test_a_report_says_on_which_runtime_each_file_ran_and_what_that_does_not_sho
 
 
 def test_the_manifest_names_the_runtime_and_nothing_of_the_machine(coreml_bundle):
-    assert {row["runtime"] for row in coreml_bundle.manifest.parity} == {"mil"}
+    assert {row.check.runtime for row in coreml_bundle.manifest.parity} == {"mil"}
 
 
 class StandIn(MilRuntime):
@@ -94,7 +87,7 @@ def test_on_macos_both_coreml_and_the_interpreter_are_asked(coreml_bundle, repor
         f"mil: interpreted, cpu, fp32; {LIMIT}",
     ]
     assert (found.verdict is Verdict.PASS) == (shift == 0)
-    assert all(row.case.endswith(" (coreml)") for row in found.failures)
+    assert all(row.check.runtime == "coreml" for row in found.failures)
 
 
 def test_which_runtimes_check_a_format(monkeypatch):
@@ -153,7 +146,7 @@ def test_a_change_in_one_of_several_packages_is_seen(older_bundle, tmp_path):
     copy = open_bundle(shutil.copytree(older_bundle.folder, tmp_path / "copy"))
     file = copy.folder / "decoder.mlpackages/decoder.decode_4.mlpackage/Manifest.json"
     file.write_text(file.read_text() + " ")
-    assert copy.damaged_files() == ["decoder.mlpackages has another sha256 than when it was exported"]
+    assert copy.damaged_files() == {"decoder.mlpackages": "has another sha256 than when it was exported"}
 
 
 # Faults

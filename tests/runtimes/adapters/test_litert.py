@@ -6,7 +6,8 @@ import torch
 
 from samexport.errors import BundleError, ConfigError
 from samexport.runtimes.adapters.litert import LiteRtRuntime
-from samexport.runtimes.parity.compare import Verdict, compare_output, tier
+from samexport.runtimes.parity.compare import compare_output, tier
+from samexport.runtimes.verdicts import Check, Verdict
 from tests.tflite_models import ADD, built, floats, prompts, write_graph
 
 TINY = "test.tinyvit64"
@@ -29,7 +30,7 @@ def test_any_number_of_prompts_gives_what_one_unpadded_call_gives(decoder, count
     values = model.plain(*(torch.from_numpy(inputs[name]) for name in model.graph.input_names))
     actual = decoder.run(inputs)
     for spec, expected in zip(model.graph.outputs, values, strict=True):
-        row = compare_output("case", spec, expected.numpy(), actual[spec.name], tier("fp32"))
+        row = compare_output(Check("case"), spec, expected.numpy(), actual[spec.name], tier("fp32"))
         assert row.verdict is Verdict.PASS, row
 
 

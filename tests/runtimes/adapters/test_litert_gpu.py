@@ -10,8 +10,9 @@ import pytest
 from samexport.errors import BundleError, MissingDependency, ParityFailed
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters import litert_gpu
-from samexport.runtimes.adapters.litert_gpu import LiteRtGpuRuntime, compare_with_cpu, find_driver, why_unavailable
-from samexport.runtimes.parity.compare import Verdict
+from samexport.runtimes.adapters.litert_gpu import LiteRtGpuRuntime, find_driver, why_unavailable
+from samexport.runtimes.parity.gpu import compare_with_cpu
+from samexport.runtimes.verdicts import Verdict
 from tests.tflite_models import ADD, SINGLE, built, floats, ints, prompts, write_graph
 
 TINY = "test.tinyvit64"
@@ -93,7 +94,8 @@ def test_the_linter_judges_each_operation_as_the_accelerator_does(tmp_path):
         from pathlib import Path
         import numpy as np
         from ai_edge_litert.interpreter import Interpreter
-        from samexport.runtimes.adapters.litert_gpu import _Worker
+        from samexport.runtimes.parity.gpu import compare_with_cpu
+from samexport.runtimes.adapters.litert_gpu import _Worker
         said = []
         for path in sorted(Path({str(tmp_path)!r}).glob("*.tflite")):
             runner = Interpreter(str(path)).get_signature_runner("main")

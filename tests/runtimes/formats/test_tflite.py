@@ -11,7 +11,6 @@ from samexport.runtimes.formats.tflite import (
     METADATA_NAME,
     append_metadata,
     constant_bytes,
-    read_metadata,
     read_model,
     shape_of,
     write_model,
@@ -54,7 +53,6 @@ def test_metadata_is_found_by_any_unzip_tool_and_ignored_by_litert(added):
     with zipfile.ZipFile(added) as archive:
         assert archive.namelist() == [METADATA_NAME]
         assert json.loads(archive.read(METADATA_NAME)) == {"graph": "encoder", "sizes": [1, 2]}
-    assert read_metadata(added) == {"graph": "encoder", "sizes": [1, 2]}
     assert len(read_model(added).subgraphs[0].operators) == 2
 
 
@@ -74,11 +72,6 @@ def test_other_files_are_refused_in_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(BundleError, match=r"^x\.tflite [^\n]+$"):
         read_model(path)
-
-
-def test_a_file_without_metadata_says_so(added):
-    with pytest.raises(BundleError, match=r"added\.tflite carries no samexport\.json"):
-        read_metadata(added)
 
 
 def test_a_packed_model_without_data_keeps_its_empty_buffer(tmp_path):

@@ -4,7 +4,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.hardware_accelerator import HardwareAccelerator
 
-from samexport.quiet import quiet_descriptors
+from samexport.quiet import silent
 from samexport.runtimes.formats.tflite import read_model, write_model
 from samexport.runtimes.formats.tflite_lint import broadcasts_on_gpu, gpu_shape, lint
 from tests.tflite_models import ADD, SINGLE, floats, ints, write_graph
@@ -57,7 +57,7 @@ def test_custom_operations_are_named_by_their_own_name(tmp_path):
 
 
 def fully_on_xnnpack(path):
-    with quiet_descriptors():
+    with silent(output=True):
         return CompiledModel.from_file(str(path), hardware_accel=HardwareAccelerator.CPU).is_fully_accelerated()
 
 

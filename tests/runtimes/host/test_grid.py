@@ -17,7 +17,7 @@ from samexport.models.architectures.sam import Sam
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.spec import Frame
-from samexport.models.weights.random_weights import checksum, random_state_dict
+from samexport.models.weights.random_weights import random_state_dict
 from samexport.runtimes.host.grid import (
     GridOptions,
     _is_cut,
@@ -29,6 +29,7 @@ from samexport.runtimes.host.grid import (
 )
 from samexport.runtimes.host.image import to_frame
 from samexport.runtimes.host.masks import decode_rle, trace
+from tests.models.golden import checksum
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FRAME = Frame(1024)

@@ -6,9 +6,6 @@ from samexport.models.contracts import sampler_graph
 from samexport.models.spec import TensorSpec
 from samexport.runtimes.parity.compare import (
     TIERS,
-    ParityReport,
-    Row,
-    Verdict,
     check_names,
     compare_boxes,
     compare_masks,
@@ -17,7 +14,9 @@ from samexport.runtimes.parity.compare import (
     signal_to_noise,
     tier,
 )
+from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
+CHECK = Check("case")
 LOGITS = TensorSpec("low_res_masks", ("N", 4, 16, 16), "", role="mask_logits")
 SCORES = TensorSpec("iou_predictions", ("N", 4), "", role="mask_scores")
 
@@ -27,7 +26,7 @@ def logits() -> np.ndarray:
 
 
 def judge(spec, expected, actual, name="fp32"):
-    return compare_output("case", spec, expected, actual, TIERS[name])
+    return compare_output(CHECK, spec, expected, actual, TIERS[name])
 
 
 def test_signal_to_noise_of_a_hand_worked_case():
@@ -111,19 +110,19 @@ def test_masks_that_differ_in_one_row_fail():
     expected[:, 5:15] = True
     actual = expected.copy()
     actual[1, 14] = False
-    row = compare_masks("case", "masks", expected, actual, TIERS["fp32"])
+    row = compare_masks(CHECK, "masks", expected, actual, TIERS["fp32"])
     assert (row.verdict, row.boundary_flips) == (Verdict.FAIL, 20)
-    assert compare_masks("case", "masks", expected, expected, TIERS["fp32"]).verdict is Verdict.PASS
+    assert compare_masks(CHECK, "masks", expected, expected, TIERS["fp32"]).verdict is Verdict.PASS
 
 
 def test_missing_and_extra_outputs_fail():
-    assert check_names("case", ["a", "b"], ["a", "b"]) == []
-    assert check_names("case", ["a", "b"], ["a"])[0].verdict is Verdict.FAIL
-    assert check_names("case", ["a"], ["a", "b"])[0].verdict is Verdict.FAIL
+    assert check_names(CHECK, ["a", "b"], ["a", "b"]) == []
+    assert check_names(CHECK, ["a", "b"], ["a"])[0].verdict is Verdict.FAIL
+    assert check_names(CHECK, ["a"], ["a", "b"])[0].verdict is Verdict.FAIL
 
 
 def test_a_report_is_as_bad_as_its_worst_row_and_skipped_is_not_passed():
-    rows = {v: Row("case", "output", v) for v in Verdict}
+    rows = {v: Row(CHECK, "output", v) for v in Verdict}
     assert ParityReport(()).verdict is Verdict.SKIPPED
     assert ParityReport((rows[Verdict.SKIPPED],)).verdict is Verdict.SKIPPED
     assert ParityReport((rows[Verdict.SKIPPED], rows[Verdict.PASS])).verdict is Verdict.PASS
@@ -147,7 +146,7 @@ def ranked() -> dict[str, np.ndarray]:
 
 
 def judge_boxes(actual, name="fp32"):
-    return compare_boxes("case", RANKED, ranked(), actual, TIERS[name])
+    return compare_boxes(CHECK, RANKED, ranked(), actual, TIERS[name])
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16"])
@@ -217,4 +216,48 @@ def test_wrong_boxes_fail(change):
 
 
 def test_boxes_without_scores_are_left_to_the_check_of_names():
-    assert compare_boxes("case", RANKED, ranked(), {"boxes": ranked()["boxes"]}, TIERS["fp32"]) == []
+    assert compare_boxes(CHECK, RANKED, ranked(), {"boxes": ranked()["boxes"]}, TIERS["fp32"]) == []
+
+
+@pytest.mark.parametrize("spec", [LOGITS, SCORES])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_reference_that_is_not_finite_passes_nothing(spec, value):
+    expected = logits() if spec is LOGITS else logits()[..., 0, 0]
+    actual = expected.copy()
+    expected[1, 2] = value
+    for found in (actual, -actual, expected.copy()):
+        assert judge(spec, expected, found).verdict is Verdict.FAIL
+
+
+def test_nothing_to_compare_is_a_failure():
+    empty = np.zeros((0, 4, 16, 16), np.float32)
+    assert judge(LOGITS, empty, empty).verdict is Verdict.FAIL
+    assert compare_masks(CHECK, "masks", empty > 0, empty > 0, TIERS["fp32"]).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_no_tier_accepts_a_vanished_object(name):
+    # two masks of 427x640, one of them a 35x35 object: 0.2 % of the pixels
+    expected = np.zeros((2, 427, 640), bool)
+    expected[0, 100:300, 100:500] = True
+    expected[1, 40:75, 40:75] = True
+    actual = expected.copy()
+    actual[1] = False
+    row = compare_masks(CHECK, "masks", expected, actual, TIERS[name])
+    assert (row.verdict, row.mask_iou) == (Verdict.FAIL, 0)
+    assert "mask 1" in row.reason
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("fp32", Verdict.PASS), ("fp16", Verdict.PASS)])
+def test_a_border_that_moves_a_little_is_rounding(name, verdict):
+    expected = np.zeros((1, 427, 640), bool)
+    expected[0, 40:60, 40:60] = True
+    actual = expected.copy()
+    actual[0, 40, 40:60] = False  # one row of the object's border: IoU 0.95
+    assert compare_masks(CHECK, "masks", expected, actual, TIERS[name]).verdict is verdict
+    actual[0, 42, 40:60] = False  # and one inside
+    assert compare_masks(CHECK, "masks", expected, actual, TIERS[name]).verdict is Verdict.FAIL
+
+
+def test_the_loosest_recipe_of_a_chain_judges_it():
+    assert tier("fp32", "fp16") is tier("fp16", "fp32") is TIERS["fp16"]

@@ -11,15 +11,16 @@ from samexport.errors import ConfigError, MissingDependency, ParityFailed
 from samexport.exporter.to_tflite.graph import Graph
 from samexport.runtimes.adapters import litert_gpu
 from samexport.runtimes.adapters.litert import LiteRtRuntime
-from samexport.runtimes.bundle import MANIFEST, open_bundle, relative_files
+from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.formats.tflite import constant_bytes, read_model, write_model
 from samexport.runtimes.parity import gpu as verify_gpu
 from samexport.runtimes.parity.against import verify_against
-from samexport.runtimes.parity.compare import Verdict
 from samexport.runtimes.parity.golden import entry_point_cases, load_golden
 from samexport.runtimes.parity.gpu import NOT_SHOWN, require_gpu, verify_on_gpu
 from samexport.runtimes.parity.verify import cases_by_chain, verify_bundle
+from samexport.runtimes.verdicts import Verdict
 from tests.runtimes.adapters.test_litert_gpu import needs_gpu
+from tests.signing import sign
 
 
 def calls_of_verification(bundle, monkeypatch):
@@ -80,9 +81,7 @@ def edit(bundle, folder, name, change):
     change(model)
     write_model(model, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
-    files = relative_files(copy.folder, {a.path: a for a in copy.manifest.artifacts})
-    (copy.folder / MANIFEST).write_text(replace(copy.manifest, files=files).to_json())
-    return open_bundle(copy.folder)
+    return sign(copy)
 
 
 def failures(bundle):
@@ -152,39 +151,39 @@ def test_an_operation_that_would_leave_the_gpu_is_named_and_fails_a_file_for_it(
         pick_places(model, b"decode_4", b"low_res_masks", 1, [0, 1, 2, 3])
 
     copy = edit(tflite_bundle, tmp_path, "decoder", change)
-    row = next(r for r in verify_bundle(copy).rows if r.case == "decoder lint" and "GPU" in r.output)
+    row = next(r for r in verify_bundle(copy).rows if str(r.check) == "decoder lint" and "GPU" in r.output)
     assert row.output.startswith("1 of ")
     assert "decode_4 operator" in row.reason
     assert "GATHER" in row.reason
     assert row.verdict is Verdict.SKIPPED
     for_gpu = tuple(replace(a, options={"target": "gpu"}) for a in copy.manifest.artifacts)
     rows = verify_bundle(replace(copy, manifest=replace(copy.manifest, artifacts=for_gpu))).failures
-    assert [r.case for r in rows] == ["decoder lint"]
+    assert [str(r.check) for r in rows] == ["decoder lint"]
 
 
 def test_the_linter_is_in_manifest_and_card(tflite_bundle):
     manifest = tflite_bundle.manifest
-    rows = [row for row in manifest.parity if row["case"].endswith(" lint")]
+    rows = [row for row in manifest.parity if row.check.kind == "lint"]
     assert len(rows) == 2 * len(manifest.artifacts)
-    assert all(row["output"].startswith("0 of ") for row in rows)
+    assert all(row.output.startswith("0 of ") for row in rows)
     assert {a.options["target"] for a in manifest.artifacts} == {"cpu"}
     assert all(a.options["converter"].startswith("litert-torch ") for a in manifest.artifacts)
     card = (tflite_bundle.folder / "README.md").read_text()
     assert "target cpu" in card
-    assert all(f"{row['case']}: {row['output']}" in card for row in rows)
+    assert all(f"{row.check}: {row['output']}" in card for row in rows)
 
 
 def test_two_bundles_are_compared_directly(tflite_bundle, tiny_bundle, tmp_path):
     rows = verify_against(tflite_bundle, tiny_bundle)
     assert [str(r) for r in rows if r.verdict is not Verdict.PASS] == []
-    cases = {row.case for row in rows}
+    cases = {str(row.check) for row in rows}
     assert {"encoder picture (against tiny)", "decoder 64x1 (against tiny)", "end to end (against tiny)"} <= cases
 
     def change(model):
         pick_places(model, b"decode_4", b"low_res_masks", 1, [0, 2, 1, 3])
 
     wrong = verify_against(edit(tflite_bundle, tmp_path, "decoder", change), tiny_bundle)
-    assert any(r.case.startswith("decoder 3x2") for r in wrong if r.verdict is Verdict.FAIL)
+    assert any(str(r.check).startswith("decoder 3x2") for r in wrong if r.verdict is Verdict.FAIL)
 
 
 def test_bundles_of_other_models_or_weights_are_not_compared(tflite_bundle, half_bundle, tiny_bundle):

@@ -18,8 +18,9 @@ from samexport.runtimes.base import open_runtime
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.host.image import read_image, upscale_mask
 from samexport.runtimes.host.masks import decode_rle
-from samexport.runtimes.parity.compare import Verdict, compare_boxes, intersection_over_union, tier
+from samexport.runtimes.parity.compare import compare_boxes, intersection_over_union, tier
 from samexport.runtimes.tasks.everything import GivenBoxes, GridPoints, SegmentEverything
+from samexport.runtimes.verdicts import Check, Verdict
 from tests.models.golden import GOLDEN
 
 
@@ -36,7 +37,7 @@ def test_the_detector_of_mobilesamv2_finds_the_official_boxes_in_onnx(tmp_path, 
     with open_runtime(tmp_path / artifact.path, sampler.graph, "onnx") as runtime:
         # the official network was fed the channels of the file in their order
         found = runtime.run({"image": golden["input_uint8"].transpose(2, 0, 1)[None].astype(np.float32)})
-    rows = compare_boxes("official", sampler.graph, expected, found, tier("fp32"))
+    rows = compare_boxes(Check("case"), sampler.graph, expected, found, tier("fp32"))
     assert [str(row) for row in rows if row.verdict is not Verdict.PASS] == []
     assert len(best) == sampler.graph.outputs[0].shape[0] == 756
 

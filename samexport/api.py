@@ -1,0 +1,166 @@
+"""What ``import samexport`` offers as functions; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from samexport.errors import ConfigError
+
+if TYPE_CHECKING:
+    from samexport.models.architectures.sam import Sam
+    from samexport.models.spec import ModelSpec
+    from samexport.runtimes.bundle import Bundle
+    from samexport.runtimes.verdicts import ParityReport
+
+Format = Literal["onnx", "tflite", "coreml"]
+AnyPath = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A bundle that was exported, and the checks that it passed."""
+
+    bundle: Bundle
+    report: ParityReport
+
+
+def export(
+    model: str,
+    format: Format = "onnx",
+    *,
+    weights: AnyPath | Sequence[AnyPath] = "official",
+    seed: int = 0,
+    recipe: str | None = None,
+    out: AnyPath | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> ExportResult:
+    """Export a model as a bundle; it appears complete and verified, or not at all.
+
+    Example:
+        ``export("mobilesam", "tflite", weights="mobile_sam.pt", out="bundle")``
+
+    Args:
+        model: a name of :func:`list_models`.
+        format: of the files.
+        weights: "official" (cache or download), "random" (seeded, masks mean nothing), or files of a checkpoint.
+        seed: of random weights.
+        recipe: fp32 or fp16; the default is the format's own (fp16 for CoreML, else fp32).
+        out: the bundle's folder; the default is named after the model.
+        force: replace a bundle that is there.
+        threads: of the runtimes that check the files.
+        progress: is told what is going on.
+        options: of the format (``opset``, ``target``, ``deployment_target``, ...) and of
+            :class:`samexport.exporter.pipeline.ExportOptions` (``split_decoder``, ``sampler``, ...).
+
+    Raises:
+        ConfigError: an option, the checkpoint or the folder cannot be used.
+        ExportFailed: a converter failed.
+        ParityFailed: a file does not compute what PyTorch computes.
+    """
+    from samexport.exporter.pipeline import ExportOptions, export_bundle
+
+    known = {field.name for field in fields(ExportOptions)}
+    general = {name: options.pop(name) for name in tuple(options) if name in known}
+    bundle, report = export_bundle(
+        ExportOptions(
+            encoder=model,
+            out=None if out is None else Path(out),
+            checkpoints=_files(weights),
+            random_seed=seed if weights == "random" else None,
+            target=_target(format, recipe, options),
+            force=force,
+            threads=threads,
+            **general,
+        ),
+        progress,
+    )
+    return ExportResult(bundle, report)
+
+
+def _target(file_format: str, recipe: str | None, options: dict[str, Any]) -> Any:
+    from samexport.exporter.formats import WRITERS
+
+    kinds = {writer.file_format: kind for kind, writer in WRITERS.items()}
+    if file_format not in kinds:
+        raise ConfigError(f"format is one of {', '.join(kinds)}, not {file_format!r}")
+    kind = kinds[file_format]
+    if unknown := set(options) - {field.name for field in fields(kind)}:
+        raise ConfigError(f"{file_format} has no option {', '.join(sorted(unknown))}")
+    return kind(**options) if recipe is None else kind(precision=recipe, **options)
+
+
+def open(folder: AnyPath) -> Bundle:
+    """Open a bundle folder; BundleError if it is none. Example: ``open("mobilesam-tinyvit-onnx-fp32")``."""
+    from samexport.runtimes.bundle import open_bundle
+
+    return open_bundle(Path(folder))
+
+
+def verify(
+    bundle: Bundle | AnyPath,
+    reference: Bundle | AnyPath | None = None,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """Run a bundle's golden cases again; needs no torch.
+
+    Example:
+        ``assert verify("bundle").proves``
+
+    Args:
+        bundle: a bundle or its folder.
+        reference: another bundle of the same model and weights, to compare with as well.
+        runtime: one that reads the files; the default is all that check the format here.
+        threads: of the runtimes.
+        progress: is told what is going on.
+
+    Returns:
+        Rows and a verdict; a file that cannot be opened is a failed row.
+
+    Raises:
+        ConfigError: the runtime reads no file of the bundle, or the bundles have nothing in common.
+        BundleError: a folder is not a bundle.
+    """
+    from samexport.runtimes.parity.against import verify_against
+    from samexport.runtimes.parity.verify import verify_bundle
+    from samexport.runtimes.verdicts import ParityReport
+
+    opened, other = (open(b) if isinstance(b, str | PathLike) else b for b in (bundle, reference))
+    assert opened is not None
+    report = verify_bundle(opened, runtime=runtime, threads=threads, progress=progress)
+    if other is None:
+        return report
+    return ParityReport((*report.rows, *verify_against(opened, other, threads=threads, progress=progress)))
+
+
+def list_models() -> list[ModelSpec]:
+    """The models that can be exported, as data: name, parameters, licence, where the weights are."""
+    from samexport.models.catalog import MODELS
+
+    return [model for model in MODELS.values() if not model.hidden]
+
+
+def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official", seed: int = 0) -> Sam:
+    """A model in torch with its weights, in evaluation mode; CheckpointError if they cannot be used.
+
+    ``model``, ``weights`` and ``seed`` are as for :func:`export`.
+    """
+    from samexport.models.catalog import find_model
+    from samexport.models.loading import load_model as load
+
+    return load(find_model(model), _files(weights), seed if weights == "random" else None)[0]
+
+
+def _files(weights: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:
+    if weights in ("official", "random"):
+        return ()
+    return (Path(weights),) if isinstance(weights, str | PathLike) else tuple(Path(file) for file in weights)

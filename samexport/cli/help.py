@@ -1,0 +1,85 @@
+"""``--help`` in groups, without rich, whose import takes longer than all the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+EXPORT, CHECK, USE, LOOK = "Make files", "Check and measure", "Use files", "Look around"
+
+
+_EXAMPLES = {
+    "": (
+        "samexport onnx --encoder tinyvit --weights random",
+        "samexport verify mobilesam-tinyvit-onnx-fp32-random",
+        "samexport segment mobilesam-tinyvit-onnx-fp32-random photo.jpg --point 320,200 --out overlay.png",
+    ),
+    "onnx": (
+        "samexport onnx --encoder tinyvit",
+        "samexport onnx --encoder vit_b --checkpoint sam_vit_b_01ec64.pth --precision fp16 --out sam-b",
+    ),
+    "tflite": (
+        "samexport tflite --encoder tinyvit",
+        "samexport tflite --encoder tinyvit --target gpu --prompts 1,8 --points 4",
+    ),
+    "coreml": (
+        "samexport coreml --encoder tinyvit --precision fp32",
+        "samexport coreml --encoder tinyvit --input image --prompts 1,4,16 --deployment-target iOS18",
+    ),
+    "android": ("samexport android mobilesam-tinyvit-tflite-fp32 --out android_demo_assets",),
+    "verify": (
+        "samexport verify BUNDLE --report report.xml",
+        "samexport verify BUNDLE --checkpoint mobile_sam.pt",
+        "samexport verify TFLITE_BUNDLE --against ONNX_BUNDLE --gpu",
+    ),
+    "segment": (
+        "samexport segment BUNDLE photo.jpg --point 320,200 --point 10,10,0 --out overlay.png",
+        "samexport segment BUNDLE photo.jpg --box 100,50,500,350 --masks masks.json",
+        "samexport segment BUNDLE photo.jpg --everything --coco masks.json",
+    ),
+    "eval": ("samexport eval BUNDLE --annotations instances_val2017.json --images val2017 --max-images 100",),
+    "bench": ("samexport bench BUNDLE --out results", "samexport bench --compare old.json new.json"),
+    "list": ("samexport list", "samexport list --json"),
+    "doctor": ("samexport doctor", "samexport doctor --json"),
+}
+
+
+def examples(command: str = "") -> str:
+    """The end of a command's help; of the whole program without a name."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in _EXAMPLES[command])))
+
+
+def _write_groups(formatter: Any, groups: dict[str, list[tuple[str, str]]]) -> None:
+    for name, records in groups.items():
+        if records:
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose options appear under their ``rich_help_panel``."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section a group, in the order of the parameters."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        _write_groups(formatter, groups)
+
+
+class GroupedCommands(TyperGroup):
+    """The whole program: its commands appear under their ``rich_help_panel``."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section a group, in the order of the commands."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                panel = getattr(command, "rich_help_panel", None) or "Commands"
+                groups.setdefault(panel, []).append((name, command.get_short_help_str(limit=100)))
+        _write_groups(formatter, groups)

@@ -1,0 +1,86 @@
+"""From a model of the catalogue and weight files to torch: the one way for export, verify, eval and bench."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samexport.errors import CheckpointError, ConfigError
+from samexport.models.spec import ModelSpec, WeightsInfo
+
+if TYPE_CHECKING:
+    from samexport.models.architectures.sam import Sam
+
+
+def load_model(
+    spec: ModelSpec,
+    checkpoints: Sequence[Path] = (),
+    random_seed: int | None = None,
+    decoder: Path | None = None,
+) -> tuple[Sam, WeightsInfo]:
+    """The torch model with its weights, in evaluation mode; arguments and errors as ``checkpoints.load_weights``.
+
+    Without checkpoints and seed the official file is used.
+    """
+    from samexport.models.architectures.sam import empty_sam
+    from samexport.models.weights.checkpoints import load_weights
+
+    sam = empty_sam(spec)
+    found = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
+    sam.load_state_dict(found.state, strict=True, assign=True)
+    sam.eval().requires_grad_(False)
+    return sam, WeightsInfo(found.kind, found.source, found.sha256, found.seed)
+
+
+def reload_model(
+    spec: ModelSpec, wanted: WeightsInfo, checkpoints: Sequence[Path] = (), decoder: Path | None = None
+) -> Sam:
+    """The torch model with the weights of a bundle.
+
+    Random weights are made again from their seed; others come from ``checkpoints``, or else from the official file
+    in the cache. A decoder's own file may be given as ``decoder``, or as the last of the checkpoints.
+
+    Raises:
+        ConfigError: the weights are not those of the bundle.
+        CheckpointError: they cannot be had or read.
+    """
+    if wanted.kind == "random":
+        return _with_random_weights(spec, wanted, checkpoints, decoder)
+    try:
+        sam, found = load_model(spec, checkpoints, decoder=decoder)
+    except CheckpointError:
+        if decoder or len(checkpoints) < 2:
+            raise
+        sam, found = load_model(spec, checkpoints[:-1], decoder=checkpoints[-1])
+    require_same(wanted, found)
+    return sam
+
+
+def require_same(wanted: WeightsInfo, found: WeightsInfo, option: str = "--checkpoint") -> None:
+    """Refuse other weights than a bundle's, as told by their hashes or seed: ConfigError names both and ``option``."""
+    if (wanted.kind, wanted.seed, _hashes(wanted)) != (found.kind, found.seed, _hashes(found)):
+        hashes = " + ".join(h[:8] for h in _hashes(wanted)), " + ".join(h[:8] for h in _hashes(found))
+        raise ConfigError(
+            f"the bundle was made from {wanted.source}, not {found.source} (sha256 {hashes[0]}, not {hashes[1]});"
+            f" give the files that it was made from with {option}"
+        )
+
+
+def _hashes(info: WeightsInfo) -> list[str]:
+    """Of each file, in any order; random weights have none."""
+    return sorted((info.sha256 or "none").split(" + "))
+
+
+def _with_random_weights(
+    spec: ModelSpec, wanted: WeightsInfo, checkpoints: Sequence[Path], decoder: Path | None
+) -> Sam:
+    """From the seed; files may be given if they hold the same numbers."""
+    sam, found = load_model(spec, random_seed=wanted.seed)
+    require_same(wanted, found)
+    if checkpoints or decoder:
+        other, found = load_model(spec, checkpoints, decoder=decoder)
+        own = sam.state_dict()
+        if not all(tensor.equal(own[key]) for key, tensor in other.state_dict().items()):
+            require_same(wanted, found)
+    return sam

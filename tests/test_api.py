@@ -1,0 +1,52 @@
+"""What ``import samexport`` promises: these names, at no cost."""
+
+import subprocess
+import sys
+
+import pytest
+
+import samexport
+
+NAMES = {
+    "AnnotationError", "Bundle", "BundleError", "CheckpointError", "ConfigError", "ExportFailed", "ExportResult",
+    "FileError", "ImageError", "MissingDependency", "ParityFailed", "ParityReport", "Prompt", "PromptError",
+    "SamExportError", "SegmentEverything", "Segmentation", "Segmenter", "Verdict", "export", "list_models",
+    "load_model", "open", "read_image", "verify",
+}  # fmt: skip
+
+
+def test_the_public_names_are_these():
+    assert set(samexport.__all__) == NAMES
+    for name in NAMES:
+        assert getattr(samexport, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = samexport.nothing
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys; before = set(sys.modules); import samexport; print(*set(sys.modules) - before)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "torch", "PIL", "onnxruntime"} & set(run.stdout.split())
+
+
+def test_errors_from_python_are_those_of_the_command_line(tmp_path):
+    with pytest.raises(samexport.ConfigError, match="format is one of onnx, tflite, coreml"):
+        samexport.export("test.tinyvit64", "ncnn", weights="random", out=tmp_path / "x")
+    with pytest.raises(samexport.ConfigError, match="onnx has no option opsets"):
+        samexport.export("test.tinyvit64", weights="random", out=tmp_path / "x", opsets=3)
+    with pytest.raises(samexport.BundleError, match="is not a bundle"):
+        samexport.open(str(tmp_path))
+
+
+@pytest.mark.usefixtures("converted")
+def test_export_open_verify_from_python(tmp_path):
+    result = samexport.export("test.tinyvit64", weights="random", seed=7, out=str(tmp_path / "bundle"))
+    assert result.report.proves
+    assert result.bundle.manifest.weights.seed == 7
+    assert samexport.verify(str(tmp_path / "bundle"), result.bundle).proves
+
+
+def test_models_are_data():
+    names = [model.name for model in samexport.list_models()]
+    assert "mobilesam.tinyvit" in names
+    assert not any(name.startswith("test.") for name in names)
