@@ -1,80 +1,188 @@
-"""What ``samexport segment --everything`` does: options to a sampling, masks to files and lines."""
+"""``samexport everything``: every object of pictures, from a detector's boxes, given boxes or a grid of clicks."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
+import typer
 
-from samexport.cli.terminal import ProgressBar
-from samexport.errors import ConfigError, PromptError
-from samexport.runtimes.bundle import Bundle, SamplerInfo, open_bundle
-from samexport.runtimes.host.detector import SamplerOptions
-from samexport.runtimes.host.grid import GridOptions
-from samexport.runtimes.host.image import draw_masks, outline_boxes, read_image
-from samexport.runtimes.host.masks import decode_rle
-from samexport.runtimes.tasks.everything import (
-    DetectorBoxes,
-    GivenBoxes,
-    GridPoints,
-    ObjectMask,
-    Sampling,
-    SegmentEverything,
-    to_coco,
+from samexport.cli.options import Force, Json, RuntimeName, Threads
+from samexport.cli.pictures import (
+    RANDOM,
+    Annotations,
+    Masks,
+    MaxPixels,
+    Note,
+    Out,
+    Pictures,
+    Reporter,
+    Source,
+    Stages,
+    find_pictures,
+    process,
+    show_timings,
 )
+from samexport.errors import ConfigError, FileError, PromptError
+from samexport.files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from samexport.cli.results import Results
+    from samexport.runtimes.bundle import Bundle, SamplerInfo
+    from samexport.runtimes.host.detector import SamplerOptions
+    from samexport.runtimes.tasks.everything import GivenBoxes, Sampling, SegmentEverything
+    from samexport.runtimes.tasks.records import MaskResult
 
 GRID, HIERARCHICAL = "grid", "hierarchical"
 
 
+def _detector(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Options of the detector")
+
+
+def _grid(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Options of the grid, as in SAM's generator")
+
+
+def everything(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    image: Pictures,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="object-aware, grid, hierarchical, or a .json of boxes; default: the bundle's, else grid."),
+    ] = None,
+    out: Out = None,
+    masks: Masks = None,
+    draw_boxes: Annotated[bool, typer.Option("--draw-boxes", help="In --out, also the boxes.")] = False,
+    confidence: Annotated[float | None, _detector("boxes need a higher score; 0.4.")] = None,
+    nms_iou: Annotated[float | None, _detector("boxes that overlap more are one; 0.9.")] = None,
+    max_boxes: Annotated[int | None, _detector("the best that are kept; 300 (the paper: 320).")] = None,
+    sampler_rgb: Annotated[bool, _detector("feed it RGB, not BGR.", "--sampler-rgb")] = False,
+    points_per_side: Annotated[int | None, _grid("points a side; 32.")] = None,
+    pred_iou_thresh: Annotated[float | None, _grid("masks need a higher predicted IoU; 0.88.")] = None,
+    stability_score_thresh: Annotated[float | None, _grid("masks need this stability; 0.95.")] = None,
+    stability_score_offset: Annotated[float | None, _grid("distance of the thresholds of stability; 1.")] = None,
+    box_nms_thresh: Annotated[float | None, _grid("masks whose boxes overlap more are one; 0.7.")] = None,
+    crop_n_layers: Annotated[int | None, _grid("layer i adds 4**i crops of the picture; 0.")] = None,
+    crop_nms_thresh: Annotated[float | None, _grid("as --box-nms-thresh, between crops; 0.7.")] = None,
+    crop_overlap_ratio: Annotated[float | None, _grid("overlap of crops, by the short side; 0.341.")] = None,
+    crop_n_points_downscale_factor: Annotated[
+        int | None, _grid("layer i has this factor ** i fewer points a side; 1.")
+    ] = None,
+    min_mask_region_area: Annotated[int | None, _grid("islands and holes of fewer pixels go; 0.")] = None,
+    annotations: Annotations = None,
+    max_pixels: MaxPixels = None,
+    as_json: Json = False,
+    runtime: RuntimeName = None,
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Segment every object of pictures, without prompts.
+
+    Example: samexport everything BUNDLE photo.jpg --out overlay.png --masks masks.json
+    """
+    grid = {
+        "points_per_side": points_per_side, "pred_iou_thresh": pred_iou_thresh,
+        "stability_score_thresh": stability_score_thresh, "stability_score_offset": stability_score_offset,
+        "box_nms_thresh": box_nms_thresh, "crop_n_layers": crop_n_layers, "crop_nms_thresh": crop_nms_thresh,
+        "crop_overlap_ratio": crop_overlap_ratio, "crop_n_points_downscale_factor": crop_n_points_downscale_factor,
+        "min_mask_region_area": min_mask_region_area,
+    }  # fmt: skip
+    detector = {"confidence": confidence, "nms_iou": nms_iou, "max_boxes": max_boxes}
+    request = EverythingRequest(bundle, tuple(image), sampler, _given(detector), _given(grid), sampler_rgb, draw_boxes)
+    run_everything(
+        request, out=out, masks=masks, annotations=annotations, max_pixels=max_pixels, as_json=as_json,
+        runtime=runtime, threads=threads, force=force,
+    )  # fmt: skip
+
+
+def old_spelling(arguments: Sequence[str]) -> list[str]:
+    """``segment ... --everything`` as ``everything ...``, which has replaced it; other command lines as they are.
+
+    Raises:
+        ConfigError: there are prompts too.
+    """
+    flag = "--everything"
+    if not arguments or arguments[0] != "segment" or flag not in arguments:
+        return list(arguments)
+    prompts = ("--point", "--box", "--mask", "--multimask", "--logits")
+    if any(argument.split("=")[0] in prompts for argument in arguments):
+        raise ConfigError("--everything takes no prompts and writes no logits")
+    return ["everything", *(argument for argument in arguments[1:] if argument != flag)]
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class EverythingRequest:
-    """The options of the command line; None takes the bundle's, or the method's own value.
+    """The options of the command line.
 
-    ``sampler`` is a detector's name, "grid", "hierarchical", or the path of a .json with boxes.
+    Attributes:
+        bundle: its folder.
+        images: pictures, folders, "-".
+        sampler: a detector's name, "grid", "hierarchical", or the path of a .json with boxes; None takes the bundle's
+            detector, or the grid.
+        detector: ``SamplerOptions`` that were given; what is absent is as the bundle says.
+        grid: ``GridOptions`` that were given.
+        rgb: feed the detector RGB.
+        draw_boxes: draw the boxes too.
     """
 
     bundle: Path
-    image: Path
+    images: tuple[str, ...]
     sampler: str | None = None
-    confidence: float | None = None
-    nms_iou: float | None = None
-    max_boxes: int | None = None
+    detector: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)
     rgb: bool = False
-    points_per_side: int | None = None
     draw_boxes: bool = False
+
+    @property
+    def boxes(self) -> Path | None:
+        """The file of boxes, if there is one."""
+        return Path(self.sampler) if self.sampler is not None and self.sampler.endswith(".json") else None
 
     def sampling(self, bundle: Bundle) -> Sampling:
         """What to sample; ConfigError where options do not go together or the bundle has no such sampler."""
+        from samexport.runtimes.host.grid import GridOptions
+        from samexport.runtimes.tasks.everything import DetectorBoxes, GridPoints
+
         info, name = bundle.manifest.sampler, self.sampler
         if name is None:
             name = GRID if info is None else info.name
-        thresholds = {"confidence": self.confidence, "nms_iou": self.nms_iou, "max_boxes": self.max_boxes}
-        given = {key: value for key, value in thresholds.items() if value is not None}
-        is_grid, is_file = name in (GRID, HIERARCHICAL), name.endswith(".json")
-        if (given or self.rgb) and (is_grid or is_file):
+        is_grid = name in (GRID, HIERARCHICAL)
+        if (self.detector or self.rgb) and (is_grid or self.boxes):
             raise ConfigError(
                 "--confidence, --nms-iou, --max-boxes and --sampler-rgb belong to a detector in the bundle"
             )
-        if self.points_per_side is not None and not is_grid:
-            raise ConfigError("--points-per-side belongs to --sampler grid and hierarchical")
-        if is_file:
-            return read_boxes(Path(name))
+        if self.grid and not is_grid:
+            raise ConfigError(f"{_options(self.grid)} belong to --sampler grid and hierarchical")
+        if self.boxes:
+            return read_boxes(self.boxes)
         if is_grid:
-            sides = {} if self.points_per_side is None else {"points_per_side": self.points_per_side}
-            return GridPoints(GridOptions(**sides), name == HIERARCHICAL)
+            return GridPoints(GridOptions(**self.grid), name == HIERARCHICAL)
         if info is None or name != info.name:
             has = f"its sampler is {info.name}" if info else "it has no sampler"
             raise ConfigError(
                 f"{bundle.folder.name} has no sampler {name!r}, {has}; use grid, hierarchical or a .json of boxes"
             )
-        return DetectorBoxes(_options(info, given), True if self.rgb else None)
+        return DetectorBoxes(_thresholds(info, self.detector), True if self.rgb else None)
 
 
-def _options(info: SamplerInfo, given: dict[str, Any]) -> SamplerOptions:
+def _options(names: Mapping[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _thresholds(info: SamplerInfo, given: Mapping[str, Any]) -> SamplerOptions:
+    from samexport.runtimes.host.detector import SamplerOptions
+
     stored = info.options
     if info.nms == "in-graph" and given.get("nms_iou", 0) > stored.nms_iou:
         raise ConfigError(
@@ -94,105 +202,112 @@ def read_boxes(path: Path) -> GivenBoxes:
     Raises:
         PromptError: the file cannot be read, or a box in it is none.
     """
+    import numpy as np
+
+    from samexport.runtimes.tasks.everything import GivenBoxes
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise PromptError(f"{path} cannot be read as JSON: {reason}") from error
+        content = read_json(path)
+    except FileError as error:
+        raise PromptError(str(error)) from error
     if isinstance(content, dict):
         content = content.get("annotations")
     usage = "a list of [x0, y0, x1, y1], or of COCO records with bbox [x, y, width, height]"
     if not isinstance(content, list):
         raise PromptError(f"{path} must hold {usage}")
-    if len({entry.get("image_id") for entry in content if isinstance(entry, dict)}) > 1:
+    ids = [entry.get("image_id") for entry in content if isinstance(entry, dict)]
+    if any(other != ids[0] for other in ids):
         raise PromptError(f"{path} has boxes of several pictures; leave those of one")
-    boxes, scores = np.zeros((len(content), 4)), np.ones(len(content))
+    found = []
     for number, entry in enumerate(content):
         try:
-            if isinstance(entry, dict):
-                x, y, width, height = (float(value) for value in entry["bbox"])
-                boxes[number], scores[number] = (x, y, x + width, y + height), float(entry.get("score", 1))
-            else:
-                boxes[number] = [float(value) for value in entry]
-        except (KeyError, TypeError, ValueError) as error:
+            found.append(_box(entry))
+        except (KeyError, ValueError, OverflowError) as error:
             raise PromptError(f"{path}: entry {number} is not a box; give {usage}") from error
+    boxes = np.array([box for box, _ in found], np.float64).reshape(-1, 4)
+    scores = np.array([score for _, score in found], np.float64)
     order = np.argsort(-scores, kind="stable")
     return GivenBoxes(boxes[order], scores[order])
 
 
+def _box(entry: Any) -> tuple[tuple[float, float, float, float], float]:
+    """Corners and score of an entry of JSON; KeyError, ValueError or OverflowError if it is none."""
+    is_record = isinstance(entry, dict)
+    sides, score = (entry["bbox"], entry.get("score", 1)) if is_record else (entry, 1)
+    if not isinstance(sides, list) or len(sides) != 4 or any(type(n) not in (int, float) for n in (*sides, score)):
+        raise ValueError("not four numbers")
+    x, y, right, bottom, score = (float(number) for number in (*sides, score))
+    if not all(map(math.isfinite, (x, y, right, bottom, score))):
+        raise ValueError("not finite")
+    return ((x, y, x + right, y + bottom) if is_record else (x, y, right, bottom)), score
+
+
 def run_everything(
-    request: EverythingRequest, *, out: Path | None, coco: Path | None,
+    request: EverythingRequest, *, out: str | None, masks: str | None,
     runtime: str | None, threads: int | None, force: bool,
+    annotations: Path | None = None, max_pixels: int | None = None, as_json: bool = False,
 ) -> None:  # fmt: skip
-    """Segment everything, print counts and timing, write what was asked for.
+    """Segment everything in every picture, write what was asked for, then print counts and timing.
 
     Raises:
-        SamExportError: the picture, options, bundle or a path cannot be used; checked before the model runs.
+        SamExportError: a picture, option, bundle or path cannot be used; paths are checked before the model runs.
     """
-    for path in (out, coco):
-        if path is not None and path.exists() and not force:
-            raise ConfigError(f"{path} exists; choose another name, or --force to overwrite it")
-    if coco is not None and coco.suffix != ".json":
-        raise ConfigError(f"--coco {coco} must end in .json")
-    bundle = open_bundle(request.bundle)
-    sampling, image = request.sampling(bundle), read_image(request.image)
-    kinds = {bundle.manifest.weights.kind}
-    if isinstance(sampling, DetectorBoxes) and bundle.manifest.sampler is not None:
-        kinds.add(bundle.manifest.sampler.weights.kind)
-    if "random" in kinds:
-        print("this bundle has RANDOM weights: its masks mean nothing")
-    with SegmentEverything(bundle, sampling, runtime=runtime, threads=threads) as everything:
-        with ProgressBar() as bar:
-            masks = list(everything.masks(image, bar.update))
-        timings, placement = dict(everything.timings), everything.placement
-    height, width = image.shape[:2]
-    print(_summary(sampling, masks, f"{width} x {height} pixels"))
-    print(", ".join(f"{name} {milliseconds:.0f} ms" for name, milliseconds in timings.items()), f"on {placement}")
-    _write(image, masks, out, coco, request.draw_boxes)
+    from samexport.cli.results import Results, is_random
+    from samexport.runtimes.bundle import open_bundle
+    from samexport.runtimes.tasks.everything import SegmentEverything
+
+    sources = find_pictures(request.images)
+    if request.boxes and len(sources) > 1:
+        raise ConfigError(f"{request.boxes} has the boxes of one picture, and there are {len(sources)}")
+    reporter = Reporter(as_json, len(sources) > 1)
+    inputs = [request.bundle / "bundle.json", *([request.boxes] if request.boxes else [])]
+    with Results(sources, out, masks, None, force, inputs, annotations, reporter.announce) as results:
+        bundle = open_bundle(request.bundle)
+        with SegmentEverything(bundle, request.sampling(bundle), runtime=runtime, threads=threads) as model:
+            if is_random(model):
+                reporter.announce(RANDOM)
+            process(sources, _Work(model, request, results), reporter, max_pixels)
 
 
-def _summary(sampling: Sampling, masks: list[ObjectMask], picture: str) -> str:
-    if masks:
-        return f"{len(masks)} masks in {picture}"
-    if isinstance(sampling, DetectorBoxes):
-        return f"no object was found in {picture}; a lower --confidence finds more"
-    if isinstance(sampling, GridPoints):
-        return f"no mask in {picture} is sure and stable enough"
-    return f"there was no box, so there is no mask in {picture}"
+@dataclass
+class _Work:
+    model: SegmentEverything
+    request: EverythingRequest
+    results: Results
+    opening: float = 0.0
 
+    def __call__(
+        self, source: Source, image: NDArray[np.uint8], note: Note, stages: Stages
+    ) -> tuple[list[str], dict[str, Any]]:
+        from samexport.runtimes.tasks.records import draw_everything, of_objects
 
-def _write(
-    image: NDArray[np.uint8], masks: list[ObjectMask], out: Path | None, coco: Path | None, draw_boxes: bool
-) -> None:
-    from PIL import Image
+        model = self.model
+        self.results.check_size(source, (image.shape[0], image.shape[1]))
+        found = of_objects(model.masks(image, stages))
+        for text in model.notes:
+            note(text)
+        written = self.results.write(
+            source, found, lambda: draw_everything(image, found, boxes=self.request.draw_boxes)
+        )
+        timings, self.opening = {"open": model.opening - self.opening, **model.timings}, model.opening
+        lines = [self._summary(found, f"{image.shape[1]} x {image.shape[0]} pixels")]
+        lines += [f"wrote {path}: {what}" for path, what in written.items()]
+        lines.append(show_timings(timings, model.placement))
+        return lines, self.results.describe(source, found, written, model, timings)
 
-    try:
-        for path in (out, coco):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-        if coco is not None:
-            coco.write_text(json.dumps(to_coco(masks), indent=1) + "\n", encoding="utf-8")
-        if out is not None:
-            Image.fromarray(draw_everything(image, masks, boxes=draw_boxes)).save(out)
-    except (OSError, ValueError) as error:
-        # Pillow raises ValueError for an ending it does not know
-        names = ", ".join(str(path) for path in (out, coco) if path is not None)
-        raise ConfigError(f"{names} cannot be written: {error}") from error
+    def _summary(self, found: Sequence[MaskResult], picture: str) -> str:
+        from samexport.runtimes.tasks.everything import DetectorBoxes, GridPoints
 
-
-def draw_everything(image: NDArray[np.uint8], masks: list[ObjectMask], *, boxes: bool = False) -> NDArray[np.uint8]:
-    """The picture with every mask in a colour, the largest first; one mask at a time is unpacked.
-
-    With ``boxes`` also the box that each mask answers.
-    """
-    largest_first = sorted(range(len(masks)), key=lambda number: -masks[number].area)
-    canvas = draw_masks(image, ((number, *_unpacked(masks[number])) for number in largest_first))
-    if not boxes:
-        return canvas
-    return outline_boxes(canvas, {number: mask.prompt for number, mask in enumerate(masks) if len(mask.prompt) == 4})
-
-
-def _unpacked(mask: ObjectMask) -> tuple[int, int, NDArray[np.bool_]]:
-    """x, y and pixels of the mask's box."""
-    x, y, width, height = mask.bbox
-    return x, y, np.ascontiguousarray(decode_rle(mask.segmentation)[y : y + height, x : x + width])
+        sampling, best = self.model.sampling, self.model.best_iou
+        if found:
+            return f"{len(found)} masks in {picture}"
+        if isinstance(sampling, DetectorBoxes):
+            return f"no object was found in {picture}; a lower --confidence finds more"
+        if isinstance(sampling, GridPoints) and best is not None:
+            options = sampling.options
+            return (
+                f"no mask in {picture} is sure and stable enough: the best predicted IoU is {best:.3f}; lower"
+                f" --pred-iou-thresh ({options.pred_iou_thresh:g}) or --stability-score-thresh"
+                f" ({options.stability_score_thresh:g})"
+            )
+        return f"there was no box, so there is no mask in {picture}"

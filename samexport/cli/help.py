@@ -36,8 +36,9 @@ _EXAMPLES = {
     "segment": (
         "samexport segment BUNDLE photo.jpg --point 320,200 --point 10,10,0 --out overlay.png",
         "samexport segment BUNDLE photo.jpg --box 100,50,500,350 --masks masks.json",
-        "samexport segment BUNDLE photo.jpg --everything --coco masks.json",
+        "samexport segment BUNDLE photos/ --box 100,50,500,350 --json > answers.jsonl",
     ),
+    "everything": ("samexport everything BUNDLE photo.jpg --out overlay.png --masks masks.json",),
     "eval": ("samexport eval BUNDLE --annotations instances_val2017.json --images val2017 --max-images 100",),
     "bench": ("samexport bench BUNDLE --out results", "samexport bench --compare old.json new.json"),
     "list": ("samexport list", "samexport list --json"),

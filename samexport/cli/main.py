@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
-from samexport.cli import bundles as bundle_commands
 from samexport.cli import export as export_commands
 from samexport.cli.bench import bench
 from samexport.cli.evaluate import evaluate
+from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
 from samexport.cli.help import CHECK, EXPORT, LOOK, USE, GroupedCommand, GroupedCommands, examples
 from samexport.cli.options import Json
+from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
 from samexport.cli.verify import verify
 
@@ -33,7 +34,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point; see :mod:`samexport.cli.guard` for errors and exit codes."""
-    sys.exit(guarded(lambda: app(prog_name="samexport", standalone_mode=False)))
+    sys.exit(guarded(lambda: app(old_spelling(sys.argv[1:]), prog_name="samexport", standalone_mode=False)))
 
 
 def _version(shown: bool) -> None:
@@ -64,7 +65,8 @@ _command("onnx", EXPORT)(export_commands.onnx)
 _command("tflite", EXPORT)(export_commands.tflite)
 _command("coreml", EXPORT)(export_commands.coreml)
 _command("android", EXPORT)(export_commands.android)
-_command("segment", USE)(bundle_commands.segment)
+_command("segment", USE)(segment)
+_command("everything", USE)(everything)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("bench", CHECK)(bench)

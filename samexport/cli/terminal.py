@@ -74,7 +74,11 @@ class ProgressBar:
 
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         console = _console(stderr=True)
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        # what goes to a file or a program must not end up on the terminal, where rich would put it above the bar
+        redirect = sys.stdout is not None and sys.stdout.isatty()
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=redirect
+        )
         self._task = self._progress.add_task("")
 
     def update(self, stage: str, done: int, total: int) -> None:

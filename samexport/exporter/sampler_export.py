@@ -20,7 +20,7 @@ from samexport.models.loading import require_same
 from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, Nms, SamplerInfo, WeightsInfo
-from samexport.runtimes.host.detector import SamplerOptions, nms
+from samexport.runtimes.host.detector import SamplerOptions, check_size, nms
 from samexport.runtimes.parity.golden import Case, sampler_case
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class SamplerExport:
         find_sampler(self.name)
         if self.nms not in ("host", "in-graph"):
             raise ConfigError(f"--nms is host or in-graph, not {self.nms!r}")
+        if self.image_size is not None:
+            check_size(self.image_size)
 
     def check(self, target: Target, random_seed: int | None) -> None:
         """Refuse, before anything is read, a format or a lack of weights that cannot go with it.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import ConfigError, MissingDependency, ParityFailed, RuntimeFailed
+from samexport.errors import BundleError, ConfigError, FileError, MissingDependency, ParityFailed, RuntimeFailed
 from samexport.files import open_regular, reason
 from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec, axis_sizes
@@ -233,9 +233,12 @@ def check_threads(count: int | None) -> None:
 
 
 def check_file(path: Path) -> None:
-    """FileError unless ``path`` is a regular file that can be read: native code may hang on others, or crash."""
-    with open_regular(path):
-        pass
+    """BundleError unless ``path`` is a regular file that can be read: native code may hang on others, or crash."""
+    try:
+        with open_regular(path):
+            pass
+    except FileError as error:
+        raise BundleError(str(error)) from error
 
 
 def open_runtime(
@@ -246,7 +249,7 @@ def open_runtime(
     Raises:
         ConfigError: no such runtime, or it does not read this format, or ``threads`` is out of bounds.
         MissingDependency: its package is not installed.
-        BundleError, FileError: the file cannot be opened.
+        BundleError: the file cannot be opened.
     """
     check_threads(threads)
     readers = [i for i in RUNTIMES.values() if i.file_format == file_format]

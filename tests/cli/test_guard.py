@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,7 @@ def test_the_report_is_whole_wherever_the_table_goes(tiny_bundle, tmp_path, redi
 @posix
 def test_names_beyond_ascii_are_printed_with_replacement_and_written_in_utf_8(tiny_bundle, tmp_path):
     (tmp_path / "ü日本").symlink_to(tiny_bundle.folder)
-    for environment in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}):
+    for environment in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
         (tmp_path / "ü.md").unlink(missing_ok=True)
         arguments = ("verify", "ü日本", "--report", "ü.md")
         done = run(arguments, environment=environment, cwd=tmp_path)
@@ -187,12 +188,43 @@ def test_names_beyond_ascii_are_printed_with_replacement_and_written_in_utf_8(ti
     assert json.loads(done.stdout)["bundle"] == "ü日本"
 
 
+@posix
+def test_a_bundle_whose_name_is_no_text_is_verified(tiny_bundle, tmp_path):
+    name = os.fsdecode(b"b\xff")
+    (tmp_path / name).symlink_to(tiny_bundle.folder)
+    done = run(["verify", name, "--report", "report.xml"], cwd=tmp_path)
+    assert (done.returncode, f"{name}: ".encode("utf-8", "backslashreplace").decode() in done.stdout) == (0, True)
+    assert 'failures="0"' in (tmp_path / "report.xml").read_text(encoding="utf-8")
+    done = run(["verify", name, "--json"], cwd=tmp_path)
+    assert json.loads(done.stdout)["bundle"] == name
+
+
 def test_python_m_samexport_is_the_command_line():
     done = subprocess.run(
         [sys.executable, "-m", "samexport", "--version"],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{samexport.__version__}\n", "")
+
+
+@posix
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line():
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["samexport"]
+    assert script == "samexport.__main__:main"
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from samexport.__main__ import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 WAITS = """

@@ -226,7 +226,10 @@ def test_samplers_and_sizes_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="host or in-graph"):
         SamplerExport("test", nms="both")
     with pytest.raises(ConfigError, match="multiple of 32"):
-        load_sampler(SamplerExport("test", image_size=100), ranked=True)
+        SamplerExport("test", image_size=100)
+    for size in (0, 320_000):  # 0 is not the default
+        with pytest.raises(ConfigError, match=f"4096 at most, got {size}"):
+            SamplerExport("test", image_size=size)
     assert {name for name, spec in SAMPLERS.items() if not spec.hidden} == {"object-aware"}
 
 

@@ -104,11 +104,16 @@ def _convert(
     load("torch.onnx", "onnx", "onnxruntime", "onnxscript", "onnxslim")
     import onnx
 
+    from samexport.exporter.to_onnx.maximum import name_places
+
     program = _export(graph, module, options.opset)
     if sum(p.nbytes for p in module.parameters()) > _PROTOBUF_LIMIT:
         return _write_large(program, graph, path, options)
     model, refused = optimise(program.model_proto, graph)
     written = OnnxFile(0, refused)
+    if graph.axes:
+        # where every size is fixed, tools need no help
+        name_places(model)
     if options.precision == "fp16":
         model, written = _half(model, graph, examples, written)
     model = _clean(model, graph, options.opset)

@@ -13,7 +13,9 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 # In these the sum or the square of fp16 numbers overflows or loses the result.
-KEEP_FLOAT = frozenset({"LayerNormalization", "Softmax", "Exp", "ReduceSum", "ReduceMax", "Div", "Sin", "Cos"})
+KEEP_FLOAT = frozenset(
+    {"LayerNormalization", "Softmax", "Exp", "ReduceSum", "ReduceMax", "ArgMax", "Div", "Sin", "Cos"}
+)
 _FP32, _FP16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 
 

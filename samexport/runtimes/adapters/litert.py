@@ -49,8 +49,7 @@ class LiteRtRuntime(EntryPoints):
     """A TFLite file on the CPU.
 
     Raises:
-        FileError: the file cannot be read.
-        BundleError: LiteRT refuses it, or its entry points are not those of the spec.
+        BundleError: the file cannot be read, or its entry points are not those of the spec.
     """
 
     name = "litert"

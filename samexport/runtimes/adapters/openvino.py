@@ -40,8 +40,7 @@ class OpenVinoRuntime(Runtime):
     wrong file; so the precision is always set.
 
     Raises:
-        FileError: the file cannot be read.
-        BundleError: OpenVINO refuses it, or its inputs and outputs are not those of the spec.
+        BundleError: the file cannot be read, or its inputs and outputs are not those of the spec.
         ConfigError: the processor cannot compute in the precision.
     """
 

@@ -41,8 +41,7 @@ class OrtRuntime(Runtime):
     """An ONNX file on the CPU provider.
 
     Raises:
-        FileError: the file cannot be read.
-        BundleError: ONNX Runtime refuses it, or its inputs and outputs are not those of the spec.
+        BundleError: the file cannot be read, or its inputs and outputs are not those of the spec.
     """
 
     name = "onnxruntime"

@@ -16,6 +16,9 @@ from samexport.errors import ConfigError, ImageError
 STRIDE = 32
 """The detector's coarsest stride."""
 
+MAX_SIZE = 4096
+"""Of the detector's input, which is square."""
+
 PADDING = 114
 """Grey of the letterbox's bars."""
 
@@ -41,7 +44,7 @@ class SamplerOptions:
     def __post_init__(self) -> None:
         if not (0 <= self.confidence <= 1 and 0 <= self.nms_iou <= 1):
             raise ConfigError(f"confidence and nms_iou lie in 0..1, got {self.confidence} and {self.nms_iou}")
-        if self.max_boxes < 1 or self.border < 0:
+        if self.max_boxes < 1 or not 0 <= self.border < np.inf:
             raise ConfigError(f"max_boxes is at least 1 and border at least 0, got {self.max_boxes} and {self.border}")
 
 
@@ -70,6 +73,16 @@ class Letterbox:
         return min(self.frame_hw[0] / self.image_hw[0], self.frame_hw[1] / self.image_hw[1])
 
 
+def check_size(size: int) -> None:
+    """Refuse a side of the detector's input that is no multiple of 32, or too large to be meant.
+
+    Raises:
+        ConfigError: with the bounds.
+    """
+    if not STRIDE <= size <= MAX_SIZE or size % STRIDE:
+        raise ConfigError(f"the sampler's image size is a multiple of {STRIDE}, {MAX_SIZE} at most, got {size}")
+
+
 def letterbox(
     image: NDArray[np.uint8], size: int, *, rgb: bool = False, square: bool = True
 ) -> tuple[NDArray[np.float32], Letterbox]:
@@ -82,7 +95,7 @@ def letterbox(
 
     Args:
         image: the picture.
-        size: a multiple of 32.
+        size: a multiple of 32, at most ``MAX_SIZE``.
         rgb: keep the channel order. The released code hands the network BGR, whatever it was trained with.
         square: for a graph of fixed shape; without it the input is the official, mostly oblong one.
 
@@ -90,11 +103,10 @@ def letterbox(
         float32 [1, 3, h, w] in 0..255, and where the picture lies in it.
 
     Raises:
-        ConfigError: ``size`` is not a positive multiple of 32.
+        ConfigError: ``size`` is not a positive multiple of 32, or too large.
         ImageError: not uint8 [H, W, 3], or empty.
     """
-    if size < STRIDE or size % STRIDE:
-        raise ConfigError(f"the sampler's image size must be a multiple of {STRIDE}, got {size}")
+    check_size(size)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ImageError(f"an image is uint8 [H, W, 3] and not empty, got {image.dtype} {list(image.shape)}")
     height, width = image.shape[:2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,24 @@ and predicted IoU [B, 3]."""
 Encode = Callable[[NDArray[np.uint8]], Decode]
 """An image or a crop of it, uint8 RGB [h, w, 3], to the decoder of its embedding."""
 
+MAX_SIDE, MAX_BATCH, MAX_LAYERS = 1024, 1024, 4
+"""A million points or 341 crops take hours; a batch of 1024 takes a gigabyte for its logits."""
+
+_FLOAT_MAX = 1e9
+_RANGES: dict[str, tuple[float, float]] = {
+    "points_per_side": (1, MAX_SIDE),
+    "points_per_batch": (1, MAX_BATCH),
+    "pred_iou_thresh": (-_FLOAT_MAX, _FLOAT_MAX),
+    "stability_score_thresh": (-_FLOAT_MAX, _FLOAT_MAX),
+    "stability_score_offset": (0, _FLOAT_MAX),
+    "box_nms_thresh": (0, 1),
+    "crop_n_layers": (0, MAX_LAYERS),
+    "crop_nms_thresh": (0, 1),
+    "crop_overlap_ratio": (0, 1),
+    "crop_n_points_downscale_factor": (1, MAX_SIDE),
+    "min_mask_region_area": (0, _FLOAT_MAX),
+}
+
 EDGE = 20
 """A box side this close to a crop's side, and not to the image's, belongs to a mask that the crop cuts."""
 
@@ -45,17 +63,20 @@ class GridOptions:
     """SAM's options with SAM's names and defaults.
 
     Attributes:
-        points_per_side: of the grid over the whole image.
-        points_per_batch: prompts that are decoded together.
+        points_per_side: of the grid over the whole image, at most ``MAX_SIDE``.
+        points_per_batch: prompts that are decoded together, at most ``MAX_BATCH``.
         pred_iou_thresh: masks need a higher predicted IoU; 0 keeps all.
         stability_score_thresh: masks need at least this stability; 0 keeps all.
         stability_score_offset: distance of the two thresholds that the stability compares, in logits.
         box_nms_thresh: IoU of boxes above which the mask of lower predicted IoU goes.
-        crop_n_layers: layer i adds 4**i crops of the image.
+        crop_n_layers: layer i adds 4**i crops of the image; at most ``MAX_LAYERS``.
         crop_nms_thresh: like ``box_nms_thresh``, between crops; the mask of the larger crop goes.
         crop_overlap_ratio: overlap of the first layer's crops by the short side of the image.
         crop_n_points_downscale_factor: the grid of layer i has this factor ** i fewer points a side.
         min_mask_region_area: islands and holes of fewer pixels are removed.
+
+    Raises:
+        ConfigError: a value is not finite or out of its range, or the last layer has no point.
     """
 
     points_per_side: int = 32
@@ -71,11 +92,13 @@ class GridOptions:
     min_mask_region_area: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.crop_n_layers < 0 or self.min_mask_region_area < 0 or self.stability_score_offset < 0:
-            raise ConfigError("crop_n_layers, min_mask_region_area and stability_score_offset are at least 0")
+        for option in fields(self):
+            value, (low, high) = getattr(self, option.name), _RANGES[option.name]
+            whole = isinstance(option.default, int)
+            kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+            if not isinstance(value, kinds) or not low <= value <= high:  # NaN is in no range
+                kind = "a whole number, " if whole else ""
+                raise ConfigError(f"{option.name} is {kind}at least {low:g} and at most {high:g}, got {value}")
         if self.points_per_side < self.crop_n_points_downscale_factor**self.crop_n_layers:
             raise ConfigError("the last crop layer has no point; raise points_per_side or use fewer layers")
 

@@ -1,43 +1,64 @@
-"""Pictures in and masks out, in numpy and Pillow: reading, framing, mask upscaling, overlays.
+"""Pictures in and masks out, in numpy and Pillow: reading, framing, mask upscaling.
 
 The reference that the Kotlin, Swift and JavaScript ports are checked against. Facts follow SAM's
 ``ResizeLongestSide``, ``Sam.preprocess`` and ``Sam.postprocess_masks`` (facebookresearch/segment-anything).
+Large pictures are worked on in strips, so that copies of them do not pile up.
 """
 
 from __future__ import annotations
 
+import os
+import stat
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from samexport.errors import ConfigError, ImageError
 from samexport.models.spec import Frame
 
-MAX_PIXELS = 120_000_000
-"""The largest photographs of common phones have 108 million pixels."""
+MAX_PIXELS = 210_000_000
+"""Phones make photographs of 200 million pixels."""
 
-PALETTE = (
-    (30, 144, 255),
-    (255, 127, 14),
-    (46, 204, 64),
-    (240, 50, 130),
-    (255, 221, 0),
-    (150, 80, 230),
-    (0, 215, 215),
-    (230, 40, 40),
-    (170, 240, 90),
-    (255, 150, 200),
-)
-"""Mask colours, RGB; neighbours differ in hue and in lightness. Mask i has colour i modulo the length."""
+MAX_SIDE = 200_000
+"""Scaling a mask takes a kilobyte for each row and each column, so a thin picture can need much memory too."""
+
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+"""The path of a picture file, a picture of Pillow, or uint8 RGB [H, W, 3]."""
+
+Note = Callable[[str], None]
+"""Takes what a user should know about an input that can be used all the same."""
+
+_STRIP_PIXELS = 1 << 22
+_guard = threading.Lock()
 
 
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def as_pixels(picture: Picture) -> NDArray[np.uint8]:
+    """A picture of any kind as uint8 RGB [H, W, 3], upright; an array is returned as it is.
+
+    Raises:
+        ImageError: as :func:`read_image`; an array that is not uint8 [H, W, 3], is empty, or has a side of more
+            than ``MAX_SIDE`` pixels; an object of another type.
+    """
+    if isinstance(picture, str | Path):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        with _one_error("the picture"):
+            picture = _to_rgb(ImageOps.exif_transpose(picture), lambda _: None)
+    check_image(picture)
+    return picture
+
+
+def read_image(
+    source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, note: Note = lambda _: None
+) -> NDArray[np.uint8]:
     """Read a picture file as uint8 RGB, shape [H, W, 3], upright (its EXIF orientation is applied).
 
     8-bit files become what Pillow's ``convert("RGB")`` makes of them, as in SAM's own pipeline: alpha and
@@ -51,69 +72,159 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     Of a file with several pictures the first is read. EPS is refused, as it would run Ghostscript.
 
     Args:
-        path: the file.
-        max_pixels: limit on H * W, checked on the header, before anything is decoded. Pillow's own limit
-            (about 179 million) stays in force above it.
+        source: a path, or a stream of bytes that can be read twice.
+        max_pixels: limit on H * W, checked on the header, before anything is decoded; it replaces Pillow's own.
+            A colour picture takes 7 bytes of memory a pixel while it is read, 3 afterwards.
+        note: is told where 16-bit values use 12 bits at most, which makes the picture nearly black.
 
     Raises:
-        ImageError: the file is absent, empty, damaged, too large, no picture, or has NaN or infinite pixels.
+        ImageError: the file is absent, not a regular file, empty, damaged, no picture, too large for
+            ``max_pixels``, ``MAX_SIDE`` or the memory, or has NaN or infinite pixels.
     """
+    is_path = isinstance(source, str | Path)
+    with _one_error(str(source) if is_path else "the picture"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the caller gets a picture or one error, not remarks as well
+        if not isinstance(source, str | Path):
+            return _decode(source, max_pixels, note)
+        with _open_regular(source) as file:
+            return _decode(file, max_pixels, note)
+
+
+@contextmanager
+def _one_error(name: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the caller gets a picture or one error, not remarks as well
-            return _decode(Path(path), max_pixels)
+        yield
     except Exception as error:  # decoders given damaged bytes raise almost anything
-        raise ImageError(f"{path}: {_reason(error)}") from error
+        raise ImageError(f"{name}: {_reason(error)}") from error
 
 
-def _decode(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    Image.init()
-    formats = [name for name in Image.ID if name != "EPS"]
+def _open_regular(path: str | Path) -> BinaryIO:
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise ImageError(f"{error}; give the path of a picture file") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for its writer
+        raise ImageError("not a regular file; give the path of a picture file")
     # Not by name: Pillow 13.0 would map raw TIFFs into memory and misread those with orientation 5 to 8.
-    with path.open("rb") as file, Image.open(file, formats=formats) as opened:
-        if opened.width * opened.height > max_pixels:
-            size = f"{opened.width}x{opened.height}"
-            raise ImageError(f"{size} is more than {max_pixels} pixels; make it smaller or raise the limit")
+    return open(path, "rb")
+
+
+def _decode(file: BinaryIO, max_pixels: int, note: Note) -> NDArray[np.uint8]:
+    Image.init()
+    with _without_guard():
+        opened = Image.open(file, formats=[name for name in Image.ID if name != "EPS"])
+    with opened:
+        _check_size(opened, max_pixels)
+        deep = not _is_deep_grey(opened) and any(";16" in str(tile) for tile in getattr(opened, "tile", ()))
         ImageOps.exif_transpose(opened, in_place=True)
-        if opened.mode == "F" or opened.mode.startswith("I"):
-            grey = _grey_to_8_bit(np.asarray(opened))
-            return np.stack([grey, grey, grey], axis=-1)
-        return np.array(opened.convert("RGB"))
+        pixels = _to_rgb(opened, note)
+        if deep and 0 < pixels.max() < 16:
+            note("its 16-bit colours use 12 bits at most, so it is nearly black; scale them to 0..65535 first")
+    return pixels
 
 
-def _grey_to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
+@contextmanager
+def _without_guard() -> Iterator[None]:
+    """Pillow's guard is a number for the whole process and below 200 megapixels; ours looks at the same header."""
+    with _guard:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_size(opened: Image.Image, max_pixels: int) -> None:
+    if opened.width * opened.height > max_pixels:
+        size = f"{opened.width}x{opened.height}"
+        raise ImageError(f"{size} is more than {max_pixels} pixels; make it smaller or raise the limit (--max-pixels)")
+    _check_sides(opened.height, opened.width)
+
+
+def _check_sides(height: int, width: int) -> None:
+    if max(height, width) > MAX_SIDE:
+        raise ImageError(f"{width}x{height} has a side of more than {MAX_SIDE} pixels; cut it up")
+
+
+def strips(image_hw: tuple[int, int]) -> Iterator[slice]:
+    """Slices of rows that cover a picture, a few million pixels each."""
+    height, width = image_hw
+    rows = max(1, _STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
+
+
+def _to_rgb(image: Image.Image, note: Note) -> NDArray[np.uint8]:
+    """Strip by strip: whole, Pillow makes two more copies on the way to an array."""
+    _check_sides(image.height, image.width)
+    to_8_bit = _grey_scale(image, note) if _is_deep_grey(image) else None
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, strip in _cut(image):
+        if to_8_bit is not None:
+            pixels[rows] = to_8_bit(np.asarray(strip))[..., None]
+        else:
+            pixels[rows] = np.asarray(strip.convert("RGB"))
+    return pixels
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _cut(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    for rows in strips((image.height, image.width)):
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
+
+
+def _grey_scale(image: Image.Image, note: Note) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
+    """How pixels of this deep grey picture become 8 bits."""
+    ends = [(values.min(), values.max()) for values in (np.asarray(strip) for _, strip in _cut(image))]
+    low, high = float(np.min([end[0] for end in ends])), float(np.max([end[1] for end in ends]))
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ImageError("the picture has NaN or infinite pixels; replace them first")
-    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        if 0 < high < 4096:
+            note(f"its 16-bit values reach {high:.0f} only, so it is nearly black; scale them to 0..65535 first")
+        return lambda values: ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     scale = 255 / (high - low) if high > low else 0.0
-    return np.floor((values.astype(np.float64) - low) * scale + 0.5).astype(np.uint8)
+    return lambda values: np.floor((values.astype(np.float64) - low) * scale + 0.5).astype(np.uint8)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ImageError):
         return str(error)
-    if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than Pillow's guard against bombs allows; make the picture smaller"
     if isinstance(error, UnidentifiedImageError):
         return "empty, or no picture that Pillow can read; save it as PNG or JPEG"
+    if isinstance(error, MemoryError) or "out of memory" in str(error):  # Pillow's decoders say it as an OSError
+        return "there is not enough memory for a picture of this size; make it smaller"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror.lower()}; give the path of a picture file"
     detail = " ".join(str(error).split()) or type(error).__name__
     return f"the picture is damaged ({detail}); save it again as PNG or JPEG"
 
 
-def _check_image(image: NDArray[Any]) -> None:
+def check_image(image: NDArray[Any]) -> None:
+    """Refuse what is not a picture in memory.
+
+    Raises:
+        ImageError: not an array, not uint8 [H, W, 3], empty, or a side of more than ``MAX_SIDE`` pixels.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"a picture is a path, a Pillow image or an array, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ImageError(f"an image is uint8 [H, W, 3] and not empty, got {image.dtype} {list(image.shape)}")
+    _check_sides(image.shape[0], image.shape[1])
 
 
 def resized_size(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width once the long side is ``size``.
 
-    SAM's rounding, int(side * scale + 0.5) in float64. SAM fails where the short side rounds to 0; here it
-    is at least 1.
+    SAM's rounding in float64: scale = size / max(height, width), and a side becomes int(side * scale + 0.5). SAM
+    fails where the short side rounds to 0; here it is at least 1.
+
+    The whole recipe for a host: resize the picture to exactly this size, and multiply x by new width / width and
+    y by new height / height. The two factors differ a little from ``scale`` and from each other, because sides
+    are whole pixels: one factor for both is not what SAM does, and shifts prompts in long, thin pictures.
     """
     if min(height, width) < 1:
         raise ImageError(f"an image has at least one pixel, got height {height}, width {width}")
@@ -130,13 +241,16 @@ def resize_longest(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Raises:
         ImageError: not uint8 [H, W, 3], or empty.
     """
-    _check_image(image)
+    check_image(image)
     height, width = resized_size(image.shape[0], image.shape[1], size)
     if (height, width) == image.shape[:2]:
         return image
     # In one call Pillow 13 does the rows first where a picture is more than twice as tall as wide; 12 and SAM do not.
-    columns = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
-    return np.array(columns.resize((width, height), Image.Resampling.BILINEAR))
+    columns = np.empty((image.shape[0], width, 3), np.uint8)
+    for rows in strips((image.shape[0], image.shape[1])):  # its bilinear filter is one for columns, then one for rows
+        strip = Image.fromarray(image[rows])
+        columns[rows] = np.asarray(strip.resize((width, strip.height), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(columns).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def to_frame(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:
@@ -172,10 +286,12 @@ def axis_weights(low_res: int, frame_size: int, resized: int, original: int) -> 
     to_frame_side[rows, second] += weight
     # No index reaches ``resized``: that is the crop.
     first, second, weight = _bilinear_taps(resized, original)
-    weights = (1 - weight)[:, None] * to_frame_side[first] + weight[:, None] * to_frame_side[second]
-    result = weights.astype(np.float32)
-    result.flags.writeable = False
-    return result
+    weights = np.empty((original, low_res), np.float32)
+    for part in strips((original, low_res)):
+        near, far = (1 - weight[part])[:, None], weight[part][:, None]
+        weights[part] = near * to_frame_side[first[part]] + far * to_frame_side[second[part]]
+    weights.flags.writeable = False
+    return weights
 
 
 _BAND_ROWS = 64
@@ -225,144 +341,3 @@ def upscale_mask(
     for index, values in _upscaled_bands(low_res_masks, image_hw, frame):
         mask[index] = values > threshold
     return mask
-
-
-def overlay(
-    image: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
-    *,
-    points: ArrayLike = (),
-    labels: ArrayLike = (),
-    boxes: ArrayLike = (),
-    opacity: float = 0.45,
-) -> NDArray[np.uint8]:
-    """Draw masks [M, H, W] and their prompts over uint8 RGB [H, W, 3]; returns a new uint8 [H, W, 3].
-
-    Large masks are painted first, so small ones stay visible; line widths grow with the picture.
-
-    Args:
-        image: the picture.
-        masks: mask i is filled and outlined in colour i of ``PALETTE``.
-        points: [P, 2], x and y in pixels.
-        labels: [P]; 1 is drawn as a green plus, 0 as a red minus.
-        boxes: [B, 4], x0, y0, x1, y1 in pixels.
-        opacity: of the filling, 0..1.
-
-    Raises:
-        ImageError: the image is not uint8 [H, W, 3], or the masks have another size.
-    """
-    _check_image(image)
-    if masks.shape[1:] != image.shape[:2]:
-        raise ImageError(f"masks of an image {list(image.shape[:2])} are [M, H, W], got {list(masks.shape)}")
-    unit = _line_width(image)
-    largest_first = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
-    filled = draw_masks(image, ((int(i), 0, 0, masks[i].astype(np.bool_)) for i in largest_first), opacity)
-    picture = Image.fromarray(filled)
-    draw = ImageDraw.Draw(picture)
-    for x0, y0, x1, y1 in np.asarray(boxes, np.float64).reshape(-1, 4):
-        draw.rectangle((x0 - unit, y0 - unit, x1 + unit, y1 + unit), outline=(0, 0, 0), width=3 * unit)
-        draw.rectangle((x0, y0, x1, y1), outline=(255, 255, 255), width=unit)
-    radius = 7 * unit
-    for (x, y), label in zip(np.asarray(points, np.float64).reshape(-1, 2), np.ravel(labels), strict=True):
-        marker = _marker(radius, positive=bool(label == 1))
-        picture.paste(marker, (round(x) - radius, round(y) - radius), marker)
-    return np.array(picture)
-
-
-def draw_masks(
-    image: NDArray[np.uint8], masks: Iterable[tuple[int, int, int, NDArray[np.bool_]]], opacity: float = 0.45
-) -> NDArray[np.uint8]:
-    """Paint masks, one after the other, over uint8 RGB [H, W, 3]; returns a new uint8 [H, W, 3].
-
-    Args:
-        image: the picture.
-        masks: in the order of painting; of each a number, which chooses its colour, x and y of a rectangle that
-            contains the mask, and the pixels [h, w] of that rectangle.
-        opacity: of the filling, 0..1.
-    """
-    canvas, line = image.copy(), _line_width(image) + 1
-    for number, left, top, mask in masks:
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows):
-            # the mask's own pixels, and as much around as its outline needs
-            y, x = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            place = slice(top + y.start, top + y.stop), slice(left + x.start, left + x.stop)
-            colour = PALETTE[number % len(PALETTE)]
-            _paint_mask(
-                canvas[place], image[place], mask[y, x], _inner(mask[y, x], place, image, line), colour, opacity
-            )
-    return canvas
-
-
-def outline_boxes(image: NDArray[np.uint8], boxes: Mapping[int, Sequence[float]]) -> NDArray[np.uint8]:
-    """Draw boxes x0, y0, x1, y1, by number, in the colours of :func:`draw_masks`; returns a new uint8 [H, W, 3]."""
-    picture, line = Image.fromarray(image), _line_width(image)
-    draw = ImageDraw.Draw(picture)
-    for number, (x0, y0, x1, y1) in boxes.items():
-        draw.rectangle((x0 - line, y0 - line, x1 + line, y1 + line), outline=(0, 0, 0), width=4 * line)
-        draw.rectangle((x0, y0, x1, y1), outline=PALETTE[number % len(PALETTE)], width=2 * line)
-    return np.array(picture)
-
-
-def _line_width(image: NDArray[np.uint8]) -> int:
-    side: int = max(image.shape)
-    return max(1, round(side / 500))
-
-
-def _inner(
-    mask: NDArray[np.bool_], place: tuple[slice, slice], image: NDArray[np.uint8], line: int
-) -> NDArray[np.bool_]:
-    """The mask without its outline, which is ``line`` pixels wide; none along the picture's own edges."""
-    touches = [(part.start == 0, part.stop == side) for part, side in zip(place, image.shape, strict=False)]
-    padded = np.pad(mask, line, mode="edge")
-    for axis, ends in enumerate(touches):
-        edges = np.moveaxis(padded, axis, 0)
-        for touching, edge in zip(ends, (edges[:line], edges[len(edges) - line :]), strict=True):
-            if not touching:
-                edge[:] = False
-    for axis in (0, 1):
-        padded = np.moveaxis(_erode(np.moveaxis(padded, axis, 0), 2 * line + 1), 0, axis)
-    return padded
-
-
-def _erode(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Of the first axis: whether ``width`` pixels from here on are set; shorter by ``width - 1``."""
-    covered, every = 1, mask
-    while covered < width:
-        step = min(covered, width - covered)
-        every = every[: len(every) - step] & every[step:]
-        covered += step
-    return every
-
-
-def _paint_mask(
-    canvas: NDArray[np.uint8],
-    image: NDArray[np.uint8],
-    mask: NDArray[np.bool_],
-    inner: NDArray[np.bool_],
-    colour: tuple[int, int, int],
-    opacity: float,
-) -> None:
-    """Fill and outline one mask, in place.
-
-    The colour is mixed with ``image``, not with the masks painted before, so that overlaps stay clear.
-    """
-    for channel, value in enumerate(colour):
-        mixed = np.round(np.arange(256) * (1 - opacity) + value * opacity).astype(np.uint8)
-        canvas[..., channel][mask] = mixed[image[..., channel][mask]]
-    canvas[mask & ~inner] = colour
-
-
-def _marker(radius: int, *, positive: bool) -> Image.Image:
-    """A green plus or a red minus on a disc with a white rim, RGBA, 2 * radius + 1 pixels wide."""
-    side, oversampling = 2 * radius + 1, 8
-    full = side * oversampling
-    large = Image.new("RGBA", (full, full), (255, 255, 255, 0))
-    draw = ImageDraw.Draw(large)
-    rim, middle, arm, half = 0.12 * full, full / 2, 0.24 * full, 0.065 * full
-    draw.ellipse((0, 0, full - 1, full - 1), fill=(255, 255, 255, 255))
-    draw.ellipse((rim, rim, full - 1 - rim, full - 1 - rim), fill=(0, 150, 60, 255) if positive else (214, 30, 40, 255))
-    draw.rectangle((middle - arm, middle - half, middle + arm, middle + half), fill=(255, 255, 255, 255))
-    if positive:
-        draw.rectangle((middle - half, middle - arm, middle + half, middle + arm), fill=(255, 255, 255, 255))
-    return large.resize((side, side), Image.Resampling.BOX)

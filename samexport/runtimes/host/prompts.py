@@ -7,13 +7,14 @@ The reference that the Kotlin, Swift and JavaScript ports are checked against. F
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from samexport.errors import PromptError
+from samexport.files import reason
 from samexport.models.spec import Frame
 from samexport.runtimes.host.image import resized_size
 
@@ -22,6 +23,10 @@ PADDING = -1
 """SAM's own padding point: a token of its own that changes the masks."""
 ABSENT = -2
 """A slot without a point: exactly neutral, so prompts with different numbers of points share a batch."""
+
+MAX_POINTS = 1000
+"""Of a prompt; a decoder's memory grows with their square."""
+_MAX_NUMBERS = 4096 * 4096
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -33,14 +38,14 @@ class Prompt:
     :meth:`make` takes lists and arrays of any number type; the fields are checked either way.
 
     Attributes:
-        points: float64 [P, 2], x and y in pixels of the original image.
+        points: float64 [P, 2], x and y in pixels of the original image; P is at most ``MAX_POINTS``.
         labels: int64 [P]; 1 is inside the object, 0 outside.
         box: float64 [4], x0, y0, x1, y1 in pixels of the original image, or None.
         mask_input: float32 [L, L], logits of an earlier ``low_res_masks`` as they came, or None.
 
     Raises:
         PromptError: a value is not finite, a label is not 0 or 1, shapes do not fit, a box is empty or has
-            its corners swapped, or there is no point, no box and no mask.
+            its corners swapped, there are too many points, or there is no point, no box and no mask.
     """
 
     points: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
@@ -50,8 +55,10 @@ class Prompt:
 
     def __post_init__(self) -> None:
         points, labels, box, mask = self.points, self.labels, self.box, self.mask_input
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise PromptError(f"points are [P, 2] (x, y), got {list(points.shape)}")
+        if not all(isinstance(value, np.ndarray) for value in (points, labels, box, mask) if value is not None):
+            raise PromptError("the fields of a prompt are arrays; Prompt.make takes lists")
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) > MAX_POINTS:
+            raise PromptError(f"points are [P, 2] (x, y), P at most {MAX_POINTS}, got {list(points.shape)}")
         if labels.shape != (len(points),):
             raise PromptError(f"{len(points)} points need as many labels, got {list(labels.shape)}")
         _check_finite("points", points)
@@ -70,32 +77,65 @@ class Prompt:
     def make(
         cls,
         points: ArrayLike = (),
-        labels: ArrayLike = (),
+        labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
         mask_input: ArrayLike | None = None,
     ) -> Self:
-        """Build a prompt from anything array-like; see the class for shapes and errors."""
-        point_array, label_array = _numbers("points", points), _numbers("labels", labels)
+        """Build a prompt from anything array-like, for example ``Prompt.make([320, 200])``.
+
+        Args:
+            points: [P, 2], or one point [2]; x and y in pixels.
+            labels: [P]; left out, every point is inside the object.
+            box: [4], x0, y0, x1, y1 in pixels.
+            mask_input: [L, L], or [1, L, L] as ``Segmentation.low_res_masks`` holds the one mask of a prompt.
+
+        Raises:
+            PromptError: see the class; a mask of several; values that are no real numbers.
+        """
+        point_array = _numbers("points", points)
+        if point_array.size == 0:
+            point_array = point_array.reshape(0, 2)
+        elif point_array.shape == (2,):
+            point_array = point_array[None]
+        inside = np.ones(point_array.shape[:1])
+        label_array = inside if labels is None else _numbers("labels", labels, "iufb")
         if not np.isin(label_array, (0, 1)).all():  # before the cast to integers hides a half
             raise PromptError(f"labels are 1 (inside) or 0 (outside), got {label_array.tolist()}")
-        with np.errstate(over="ignore"):  # what overflows float32 is then refused as infinite
-            mask = None if mask_input is None else _numbers("mask_input", mask_input).astype(np.float32)
         return cls(
-            points=point_array.reshape(0, 2) if point_array.size == 0 else point_array,
-            labels=label_array.astype(np.int64),
+            points=point_array,
+            labels=np.atleast_1d(label_array).astype(np.int64),
             box=None if box is None else _numbers("box", box),
-            mask_input=mask,
+            mask_input=None if mask_input is None else _one_mask(mask_input),
         )
 
 
-def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
+def _numbers(name: str, values: ArrayLike, kinds: str = "iuf") -> NDArray[np.float64]:
+    """A copy in float64, whose size is bounded before it is allocated."""
     try:
-        return np.array(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise PromptError(f"{name} must be an array of numbers; {error}") from error
+        array = np.asarray(values)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise PromptError(f"{name} must be an array of numbers; {reason(error)}") from error
+    if array.size > _MAX_NUMBERS:
+        raise PromptError(f"{name}: {array.size} numbers are too many, at most {_MAX_NUMBERS}")
+    if array.size and array.dtype.kind not in kinds:
+        raise PromptError(f"{name} must be an array of numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):  # what overflows is then refused as infinite
+        return array.astype(np.float64)
+
+
+def _one_mask(values: ArrayLike) -> NDArray[np.float32]:
+    mask = _numbers("mask_input", values)  # a mask of True and False is no prompt for SAM
+    while mask.ndim > 2 and len(mask) == 1:
+        mask = mask[0]
+    if mask.ndim == 3 and mask.shape[1] == mask.shape[2]:
+        raise PromptError(f"mask_input holds {len(mask)} masks; give one of them, low_res_masks[i]")
+    with np.errstate(over="ignore"):
+        return mask.astype(np.float32)
 
 
 def _check_finite(name: str, values: NDArray[Any]) -> None:
+    if values.dtype.kind not in "iufb":
+        raise PromptError(f"{name} must be an array of numbers, got {values.dtype}")
     if not np.isfinite(values).all():
         raise PromptError(f"{name} must be finite numbers, got NaN or infinity")
 
@@ -108,17 +148,57 @@ def _check_box(box: NDArray[np.float64]) -> None:
         raise PromptError(f"box {box.tolist()} is empty; give x0, y0, x1, y1 with x1 > x0 and y1 > y0")
 
 
+def fit_box(prompt: Prompt, image_hw: tuple[int, int]) -> Prompt:
+    """The prompt with its box cut off at the edges of the image, height and width ``image_hw``; itself if it fits.
+
+    Raises:
+        PromptError: nothing of the box is inside.
+    """
+    if prompt.box is None:
+        return prompt
+    inside, _ = clip_boxes(prompt.box[None], image_hw)
+    if len(inside) == 0:
+        raise PromptError(f"box {prompt.box.tolist()} is outside the image, {image_hw[1]} wide and {image_hw[0]} high")
+    return prompt if np.array_equal(inside[0], prompt.box) else replace(prompt, box=inside[0])
+
+
+def clip_boxes(boxes: NDArray[Any], image_hw: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Cut boxes [N, 4] (x0, y0, x1, y1) off at the edges of the image, and leave out those without an area there.
+
+    Detectors return boxes that end a fraction of a pixel outside, and empty ones.
+
+    Returns:
+        boxes [M, 4] and which of the N they are, [M].
+
+    Raises:
+        PromptError: the array has another shape, or a number that is not finite.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise PromptError(f"boxes are [N, 4] (x0, y0, x1, y1), got {list(boxes.shape)}")
+    _check_finite("boxes", boxes)
+    height, width = image_hw
+    inside = np.clip(boxes.astype(np.float64), 0, (width, height, width, height))
+    kept = np.flatnonzero((inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1]))
+    return inside[kept], kept
+
+
+def look_normalised(coordinates: NDArray[Any]) -> bool:
+    """Whether all coordinates lie within 0..1, so that they may be parts of the image where pixels are meant."""
+    return coordinates.size > 0 and bool(coordinates.min() >= 0 and coordinates.max() <= 1)
+
+
 def pack(prompts: Sequence[Prompt], image_hw: tuple[int, int], frame: Frame) -> Tensors:
     """Turn N prompts into the decoder's tensors, in the frame.
 
-    Coordinates are scaled in float64, x * (resized width / width), then cast to float32. Slots of a prompt:
+    Coordinates are scaled in float64, x * (resized width / width) and y * (resized height / height) with the sizes
+    of :func:`samexport.runtimes.host.image.resized_size`, then cast to float32. Slots of a prompt:
     its points; then the two corners of its box, labels 2 and 3; or, with points and no box, SAM's padding
     point, (0, 0) with label -1. A box gets no padding point. A prompt that is only a mask gets none either,
     because SAM's prompt encoder then makes no tokens at all. Missing slots at the end are (0, 0) with
     label -2. K is the largest number of slots, at least 1.
 
     In-image policy: 0 <= x <= width and 0 <= y <= height, edges included (a box over the whole image ends
-    at width and height); anything beyond is an error, it is neither clipped nor passed on.
+    at width and height); anything beyond is an error, it is neither clipped (see :func:`fit_box`) nor passed on.
 
     Args:
         prompts: at least one.
@@ -192,19 +272,30 @@ def count_tokens(point_labels: NDArray[Any]) -> NDArray[np.int64]:
     return counts
 
 
-def select_mask(iou_predictions: NDArray[Any], num_tokens: int, mask_outputs: Sequence[int] = (0, 1, 2, 3)) -> int:
-    """Choose one of a prompt's masks as SAM's official ONNX model does in single-mask mode.
+def has_box(point_labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each prompt [N] of ``point_labels`` [N, K] has a box."""
+    found: NDArray[np.bool_] = (point_labels == BOX_TOP_LEFT).any(axis=-1)
+    return found
 
-    A prompt of three tokens or more is clear: mask 0. One of fewer (one point and its padding point, or a
-    bare box) is ambiguous: the best score of masks 1..3. PyTorch's ``multimask_output=False`` always takes
-    mask 0 instead.
+
+def select_mask(
+    iou_predictions: NDArray[Any], num_tokens: int, mask_outputs: Sequence[int] = (0, 1, 2, 3), *, boxed: bool = False
+) -> int:
+    """Choose the one mask that answers a prompt: the rule of every command here.
+
+    A single click (or a mask alone) may mean several things: the best score of masks 1..3 answers it. Whatever says
+    more, a box or two clicks, is clear: mask 0. So does SAM's official ONNX model in single-mask mode, but for a
+    box without a click, which it takes for ambiguous because it counts tokens (fewer than three). We follow SAM's
+    predictor there, which answers clear prompts with mask 0 (``multimask_output=False``), and MobileSAMv2, whose
+    boxes mask 0 answers as well.
 
     Args:
         iou_predictions: [4], the scores of one prompt.
         num_tokens: as :func:`count_tokens` counts them: the padding point counts, absent slots do not.
         mask_outputs: the masks that the model was trained for; others are never chosen.
+        boxed: whether the prompt has a box.
     """
-    if num_tokens >= 3 and 0 in mask_outputs:
+    if (boxed or num_tokens >= 3) and 0 in mask_outputs:
         return 0
     ambiguous = [index for index in mask_outputs if index != 0]
     return max(ambiguous, key=lambda index: float(iou_predictions[index]), default=0)

@@ -7,10 +7,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.to_onnx import convert as to_onnx
+from samexport.exporter.to_onnx import versions
+from samexport.exporter.to_onnx.maximum import name_places
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
@@ -79,6 +82,50 @@ def test_another_opset_gives_the_same_numbers(tiny, tmp_path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     actual = session.run(None, {n: v.numpy() for n, v in zip(names, inputs, strict=True)})
     np.testing.assert_allclose(actual[0], expected[0].numpy(), atol=1e-5 * np.ptp(actual[0]))
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder", "decoder_with_mask"])
+def test_onnx_runtime_s_tool_can_tell_every_shape(tiny_bundle, half_bundle, name):
+    """What runs before quantization and TensorRT; it stopped at a maximum."""
+    half = {"encoder": "encoder", "decoder": "decoder_step", "decoder_with_mask": "decoder_with_mask"}[name]
+    for path in (tiny_bundle.folder / f"{name}.onnx", half_bundle.folder / f"{half}.fp16.onnx"):
+        found = SymbolicShapeInference.infer_shapes(onnx.load(path), auto_merge=True).graph
+        known = {v.name: v.type.tensor_type.shape.dim for v in (*found.value_info, *found.output)}
+        made = [output for node in found.node for output in node.output]
+        assert set(made) <= set(known)
+        assert all(d.dim_value or d.dim_param for dims in known.values() for d in dims)
+    spec = {t.name: t.shape for t in tiny_bundle.graph(name).outputs}
+    found = SymbolicShapeInference.infer_shapes(onnx.load(tiny_bundle.folder / f"{name}.onnx"), auto_merge=True).graph
+    assert {n: shape for n, (_, shape) in tensors(found.output).items()} == spec
+
+
+def test_a_maximum_named_by_its_place_is_the_same_maximum():
+    x = np.random.default_rng(5).standard_normal((3, 4, 5)).astype(np.float32)
+    x[0, 1] = x[0, 2]
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMax", ["x", "axis"], ["y"], "max")],
+        "max",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1, 5])],
+        [onnx.numpy_helper.from_array(np.array([1]), "axis")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    name_places(model)
+    assert [node.op_type for node in model.graph.node] == ["ArgMax", "GatherElements"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x.max(1, keepdims=True))
+
+
+def test_an_opset_gets_the_first_version_of_the_format_that_had_it():
+    first = {}
+    for _, ir, opset, *_ in helper.VERSION_TABLE:
+        first.setdefault(opset, ir)
+    assert {opset: versions.ir_version(opset) for opset in versions.OPSETS} == {o: first[o] for o in range(18, 24)}
+
+
+def test_a_newer_opset_never_runs_on_an_older_onnx_runtime():
+    oldest = [tuple(map(int, versions.oldest_onnxruntime(opset).split("."))) for opset in sorted(versions.OPSETS)]
+    assert oldest == sorted(oldest)
 
 
 REBUILD = """

@@ -100,7 +100,7 @@ def test_segment_says_that_interpreting_is_slow(coreml_bundle, tiny_bundle, tmp_
     Image.new("RGB", (30, 20), (90, 10, 200)).save(tmp_path / "p.png")
     nothing = {"out": None, "masks": None, "logits": None, "runtime": None, "threads": 1, "force": False}
     for bundle in (coreml_bundle, tiny_bundle):
-        run_segment(SegmentRequest(bundle.folder, tmp_path / "p.png", ("10,10",)), **nothing)
+        run_segment(SegmentRequest(bundle.folder, (str(tmp_path / "p.png"),), ("10,10",)), **nothing)
     coreml, onnx = capsys.readouterr().out.split("on interpreted, cpu, fp32")
     assert "interpreted, which is slow" in coreml
     assert "interpreted" not in onnx.removeprefix(f"; {LIMIT}")

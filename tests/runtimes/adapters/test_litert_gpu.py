@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samexport.errors import BundleError, MissingDependency, ParityFailed
+from samexport.errors import BundleError, MissingDependency, ParityFailed, RuntimeFailed
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters import litert_gpu
 from samexport.runtimes.adapters.litert_gpu import LiteRtGpuRuntime, find_driver, why_unavailable
@@ -73,7 +73,7 @@ def test_the_adapter_is_named_and_a_dead_process_is_an_error(tmp_path):
         assert "unknown" not in runtime.placement()
         runtime._process.kill()
         runtime._process.wait()
-        with pytest.raises(ParityFailed, match="GPU process"):
+        with pytest.raises(RuntimeFailed, match="GPU process"):
             runtime.run({"x": floats(4)})
 
 

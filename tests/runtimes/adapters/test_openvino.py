@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from samexport.errors import BundleError, ConfigError, ParityFailed
+from samexport.errors import BundleError, ConfigError, RuntimeFailed
 from samexport.runtimes.adapters.ort import OrtRuntime
 from samexport.runtimes.parity.compare import signal_to_noise
 from samexport.runtimes.parity.golden import load_golden
@@ -76,6 +76,6 @@ def test_a_run_that_fails_inside_is_one_line(tiny_bundle, monkeypatch):
                 raise RuntimeError("Exception from src/x.cpp:3:\nno memory\n")
 
         monkeypatch.setattr(runtime, "_request", Broken())
-        with pytest.raises(ParityFailed, match="encoder does not run with") as caught:
+        with pytest.raises(RuntimeFailed, match="encoder does not run with") as caught:
             runtime.run(case.inputs)
     assert "\n" not in str(caught.value)

@@ -81,9 +81,15 @@ def test_pictures_and_sizes_that_cannot_be_are_refused():
     for bad in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ImageError):
             letterbox(bad, 64)
-    for size in (0, 100):
+    for size in (0, 100, -64, 320_000):
         with pytest.raises(ConfigError, match="multiple of 32"):
             letterbox(random_image(4, 4), size)
+
+
+def test_thresholds_that_are_no_numbers_are_refused():
+    for bad in ({"confidence": np.nan}, {"nms_iou": np.nan}, {"border": np.nan}, {"border": np.inf}, {"max_boxes": 0}):
+        with pytest.raises(ConfigError):
+            SamplerOptions(**bad)
 
 
 # After the detector

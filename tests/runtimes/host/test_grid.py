@@ -236,9 +236,18 @@ def test_options_that_cannot_be_are_refused():
         {"crop_n_layers": -1},
         {"min_mask_region_area": -1},
         {"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2},
+        {"points_per_side": 2.5},
+        {"points_per_side": "32"},
+        {"crop_n_layers": 10**9, "crop_n_points_downscale_factor": 2},
+        *({name: np.nan} for name in vars(GridOptions())),
+        *({name: 10**400} for name in vars(GridOptions())),
+        *({name: None} for name in vars(GridOptions())),
     ):
         with pytest.raises(ConfigError):
             GridOptions(**bad)
+    with pytest.raises(ConfigError, match="points_per_side is a whole number, at least 1 and at most 1024, got 100000"):
+        GridOptions(points_per_side=100_000)
+    assert GridOptions(pred_iou_thresh=np.float32(0.5), points_per_side=np.int64(3)).points_per_side == 3
     for bad in ({"points_per_side": 3}, {"crop_n_layers": 1}):
         with pytest.raises(ConfigError, match="hierarchical"):
             generate_hierarchical(np.zeros((9, 9, 3), np.uint8), discs, FRAME, GridOptions(**bad))

@@ -1,7 +1,10 @@
 import contextlib
 import hashlib
 import io
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -14,9 +17,11 @@ from PIL import Image
 
 from samexport.errors import ConfigError, ImageError
 from samexport.models.spec import Frame
+from samexport.runtimes.host import image as image_module
+from samexport.runtimes.host.drawing import overlay
 from samexport.runtimes.host.image import (
-    PALETTE,
-    overlay,
+    as_pixels,
+    axis_weights,
     read_image,
     resize_longest,
     resized_size,
@@ -363,15 +368,130 @@ def test_the_pixel_limit_is_checked_on_the_header_alone(tmp_path):
     # There is no pixel data behind these headers: a decoder that started would call the files damaged.
     guard = Image.MAX_IMAGE_PIXELS
     path = tmp_path / "bomb.png"
-    path.write_bytes(_png(12_000, 12_000))
-    with pytest.raises(ImageError, match="12000x12000 is more than 120000000 pixels"):
-        read_image(path)
-    with pytest.raises(ImageError, match="damaged"):
-        read_image(path, max_pixels=144_000_000)
-    path.write_bytes(_png(60_000, 60_000))
-    with pytest.raises(ImageError, match="guard against bombs"):
-        read_image(path, max_pixels=10**12)
+    for width, height in ((15_000, 14_001), (60_000, 60_000)):
+        path.write_bytes(_png(width, height, colour_type=0))
+        with pytest.raises(ImageError, match=rf"{width}x{height} is more than 210000000 pixels.*--max-pixels"):
+            read_image(path)
     assert guard == Image.MAX_IMAGE_PIXELS
+
+
+def test_pictures_of_200_megapixels_are_read_though_pillow_would_stop_at_179(tmp_path):
+    path = tmp_path / "phone.png"
+    path.write_bytes(_png(16_384, 12_288, colour_type=0))
+    with pytest.raises(ImageError, match="damaged"):
+        read_image(path)
+    with pytest.raises(ImageError, match="16384x12288 is more than 120000000 pixels"):
+        read_image(path, max_pixels=120_000_000)
+
+
+def test_a_side_is_bounded_too_because_masks_take_memory_for_each_row_and_column(tmp_path):
+    path = tmp_path / "line.png"
+    path.write_bytes(_png(1, 200_001, colour_type=0))
+    with pytest.raises(ImageError, match="1x200001 has a side of more than 200000 pixels"):
+        read_image(path)
+    with pytest.raises(ImageError, match="a side of more than 200000 pixels"):
+        to_frame(np.zeros((1, 200_001, 3), np.uint8), FRAME)
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from samexport.errors import ImageError
+from samexport.runtimes.host.image import read_image
+read_image(sys.argv[2])
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100_000_000,) * 2)
+try:
+    read_image(sys.argv[1])
+except ImageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to know how much memory the process has")
+def test_too_little_memory_does_not_read_as_a_damaged_picture(tmp_path):
+    paths = [tmp_path / name for name in ("large.png", "small.png")]
+    for path, side in zip(paths, (9000, 9), strict=True):
+        Image.new("RGB", (side, side)).save(path, compress_level=1)
+    run = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY, *paths], capture_output=True, text=True)
+    assert "large.png: there is not enough memory for a picture of this size" in run.stdout, run.stderr
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(ImageError, match="not a regular file"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("n" * 300 + ".png", "file name too long"), ("a\0b.png", "null"), ("x.png/", "not a dir")]
+)
+def test_names_that_cannot_be_are_one_line(tmp_path, name, message):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    with pytest.raises(ImageError, match=message):
+        read_image(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize(
+    ("highest", "told"), [(1, True), (255, True), (4095, True), (4096, False), (65535, False), (0, False)]
+)
+def test_a_note_says_that_12_bits_in_16_are_nearly_black(tmp_path, highest, told):
+    notes = []
+    Image.fromarray(np.full((5, 6), highest, np.uint16)).save(tmp_path / "grey.png")
+    rows = b"".join(b"\0" + struct.pack(">3H", highest, 0, highest // 2) * 4 for _ in range(3))
+    (tmp_path / "colour.png").write_bytes(_png(4, 3, bit_depth=16, rows=rows))
+    for number, name in enumerate(("grey.png", "colour.png"), 1):
+        read_image(tmp_path / name, note=notes.append)
+        # of colours Pillow keeps the upper byte, so a few bits in 16 cannot be told from black
+        assert len(notes) == (number if told and highest > 255 else int(told))
+    assert all("nearly black" in text for text in notes)
+
+
+def test_8_bit_pictures_have_no_note(tmp_path):
+    Image.new("RGB", (5, 5), (3, 2, 1)).save(tmp_path / "dark.png")
+    read_image(tmp_path / "dark.png", note=pytest.fail)
+
+
+def test_pictures_are_the_same_whatever_they_are_cut_into(tmp_path, monkeypatch):
+    rng = np.random.default_rng(3)
+    sources = {
+        "colour.png": Image.fromarray(rng.integers(0, 256, (41, 37, 3), np.uint8)),
+        "deep.png": Image.fromarray(rng.integers(0, 65536, (41, 37)).astype(np.uint16)),
+        "float.tiff": Image.fromarray(rng.normal(0, 9, (41, 37)).astype(np.float32)),
+        "palette.gif": Image.fromarray(rng.integers(0, 256, (41, 37), np.uint8)).convert("P"),
+    }
+    for name, source in sources.items():
+        source.save(tmp_path / name)
+
+    def results():
+        axis_weights.cache_clear()
+        read = [read_image(tmp_path / name) for name in sources]
+        return [*read, *(resize_longest(image, size) for image in read for size in (20, 64)),
+                upscale_logits(np.eye(16), (900, 5), Frame(64))]  # fmt: skip
+
+    whole = results()
+    monkeypatch.setattr(image_module, "_STRIP_PIXELS", 5 * 37)
+    for one, other in zip(whole, results(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    axis_weights.cache_clear()
+
+
+def test_pictures_of_any_kind_become_the_same_pixels(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 9, 3), np.uint8)
+    picture, path = Image.fromarray(pixels), tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(path, exif=exif)
+    upright = np.rot90(pixels, -1)
+    with Image.open(path) as opened:
+        for source in (path, str(path), opened):
+            np.testing.assert_array_equal(as_pixels(source), upright)
+    np.testing.assert_array_equal(read_image(io.BytesIO(path.read_bytes())), upright)
+    np.testing.assert_array_equal(as_pixels(picture), pixels)
+    assert as_pixels(pixels) is pixels
+    for wrong in (None, 5, [[1, 2, 3]], pixels.tolist(), pixels[0], pixels.astype(float), Image.new("RGB", (0, 4))):
+        with pytest.raises(ImageError):
+            as_pixels(wrong)
 
 
 def test_the_pixel_limit_is_inclusive(tmp_path):
@@ -467,60 +587,3 @@ def test_logits_of_another_model_are_refused():
         upscale_logits(np.zeros((1, 16, 16), np.float32), (10, 10), FRAME)
     with pytest.raises(ImageError):
         upscale_mask(np.zeros((256, 256), np.float32), (0, 10), FRAME)
-
-
-# Overlay
-
-
-def _square(side, top, left, size):
-    mask = np.zeros((side, side), bool)
-    mask[top : top + size, left : left + size] = True
-    return mask
-
-
-def test_overlay_fills_and_outlines_only_the_mask():
-    image = np.full((100, 100, 3), 200, np.uint8)
-    mask = _square(100, 20, 30, 40)
-    drawn = overlay(image, mask[None], opacity=0.5)
-    assert (image == 200).all()
-    np.testing.assert_array_equal(drawn[~mask], image[~mask])
-    np.testing.assert_array_equal(drawn[40, 50], np.round(100 + np.array(PALETTE[0]) / 2))
-    for row, column in ((20, 50), (59, 50), (40, 30), (40, 69)):
-        np.testing.assert_array_equal(drawn[row, column], PALETTE[0])
-
-
-def test_overlay_paints_small_masks_last_in_their_own_colour():
-    image = np.zeros((100, 100, 3), np.uint8)
-    drawn = overlay(image, np.stack([_square(100, 40, 40, 20), _square(100, 10, 10, 80)]), opacity=1)
-    np.testing.assert_array_equal(drawn[50, 50], PALETTE[0])
-    np.testing.assert_array_equal(drawn[20, 20], PALETTE[1])
-
-
-def test_overlay_draws_no_outline_along_the_picture_edge():
-    drawn = overlay(np.zeros((50, 50, 3), np.uint8), np.ones((1, 50, 50), bool), opacity=0.5)
-    assert (drawn == np.round(np.array(PALETTE[0]) / 2)).all()
-
-
-def test_overlay_marks_points_and_boxes():
-    image = np.full((200, 200, 3), 128, np.uint8)
-    points, labels = [(40, 50), (150, 60), (0, 199)], [1, 0, 1]
-    boxes = [(20, 100, 180, 180)]
-    drawn = overlay(image, np.zeros((0, 200, 200), bool), points=points, labels=labels, boxes=boxes)
-    green, red = drawn[46, 36].astype(int), drawn[56, 146].astype(int)
-    assert green[1] > green[0] + 50
-    assert red[0] > red[1] + 50
-    assert (drawn[47, 40] == 255).all(), "a plus has an upright bar"
-    assert drawn[57, 150, 1] < 128, "a minus has none"
-    assert (drawn[100, 60] == 255).all()
-    assert (drawn[140, 20] == 255).all()
-    np.testing.assert_array_equal(drawn[140, 100], image[140, 100])
-
-
-def test_overlay_of_an_empty_mask_changes_nothing():
-    image = np.full((30, 30, 3), 77, np.uint8)
-    np.testing.assert_array_equal(overlay(image, np.zeros((2, 30, 30), bool)), image)
-
-
-def test_overlay_refuses_masks_of_another_size():
-    with pytest.raises(ImageError, match="masks of an image"):
-        overlay(np.zeros((30, 30, 3), np.uint8), np.zeros((1, 30, 31), bool))

@@ -1,3 +1,4 @@
+import contextlib
 import json
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 from samexport.errors import PromptError
 from samexport.models.spec import Frame
 from samexport.runtimes.host.image import resized_size
-from samexport.runtimes.host.prompts import Prompt, check_tensors, count_tokens, pack, select_mask
+from samexport.runtimes.host.prompts import (
+    Prompt,
+    check_tensors,
+    clip_boxes,
+    count_tokens,
+    fit_box,
+    has_box,
+    pack,
+    select_mask,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FRAME = Frame(1024)
@@ -35,6 +45,16 @@ def test_make_keeps_what_was_given():
     assert prompt.mask_input.dtype == np.float32
 
 
+def test_make_takes_what_is_at_hand():
+    for prompt in (Prompt.make([3, 4]), Prompt.make([(3, 4)]), Prompt.make((3, 4), 1), Prompt.make([[3, 4]], [True])):
+        np.testing.assert_array_equal(prompt.points, [[3, 4]])
+        np.testing.assert_array_equal(prompt.labels, [1])
+    np.testing.assert_array_equal(Prompt.make([(1, 2), (3, 4)]).labels, [1, 1])
+    mask = np.arange(256, dtype=np.float32).reshape(1, 16, 16)
+    for shape in ((16, 16), (1, 16, 16), (1, 1, 16, 16)):
+        np.testing.assert_array_equal(Prompt.make(mask_input=mask.reshape(shape)).mask_input, mask[0])
+
+
 def test_a_prompt_does_not_change_with_the_callers_array():
     points = np.array([(1.0, 2.0)])
     prompt = Prompt.make(points, [1])
@@ -48,7 +68,7 @@ BAD = {
     "nothing": ({}, "needs a point, a box or a mask"),
     "nan_point": ({"points": [(np.nan, 0)], "labels": [1]}, "points must be finite"),
     "infinite_point": ({"points": [(0, np.inf)], "labels": [1]}, "points must be finite"),
-    "flat_points": ({"points": [1, 2], "labels": [1]}, r"points are \[P, 2\]"),
+    "flat_points": ({"points": [1, 2, 3, 4], "labels": [1, 1]}, r"points are \[P, 2\]"),
     "three_numbers": ({"points": [(1, 2, 3)], "labels": [1]}, r"points are \[P, 2\]"),
     "ragged": ({"points": [(1, 2), (3,)], "labels": [1, 1]}, "array of numbers"),
     "text": ({"points": [("a", "b")], "labels": [1]}, "array of numbers"),
@@ -57,8 +77,15 @@ BAD = {
     "label_half": ({"points": [(1, 2)], "labels": [0.5]}, r"got \[0\.5\]"),
     "label_nan": ({"points": [(1, 2)], "labels": [np.nan]}, r"got \[nan\]"),
     "too_few_labels": ({"points": [(1, 2), (3, 4)], "labels": [1]}, "2 points need as many labels"),
-    "no_labels": ({"points": [(1, 2)]}, "1 points need as many labels"),
+    "empty_labels": ({"points": [(1, 2)], "labels": []}, "1 points need as many labels"),
+    "numbers_as_text": ({"points": [("1", "2")]}, "array of numbers"),
+    "complex": ({"points": [(1j, 2)]}, "array of numbers"),
+    "truth_values": ({"points": [(True, False)]}, "array of numbers"),
+    "huge": ({"points": [(10**400, 2)]}, "array of numbers"),
+    "too_many": ({"points": np.zeros((1001, 2))}, "at most"),
+    "endless": ({"points": np.broadcast_to(np.float32(0), (1 << 50, 2))}, "at most"),
     "labels_alone": ({"labels": [1]}, "0 points need as many labels"),
+    "box_text": ({"box": "1234"}, "array of numbers"),
     "box_three": ({"box": (1, 2, 3)}, r"x0, y0, x1, y1, got an array \[3\]"),
     "box_nan": ({"box": (1, 2, 3, np.nan)}, "box must be finite"),
     "box_empty": ({"box": (1, 2, 1, 5)}, "is empty"),
@@ -68,7 +95,11 @@ BAD = {
     "mask_not_square": ({"mask_input": np.zeros((16, 15))}, "mask_input is square"),
     "mask_flat": ({"mask_input": np.zeros(256)}, "mask_input is square"),
     "mask_with_last_channel": ({"mask_input": np.zeros((16, 16, 1))}, "mask_input is square"),
-    "mask_with_channel": ({"mask_input": np.zeros((1, 16, 16))}, "mask_input is square"),
+    "mask_of_several": ({"mask_input": np.zeros((3, 16, 16))}, r"holds 3 masks; give one of them, low_res_masks\[i\]"),
+    "mask_of_none": ({"mask_input": np.zeros((0, 16, 16))}, "holds 0 masks"),
+    "mask_complex": ({"mask_input": np.zeros((16, 16), complex)}, "array of numbers"),
+    "mask_of_truth_values": ({"mask_input": np.zeros((16, 16), bool)}, "array of numbers"),
+    "mask_endless": ({"mask_input": np.broadcast_to(np.float32(0), (1 << 40, 1 << 20))}, "at most"),
 }
 
 
@@ -86,6 +117,36 @@ def test_the_fields_are_checked_without_make_too():
         Prompt(points=np.full((1, 2), np.nan), labels=np.ones(1, np.int64))
     with pytest.raises(PromptError, match="labels are"):
         Prompt(points=np.zeros((1, 2)), labels=np.full(1, 3))
+    with pytest.raises(PromptError, match=r"Prompt\.make takes lists"):
+        Prompt(points=[[1, 2]], labels=np.ones(1, np.int64))
+    with pytest.raises(PromptError, match="array of numbers"):
+        Prompt(points=np.full((1, 2), None), labels=np.ones(1, np.int64))
+
+
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.complex_numbers(),
+    st.text(max_size=3),
+    st.binary(max_size=3),
+)
+_NESTED = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=4), max_leaves=20)
+_DTYPES = st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?", "c8", "U3", "S2", "O", "M8[s]", "m8[s]"])
+_ARRAYS = st.builds(np.zeros, st.lists(st.integers(0, 4), max_size=4).map(tuple), _DTYPES)
+_ANYTHING = st.one_of(_NESTED, _ARRAYS, st.just(object()), st.dictionaries(st.text(max_size=2), st.integers()))
+
+
+@pytest.mark.filterwarnings("error")
+@given(_ANYTHING, _ANYTHING, _ANYTHING, _ANYTHING)
+def test_whatever_is_given_makes_a_prompt_or_a_prompt_error(points, labels, box, mask):
+    with contextlib.suppress(PromptError):
+        prompt = Prompt.make(points, labels, box, mask)
+        pack([prompt], (10, 10), TINY)
+    for single in ({"points": points}, {"points": [[1, 1]], "labels": labels}, {"box": box}, {"mask_input": mask}):
+        with contextlib.suppress(PromptError):
+            Prompt.make(**single)
 
 
 # pack
@@ -216,6 +277,45 @@ def test_a_batch_is_each_prompt_alone_then_absent_slots(prompts_and_size):
             assert packed["has_mask_input"][index] == (prompt.mask_input is not None)
 
 
+# fit_box, clip_boxes
+
+
+def test_boxes_are_cut_off_at_the_edges_and_those_without_area_are_left_out():
+    given_boxes = [
+        [-0.4, 10, 100, 100],
+        [10, 10, 10, 50],
+        [500, 10, 640.3, 427.2],
+        [700, 1, 800, 9],
+        [20, 20, 30, 40],
+    ]
+    boxes, kept = clip_boxes(np.array(given_boxes), (427, 640))
+    np.testing.assert_array_equal(kept, [0, 2, 4])
+    np.testing.assert_array_equal(boxes, [[0, 10, 100, 100], [500, 10, 640, 427], [20, 20, 30, 40]])
+    assert clip_boxes(np.zeros((0, 4)), (5, 5))[0].shape == (0, 4)
+    for bad in (np.zeros(4), np.zeros((2, 3)), np.full((1, 4), np.nan), np.full((1, 4), None)):
+        with pytest.raises(PromptError):
+            clip_boxes(bad, (5, 5))
+
+
+def test_fitting_a_prompt_changes_its_box_alone():
+    prompt = fit_box(Prompt.make([(3, 3)], [0], box=(-1, 2, 30, 9.5)), (10, 20))
+    np.testing.assert_array_equal(prompt.box, [0, 2, 20, 9.5])
+    np.testing.assert_array_equal(prompt.labels, [0])
+    pack([prompt], (10, 20), FRAME)
+    assert fit_box(CLICK, (10, 20)) is CLICK
+    with pytest.raises(PromptError, match="outside the image, 20 wide and 10 high"):
+        fit_box(Prompt.make(box=(20, 0, 30, 5)), (10, 20))
+
+
+@given(st.lists(st.tuples(*[st.floats(-1e9, 1e9)] * 4), max_size=5), st.integers(1, 99), st.integers(1, 99))
+def test_a_clipped_box_is_a_valid_prompt(boxes, height, width):
+    inside, kept = clip_boxes(np.array(boxes, np.float64).reshape(-1, 4), (height, width))
+    for box, index in zip(inside, kept, strict=True):
+        pack([Prompt.make(box=box)], (height, width), TINY)
+        x0, y0, x1, y1 = boxes[index]
+        np.testing.assert_array_equal(box, [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)])
+
+
 # select_mask
 
 
@@ -240,6 +340,17 @@ def test_select_mask_is_the_argmax_of_the_official_reweighting(scores, num_token
 )
 def test_select_mask_never_leaves_the_masks_the_model_was_trained_for(mask_outputs, num_tokens, expected):
     assert select_mask(np.array([0.99, 0.1, 0.9, 0.5]), num_tokens, mask_outputs) == expected
+
+
+@given(st.lists(st.floats(-1, 2, width=32), min_size=4, max_size=4), st.integers(2, 8))
+def test_a_box_is_clear_as_for_the_official_predictor(scores, num_tokens):
+    assert select_mask(np.array(scores), num_tokens, boxed=True) == 0
+    assert select_mask(np.array(scores), num_tokens, (1, 2, 3), boxed=True) == 1 + int(np.argmax(scores[1:]))
+
+
+def test_a_box_is_seen_in_the_packed_labels():
+    prompts = [CLICK, Prompt.make(box=(0, 0, 5, 5)), Prompt.make([(1, 1)], [0], box=(0, 0, 5, 5))]
+    np.testing.assert_array_equal(has_box(pack(prompts, (10, 10), FRAME)["point_labels"]), [False, True, True])
 
 
 # check_tensors

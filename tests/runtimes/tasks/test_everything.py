@@ -4,21 +4,24 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from samexport.errors import BundleError, PromptError
+from samexport.errors import BundleError, ImageError, ParityFailed, PromptError
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
 from samexport.runtimes.host.grid import GridOptions, count_points
 from samexport.runtimes.host.image import upscale_logits
 from samexport.runtimes.host.masks import decode_rle
 from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.tasks import everything as everything_module
+from samexport.runtimes.tasks import segment as segment_module
 from samexport.runtimes.tasks.everything import (
     DetectorBoxes,
     GivenBoxes,
     GridPoints,
     SegmentEverything,
-    to_coco,
 )
+from samexport.runtimes.tasks.records import of_objects
 from samexport.runtimes.tasks.segment import Segmenter
 
 
@@ -125,10 +128,102 @@ def test_a_bundle_without_a_detector_samples_a_grid(tiny_bundle):
         SegmentEverything(tiny_bundle, DetectorBoxes())
 
 
-def test_boxes_that_are_none_are_refused_with_their_number(tiny_bundle, picture):
-    for bad in ([5, 5, 5, 9], [0, 0, 121, 40], [np.nan, 0, 3, 3]):
-        given = GivenBoxes(np.array([[1, 1, 20, 20], bad], float), np.ones(2))
-        with SegmentEverything(tiny_bundle, given) as everything, pytest.raises(PromptError):
+def test_boxes_are_cut_off_at_the_picture_and_empty_ones_are_left_out_before_encoding(tiny_bundle, picture):
+    boxes = np.array([[-0.4, 1, 20, 20], [5, 5, 5, 9], [50, 10, 120.3, 90.2], [200, 1, 300, 9]])
+    given = GivenBoxes(boxes, np.array([0.9, 0.8, 0.7, 0.6]))
+    with SegmentEverything(tiny_bundle, given) as everything:
+        masks = list(everything.masks(picture))
+        assert [(mask.prompt, mask.score) for mask in masks] == [((0, 1, 20, 20), 0.9), ((50, 10, 120, 90), 0.7)]
+        assert everything.notes == (
+            "2 of 4 boxes have no area inside the picture, 120 wide and 90 high, and are left out",
+            "2 of 4 boxes reach beyond the picture, 120 wide and 90 high, and are cut off there",
+        )
+        list(everything.masks(np.zeros((99, 400, 3), np.uint8)))
+        assert len(everything.notes) == 2
+
+
+def test_boxes_that_look_normalised_are_told(tiny_bundle, picture):
+    with SegmentEverything(tiny_bundle, GivenBoxes(np.array([[0.1, 0.1, 0.5, 0.6]]), np.ones(1))) as everything:
+        assert len(list(everything.masks(picture))) == 1
+    assert "normalised" in everything.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores"),
+    [
+        ([[1, 1, 20, 20], [np.nan, 0, 3, 3]], [1, 1]),
+        ([[1, 1, 20, 20]], [np.nan]),
+        ([[1, 1, 20, 20]], [1, 1]),
+        ([[1, 1, 20]], [1]),
+        ([[5, 5, 5, 9], [9, 9, 3, 3]], [1, 1]),
+        (np.broadcast_to(1.0, (100_001, 4)), np.broadcast_to(1.0, 100_001)),
+    ],
+)
+def test_boxes_that_are_none_are_refused_before_encoding(tiny_bundle, picture, boxes, scores):
+    given = GivenBoxes(np.array(boxes, float), np.array(scores, float))
+    with SegmentEverything(tiny_bundle, given) as everything:
+        with pytest.raises(PromptError):
+            list(everything.masks(picture))
+        assert everything.timings["encode"] == 0
+
+
+class Clock:
+    """Stands still but while a file is opened, which takes a second."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        real = Bundle.open
+
+        def slow(bundle, name, **options):
+            self.now += 1
+            return real(bundle, name, **options)
+
+        monkeypatch.setattr(Bundle, "open", slow)
+        for module in (segment_module, everything_module):
+            monkeypatch.setattr(module, "time", self)
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_opening_files_is_in_no_stage(tiny_bundle, sampler_bundle, half_bundle, picture, monkeypatch):
+    Clock(monkeypatch)
+    for bundle, sampling, files in (
+        (tiny_bundle, some_boxes(1), 2), (half_bundle, some_boxes(1), 3),
+        (sampler_bundle, DetectorBoxes(SamplerOptions(max_boxes=2)), 3), (tiny_bundle, GridPoints(GridOptions(1)), 2),
+    ):  # fmt: skip
+        with SegmentEverything(bundle, sampling) as everything:
+            for _ in range(2):
+                list(everything.masks(picture))
+                assert (everything.opening, sum(everything.timings.values())) == (1000 * files, 0)
+
+
+def test_a_picture_is_a_path_a_pillow_image_or_an_array(tiny_bundle, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    with SegmentEverything(tiny_bundle, some_boxes(2)) as everything:
+        areas = [
+            [mask.area for mask in everything.masks(source)]
+            for source in (picture, str(tmp_path / "p.png"), tmp_path / "p.png", Image.fromarray(picture))
+        ]
+        with pytest.raises(ImageError):
+            list(everything.masks(picture.tolist()))
+    assert areas == [areas[0]] * 4
+
+
+def test_the_best_predicted_iou_of_a_grid_is_kept(tiny_bundle, picture):
+    with SegmentEverything(tiny_bundle, GridPoints(GridOptions(4, pred_iou_thresh=99))) as everything:
+        assert list(everything.masks(picture)) == []
+        nothing = everything.best_iou
+    with SegmentEverything(tiny_bundle, GridPoints(GridOptions(4, 64, -9, 0))) as everything:
+        masks = list(everything.masks(picture))
+    assert max(mask.predicted_iou for mask in masks) <= nothing == everything.best_iou
+
+
+def test_a_detector_that_returns_nan_is_no_answer(sampler_bundle, picture, monkeypatch):
+    with SegmentEverything(sampler_bundle) as everything:
+        run = everything._detector.run
+        monkeypatch.setattr(everything._detector, "run", lambda inputs: {n: v * np.nan for n, v in run(inputs).items()})
+        with pytest.raises(ParityFailed, match="NaN or infinite"):
             list(everything.masks(picture))
 
 
@@ -151,8 +246,10 @@ def test_coco_records_are_plain_data_that_pycocotools_reads(tiny_bundle, picture
 
     with SegmentEverything(tiny_bundle, some_boxes(3)) as everything:
         masks = list(everything.masks(picture))
-    records = json.loads(json.dumps(to_coco(masks)))
-    for record, mask in zip(records, masks, strict=True):
+    records = json.loads(json.dumps([result.to_coco(7, "p.png") for result in of_objects(masks)]))
+    for record, mask, box in zip(records, masks, some_boxes(3).boxes, strict=True):
+        assert (record["image_id"], record["category_id"], record["mask"]) == (7, 1, 0)
+        assert (record["box"], record["points"]) == (box.tolist(), [])
         assert coco.area(record["segmentation"]) == record["area"] == mask.area
         assert coco.toBbox(record["segmentation"]).tolist() == record["bbox"]
 

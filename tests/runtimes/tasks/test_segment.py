@@ -3,10 +3,13 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from samexport.errors import PromptError
+from samexport.errors import ConfigError, ImageError, ParityFailed, PromptError
+from samexport.runtimes.adapters.entry_points import Bucket
 from samexport.runtimes.host.image import upscale_logits
 from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.tasks.everything import GivenBoxes, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
 
 
@@ -118,6 +121,110 @@ def test_a_split_bundle_computes_the_prologue_once_a_picture(half_bundle, pictur
         opened.predict(many_prompts(2))
     assert calls.count("decoder_prologue") == 2
     assert calls.count("decoder_step") == 4
+
+
+def test_a_box_is_answered_by_mask_0_alone_among_others_and_in_everything(segmenter, tiny_bundle, picture):
+    box = Prompt.make(box=[10, 5, 50, 40])
+    (alone,), (_, among) = segmenter.predict([box]), segmenter.predict([Prompt.make([5, 5]), box])
+    assert alone.indices == among.indices == (0,)
+    (every,) = segmenter.predict([box], multimask=True)
+    assert (every.chosen, every.scores.argmax()) == (0, every.scores[1:].argmax() + 1), "another would have scored more"
+    with SegmentEverything(tiny_bundle, GivenBoxes(box.box[None], np.ones(1))) as everything:
+        (mask,) = everything.masks(picture)
+    assert (mask.index, mask.predicted_iou) == (0, pytest.approx(alone.scores[0], abs=1e-5))
+
+
+def test_one_prompt_is_one_answer_and_a_list_is_a_list(segmenter):
+    click = Prompt.make([30, 20])
+    one, (same,) = segmenter.predict(click), segmenter.predict([click])
+    np.testing.assert_array_equal(one.masks, same.masks)
+    assert one.chosen == one.indices[0]
+    again = segmenter.predict(Prompt.make([30, 20], mask_input=one.low_res_masks))
+    assert again.masks.shape == (1, 45, 60)
+
+
+def test_answers_come_while_later_prompts_are_not_decoded(tiny_bundle, picture, monkeypatch):
+    with Segmenter(tiny_bundle, chunk=2) as opened:
+        opened.set_image(picture)
+        calls, run = [], opened._run
+        monkeypatch.setattr(opened, "_run", lambda graph, inputs: calls.append(graph) or run(graph, inputs))
+        answers = opened.answers(many_prompts(6))
+        next(answers)
+        assert calls == ["decoder"]
+        assert len(list(answers)) == 5
+        assert calls == ["decoder"] * 3
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 2.5, "8", None])
+def test_a_chunk_that_is_no_number_of_prompts_is_refused(tiny_bundle, chunk):
+    for kind in (Segmenter, SegmentEverything):
+        with pytest.raises(ConfigError, match="at least 1"):
+            kind(tiny_bundle, chunk=chunk)
+
+
+def test_a_picture_that_fails_leaves_none_behind(tiny_bundle, picture, tmp_path, monkeypatch):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with Segmenter(tiny_bundle) as opened:
+        for bad in (tmp_path / "bad.png", picture.astype(np.float32), 3):
+            opened.set_image(picture)
+            with pytest.raises(ImageError):
+                opened.set_image(bad)
+            with pytest.raises(PromptError, match="no picture was set"):
+                opened.predict(Prompt.make([1, 1]))
+        monkeypatch.setattr(opened, "_run", lambda graph, inputs: {"image_embeddings": np.full((1, 2), np.nan)})
+        with pytest.raises(ParityFailed, match="encoder returned NaN"):
+            opened.set_image(picture)
+        with pytest.raises(PromptError, match="no picture was set"):
+            opened.predict(Prompt.make([1, 1]))
+
+
+@pytest.mark.parametrize("name", ["low_res_masks", "iou_predictions"])
+def test_nan_is_never_an_answer(tiny_bundle, picture, monkeypatch, name):
+    with Segmenter(tiny_bundle) as opened:
+        opened.set_image(picture)
+        run = opened._run
+        monkeypatch.setattr(
+            opened,
+            "_run",
+            lambda graph, inputs: {n: v * (np.inf if n == name else 1) for n, v in run(graph, inputs).items()},
+        )
+        with pytest.raises(ParityFailed, match="decoder returned NaN"):
+            opened.predict(Prompt.make([1, 1]))
+
+
+def test_pictures_are_paths_pillow_images_or_arrays(tiny_bundle, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    with Segmenter(tiny_bundle) as opened:
+        found = []
+        for source in (picture, tmp_path / "p.png", str(tmp_path / "p.png"), Image.fromarray(picture)):
+            opened.set_image(source)
+            found.append(opened.predict(Prompt.make([30, 20])).scores)
+    assert np.ptp(found) == 0
+
+
+class Rooms:
+    """An opened decoder of fixed size, as far as its size is asked for."""
+
+    entry_points = (Bucket("decode_1", 1, 8), Bucket("decode_4", 4, 2))
+
+    def close(self):
+        pass
+
+
+def test_points_beyond_a_file_of_fixed_size_are_counted_as_the_user_does(tiny_bundle, picture, monkeypatch):
+    eight = Prompt.make([(i, i) for i in range(8)])
+    with Segmenter(tiny_bundle) as opened:
+        opened.set_image(picture)
+        monkeypatch.setitem(opened._opened, "decoder", Rooms())
+        for prompt, message in (
+            (eight, "prompt 1 has 8 points; this file takes at most 7: give fewer, or export it with --points 9"),
+            (
+                Prompt.make(eight.points[:7], box=(0, 0, 5, 5)),
+                "7 points with a box;.* 6 with a box.*--points 9",
+            ),
+        ):
+            with pytest.raises(PromptError, match=message):
+                opened.predict([Prompt.make([1, 1]), prompt])
 
 
 NO_TORCH = """
