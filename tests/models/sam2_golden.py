@@ -1,8 +1,9 @@
 """Golden vectors of SAM 2.1: outputs of the official code (facebookresearch/sam2 2b90b9f) with the weights of seed 7.
 
 ``sam2_tiny.npz``: encoder, prompts and decoder on ``sam2.png``; ``sam2_units.npz``: the parts of the video model alone;
-``sam2_base_plus.npz``: its encoder on the same picture; ``sam2_video.npz``: the video predictor, first frames of a clip
-of 12 (the two of ``sam2_video.png``, one above the other). All are samples: ``[::a, ::b]`` as the tests say.
+``sam2_base_plus.npz``: the first 13 blocks of that trunk on the same picture; ``sam2_video.npz``: the video predictor,
+first frames of a clip of 12 (the two of ``sam2_video.png``, one above the other). All are samples: ``[::a, ::b]`` as
+the tests say.
 ``stats`` are mean, std, min, max of whole maps.
 """
 
@@ -68,11 +69,6 @@ def mask_prompt():
 def stats(tensor):
     values = tensor.double().numpy()
     return np.array([f(values) for f in (np.mean, np.std, np.min, np.max)])
-
-
-def watch_blocks(trunk):
-    """Outputs of all blocks by index, filled by the next forward pass, and the handles that stop it."""
-    return golden.watch(dict(enumerate(trunk.blocks)))
 
 
 def check_block(output, vectors, index, tolerance=1e-3):
