@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samexport.errors import PromptError
 from samexport.models.architectures.sam2 import MEMORY_FRAMES, Features, ObjectMask, Sam2
 
 MAX_POINTERS = 16
@@ -77,7 +78,7 @@ class Sam2Tracker:
         return found
 
     def track(self, frame: int, features: Features) -> ObjectMask:
-        """Find the object on the next frame; a frame with prompts keeps its mask. At least one came before."""
+        """Find the object on the next frame; a frame with prompts keeps its mask. PromptError before any prompt."""
         if frame in self.prompted:
             return self.prompted[frame].mask
         embedding = self._with_memory(frame, features.vision)
@@ -98,8 +99,13 @@ class Sam2Tracker:
         """What ``frame`` reads: memory tokens [1, L, 64], their positions, and how many of the last are pointers.
 
         In order: every frame with prompts, up to six tracked frames before this one from the oldest on, then the
-        pointers, of frames with prompts first, of tracked frames from the newest on.
+        pointers, of frames with prompts first, of tracked frames from the newest on. PromptError if no prompt is at or
+        before ``frame``.
         """
+        if not any(when <= frame for when in self.prompted):
+            raise PromptError(
+                f"frame {frame} comes before every prompt; start with a click or a mask on the first frame"
+            )
         rows = [(PROMPTED_ROW, kept) for kept in self.prompted.values()]
         for age in range(MEMORY_FRAMES - 1, 0, -1):
             if frame - age in self.tracked:

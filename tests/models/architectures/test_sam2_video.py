@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from samexport.errors import PromptError
 from samexport.models.architectures import sam2
 from samexport.models.architectures.sam2 import ObjectMask, Sam2
 from samexport.models.architectures.sam2_video import Remembered, Sam2Tracker
@@ -165,3 +166,13 @@ def test_click_on_a_tracked_frame_reads_the_memory_and_stays_a_tracked_frame(sma
     expected = small.object_mask(embedding, features, point, label, mask, multimask=True, fallback=True)
     torch.testing.assert_close(corrected.low_res, expected.low_res)
     assert (list(tracker.prompted), list(tracker.tracked)) == ([0], [1])
+    assert tracker.tracked[1].memory.dtype == torch.bfloat16
+
+
+def test_frame_before_every_prompt_cannot_be_tracked(small):
+    tracker, features = Sam2Tracker(small), small_features(small, 0)
+    with pytest.raises(PromptError, match="frame 0 comes before every prompt"):
+        tracker.track(0, features)
+    tracker.prompted[3] = remembered(small, 3)
+    with pytest.raises(PromptError, match="frame 2 comes before every prompt"):
+        tracker.track(2, features)
