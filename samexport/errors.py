@@ -4,6 +4,18 @@ Messages are one line and say how to mend the problem. Exit codes: 0 done and ve
 2 the user's input cannot be used.
 """
 
+from collections.abc import Iterator
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from or during, each once: such chains may run in a circle."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
 
 class SamExportError(Exception):
     """Base of all errors that a user may see; the command line prints it without a traceback."""

@@ -21,7 +21,7 @@ from typing import Any, TextIO, cast
 import typer
 
 import samexport
-from samexport.errors import ParityFailed, SamExportError
+from samexport.errors import ParityFailed, SamExportError, causes
 
 INTERNAL, OUTPUT_LOST, INTERRUPTED = 70, 74, 130
 TRACEBACK = "SAMEXPORT_TRACEBACK"
@@ -122,12 +122,7 @@ def _usage(error: Any) -> int:
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MemoryError) or any(words in str(cause) for words in _NO_MEMORY):
-            return True
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return False
+    return any(isinstance(c, MemoryError) or any(words in str(c) for words in _NO_MEMORY) for c in causes(error))
 
 
 def _say(message: str) -> None:

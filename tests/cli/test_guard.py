@@ -311,3 +311,14 @@ def test_handlers_are_given_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     guarded(lambda: time.sleep(0))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_errors_that_were_raised_in_a_circle_end_in_one_line(monkeypatch, capsys):
+    first, second = ConfigError("first"), ConfigError("second")
+    first.__context__, second.__context__ = second, first
+
+    def command():
+        raise first
+
+    assert guard.guarded(command) == 2
+    assert capsys.readouterr().err == "error: first\n"
