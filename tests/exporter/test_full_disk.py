@@ -31,7 +31,8 @@ elif sys.argv[1] == "tflite":
     from samexport.exporter.to_tflite.convert import convert
     write = lambda folder: convert(graph, module, folder / "x.tflite")
 else:
-    from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts, convert
+    from samexport.exporter.to_coreml.convert import CoreMLOptions, convert
+    from samexport.exporter.to_coreml.package import PackageTexts
     write = lambda folder: convert(graph, module, folder / "x.mlpackage", CoreMLOptions(), PackageTexts("", "", ""))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
