@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import TextIO
 
 _STREAMS = (1, 2)
 
@@ -60,10 +62,14 @@ def _no_output() -> Iterator[None]:
     saved = {number: _duplicate(number) for number in _STREAMS if number != sink}
     for number in saved:
         os.dup2(sink, number)
+    # where these do not lead to the descriptors, as in a notebook
+    streams = sys.stdout, sys.stderr
+    sys.stdout = sys.stderr = _nowhere()
     try:
         yield
     finally:
         _flush()
+        sys.stdout, sys.stderr = streams
         for number, copy in saved.items():
             if copy is None:
                 os.close(number)
@@ -71,6 +77,12 @@ def _no_output() -> Iterator[None]:
                 os.dup2(copy, number)
                 os.close(copy)
         os.close(sink)
+
+
+@functools.cache
+def _nowhere() -> TextIO:
+    """Never closed: what is imported meanwhile may keep it."""
+    return open(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False)
 
 
 def _duplicate(number: int) -> int | None:

@@ -166,7 +166,8 @@ elif sys.argv[1] == "tflite":
     from samexport.exporter.to_tflite.convert import convert
     write = lambda: convert(graph, Twice(), folder / "x.tflite")
 else:
-    from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts, convert
+    from samexport.exporter.to_coreml.convert import CoreMLOptions, convert
+    from samexport.exporter.to_coreml.package import PackageTexts
     write = lambda: convert(graph, Twice(), folder / "x.mlpackage", CoreMLOptions(), PackageTexts("", "", ""))
 print("converts", flush=True)
 try:

@@ -1,3 +1,4 @@
+import io
 import logging
 import os
 import subprocess
@@ -17,6 +18,19 @@ def test_what_c_code_writes_is_lost_and_later_output_is_not(capfd):
     os.write(1, b"after")
     os.write(2, b"after")
     assert capfd.readouterr() == ("after", "after")
+
+
+def test_streams_that_lead_elsewhere_are_silenced_too(monkeypatch):
+    """As in a notebook."""
+    elsewhere = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", elsewhere)
+    monkeypatch.setattr(sys, "stderr", elsewhere)
+    with silent(output=True), silent(output=True):
+        print("library")
+        print("library", file=sys.stderr)
+    assert sys.stdout is sys.stderr is elsewhere
+    print("after")
+    assert elsewhere.getvalue() == "after\n"
 
 
 def test_output_comes_back_after_an_error(capfd):

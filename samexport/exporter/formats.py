@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import samexport
-from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts
+from samexport.exporter.to_coreml.convert import KEPT, CoreMLOptions
+from samexport.exporter.to_coreml.package import PackageTexts
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.files import sha256, to_json
@@ -22,6 +23,7 @@ from samexport.runtimes.formats.mlpackage import read_package
 if TYPE_CHECKING:
     from torch import nn
 
+_INTERPRETED = 3
 Target = OnnxOptions | TfliteOptions | CoreMLOptions
 
 
@@ -94,9 +96,13 @@ def _write_coreml(graph: GraphSpec, module: nn.Module, folder: Path, options: Co
     path = folder / _file_name(graph, options.precision, "mlpackage")
     essentials = to_json(facts.essentials(graph))
     texts = PackageTexts("samexport", facts.model.licence, samexport.__version__, {"dev.samexport": essentials})
-    written = to_coreml.convert(graph, module, path, options, texts)
-    operations = sum(len(function.operations) for function in read_package(written).functions.values())
-    return _artifact(graph, written, "coreml", options.precision, None, operations)
+    # the interpreter is slow, and the checks after the export run the other examples
+    examples = facts.examples.get(graph.name, ())[:_INTERPRETED]
+    written = to_coreml.convert(graph, module, path, options, texts, examples)
+    package = read_package(written)
+    operations = sum(len(function.operations) for function in package.functions.values())
+    artifact = _artifact(graph, written, "coreml", options.precision, None, operations)
+    return replace(artifact, options={"kept_in_fp32": package.metadata[KEPT]} if KEPT in package.metadata else {})
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -121,7 +121,7 @@ class RuntimeInfo:
     """How to open one kind of file: the class (dotted path), the package it needs, the extra that installs it.
 
     Without an ``extra`` samexport itself needs the package. ``platform`` is the ``sys.platform`` that it is
-    limited to, empty for none.
+    limited to, empty for none. ``arithmetic`` is another package that it computes with, empty for none.
     """
 
     name: str
@@ -130,12 +130,15 @@ class RuntimeInfo:
     package: str
     extra: str
     platform: str = ""
+    arithmetic: str = ""
 
     @property
     def missing(self) -> str:
         """Why it cannot run here; empty if it can."""
         if self.platform not in ("", sys.platform):
             return f"runs on {self.platform} only"
+        if version(self.package) and self.arithmetic and not version(self.arithmetic):
+            return install_hint(package=self.arithmetic)
         return "" if version(self.package) else self.remedy
 
     @property
@@ -176,6 +179,7 @@ RUNTIMES: dict[str, RuntimeInfo] = {
             "samexport.runtimes.adapters.mil:MilRuntime",
             "coremltools",
             "coreml",
+            arithmetic="torch",
         ),
     )
 }
@@ -261,7 +265,8 @@ def open_runtime(
     try:
         opened: Runtime = pkgutil.resolve_name(info.opener)(path, graph, threads=threads)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"{info.name} needs {error.name}: {info.remedy}") from error
+        remedy = install_hint(package=error.name) if error.name == info.arithmetic else info.remedy
+        raise MissingDependency(f"{info.name} needs {error.name}: {remedy}") from error
     except ImportError as error:
         # a package whose native part does not load
         raise MissingDependency(f"{info.name} cannot be loaded: {reason(error)}; try again: {info.remedy}") from error

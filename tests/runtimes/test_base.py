@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from samexport.errors import BundleError, ConfigError, ParityFailed, RuntimeFailed, SamExportError
 from samexport.models.spec import GraphSpec, TensorSpec
+from samexport.runtimes import base
 from samexport.runtimes.base import MOST_THREADS, RUNTIMES, Runtime, check_runtime, check_threads, open_runtime, version
 
 GRAPH = GraphSpec("twice", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),))
@@ -213,3 +214,30 @@ def test_the_users_own_choice_of_telemetry_stays():
 def test_every_failure_of_a_runtime_is_one_of_ours():
     assert issubclass(RuntimeFailed, SamExportError)
     assert not issubclass(RuntimeFailed, ConfigError)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+from samexport.errors import MissingDependency
+from samexport.runtimes.bundle import open_bundle
+try:
+    open_bundle(Path(sys.argv[1])).open("encoder")
+except MissingDependency as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="CoreML itself runs there")
+def test_interpreting_a_package_without_torch_says_what_to_install(coreml_bundle):
+    command = [sys.executable, "-c", WITHOUT_TORCH, coreml_bundle.folder]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("mil needs torch: pip install ")
+    assert said.count("\n") == 1
+
+
+def test_a_runtime_whose_arithmetic_is_not_installed_is_not_available(monkeypatch):
+    monkeypatch.setattr(base, "version", lambda package: "" if package == "torch" else "1")
+    assert RUNTIMES["mil"].missing.startswith("pip install ")
+    assert RUNTIMES["litert"].missing == ""

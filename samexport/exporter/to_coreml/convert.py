@@ -1,31 +1,31 @@
 """One graph module to CoreML packages: torch.export, coremltools, then written anew so that bytes never differ.
 
 coremltools saves with random identifiers, a date and unordered maps, and its ``save`` deletes a folder that is
-in the way. So it only ever writes into a private folder here; the package itself is written by this module.
+in the way. So it only ever writes into a private folder here; the package itself is written by :mod:`package`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
+from samexport.exporter.to_coreml.package import PackageTexts, check_package, write_package
 from samexport.exporter.to_onnx.convert import TRACED_SIZES
 from samexport.files import check_room, reason
 from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import Bucket, plan
-from samexport.runtimes.formats.mlpackage import SEVERAL, read_package
+from samexport.runtimes.adapters.entry_points import LABELS, Bucket, plan
+from samexport.runtimes.base import Tensors
+from samexport.runtimes.formats.mlpackage import SEVERAL
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,13 +35,10 @@ if TYPE_CHECKING:
 Precision = Literal["fp16", "fp32"]
 DeploymentTarget = Literal["iOS16", "iOS17", "iOS18"]
 
-# CoreML itself takes no tensor of a higher rank
-MAX_RANK = 5
 _DEFAULT_SIZES = {"N": 1, "K": 2}
-# of the files in a package, and the name of the folder that holds them
-_AUTHOR = "com.apple.CoreML"
+# what coremltools appends to the name of an operation that it turns to fp16
+_HALF_NAME = "_cast_fp16"
 _NUMPY_LIMIT = (2, 4)
-_IDENTIFIERS = uuid.uuid5(uuid.NAMESPACE_DNS, "samexport.dev")
 
 
 @dataclass(frozen=True)
@@ -80,21 +77,25 @@ class CoreMLOptions:
             raise ConfigError("a flexible package needs bounds of at least 2 prompts and 2 points")
 
 
-@dataclass(frozen=True)
-class PackageTexts:
-    """What Xcode shows besides the tensors; ``manifest`` becomes user-defined metadata as it is."""
-
-    author: str
-    licence: str
-    version: str
-    manifest: Mapping[str, str] = field(default_factory=dict)
+KEPT = "dev.samexport.kept_in_fp32"
+"""Metadata of an fp16 package: the operations that would overflow on the examples and compute in fp32 instead."""
 
 
-def convert(graph: GraphSpec, module: nn.Module, out: Path, options: CoreMLOptions, texts: PackageTexts) -> Path:
+def convert(
+    graph: GraphSpec,
+    module: nn.Module,
+    out: Path,
+    options: CoreMLOptions,
+    texts: PackageTexts,
+    examples: Sequence[Tensors] = (),
+) -> Path:
     """Write ``out``, an ``.mlpackage`` that does not exist yet.
 
     Fixed entry points share one multifunction package from iOS 18 on. Older systems know no functions: then
     ``<stem>.mlpackages`` is written instead, a folder with a package for each that has its own weights.
+
+    What overflows half precision on ``examples``, inputs of the graph, stays in fp32 and is named in the metadata
+    :data:`KEPT`.
 
     Returns:
         what was written: ``out`` or that folder.
@@ -119,13 +120,21 @@ def convert(graph: GraphSpec, module: nn.Module, out: Path, options: CoreMLOptio
     ):
         folder = Path(private)
         sources = [_convert_one(coremltools, graph, module, folder, options, b) for b in buckets or (None,)]
+        wide = _overflows(graph, sources, examples) if options.precision == "fp16" else frozenset()
+        if wide:
+            again = folder / "again"
+            again.mkdir()
+            sources = [_convert_one(coremltools, graph, module, again, options, b, wide) for b in buckets or (None,)]
+            if left := _overflows(graph, sources, examples):
+                raise ExportFailed(f"{graph.name} cannot be written in fp16: {', '.join(sorted(left)[:5])} overflow")
+            texts = replace(texts, manifest={**texts.manifest, KEPT: ", ".join(sorted(wide))})
         if buckets and joined:
             sources = [_join(coremltools, sources, buckets, folder / "joined.mlpackage")]
         finished = folder / "finished" / target.name
         packages = [finished] if joined else [finished / f"{out.stem}.{b.name}.mlpackage" for b in buckets]
         for source, package in zip(sources, packages, strict=True):
-            _write_package(coremltools, source, package, graph, texts)
-            _check(package, graph)
+            write_package(coremltools, source, package, graph, texts)
+            check_package(package, graph)
         os.rename(finished, target)
     return target
 
@@ -150,12 +159,13 @@ def _convert_one(
     folder: Path,
     options: CoreMLOptions,
     bucket: Bucket | None,
+    wide: Collection[str] = (),
 ) -> Path:
-    """A package of coremltools' own in ``folder``; ``bucket`` None means flexible axes."""
+    """A package of coremltools' own in ``folder``; ``bucket`` None means flexible axes; ``wide`` see :class:`_Half`."""
     name = bucket.name if bucket else "main"
     precision = coremltools.precision.FLOAT32
     if options.precision == "fp16":
-        precision = coremltools.transform.FP16ComputePrecision(op_selector=_Half())
+        precision = coremltools.transform.FP16ComputePrecision(op_selector=_Half(wide))
     path = folder / f"{name}.mlpackage"
     try:
         coremltools.convert(
@@ -217,17 +227,36 @@ class _Half:
     """Which operations compute in fp16: all but the path from the pixels to their sine and cosine.
 
     An angle of the position encoding reaches 50, where the steps of fp16 are 1/32; these few operations
-    on N x K points cost nothing in fp32.
+    on N x K points cost nothing in fp32. Nor do those named in ``wide`` and those that read what such a one makes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wide: Collection[str] = ()) -> None:
         self._exact: set[int] | None = None
+        self._wide = set(wide)
 
     def __call__(self, operation: Any) -> bool:
         if self._exact is None:
             # asked before the first operation is changed, so the graph is still whole
             self._exact = {id(o) for o in _upstream(operation.enclosing_block, ("sin", "cos"))}
-        return id(operation) not in self._exact
+        before = [value.op for value in operation.get_flattened_inputs() if value.op is not None]
+        named = {each.name for each in (operation, *before)}
+        return id(operation) not in self._exact and not named & self._wide
+
+
+def _overflows(graph: GraphSpec, sources: Sequence[Path], examples: Sequence[Tensors]) -> frozenset[str]:
+    """Names, before they became fp16, of the operations whose results half precision cannot hold on the examples."""
+    from samexport.runtimes.adapters.mil import FP16_MAX, MilRuntime
+
+    found: set[str] = set()
+    for source in sources if examples else ():
+        with MilRuntime(source, graph, precision="fp32") as runtime:
+            for inputs in examples:
+                if graph.axes and inputs[LABELS].shape[1] > max(b.points for b in runtime.buckets):
+                    continue
+                for seen in runtime.ranges(inputs).near_limit:
+                    if not (seen.finite and max(-seen.low, seen.high) <= FP16_MAX):
+                        found.add(seen.name.removesuffix(_HALF_NAME))
+    return frozenset(found)
 
 
 def _upstream(block: Any, kinds: tuple[str, ...]) -> list[Any]:
@@ -255,71 +284,3 @@ def _join(coremltools: ModuleType, sources: list[Path], buckets: tuple[Bucket, .
         # coremltools raises internal types of all kinds
         raise ExportFailed(f"coremltools cannot join the entry points: {reason(error)}") from error
     return target
-
-
-def _write_package(coremltools: ModuleType, source: Path, target: Path, graph: GraphSpec, texts: PackageTexts) -> None:
-    """The package ``source`` with our texts, identifiers and order; its weights are moved, not copied."""
-    inner, folder = source / "Data" / _AUTHOR, target / "Data" / _AUTHOR
-    model = coremltools.proto.Model_pb2.Model.FromString((inner / "model.mlmodel").read_bytes())
-    _describe(model.description, graph, texts)
-    folder.mkdir(parents=True)
-    (folder / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
-    parts = {"Specification": "model.mlmodel"}
-    if (inner / "weights").is_dir():
-        # a graph without large constants has none
-        os.rename(inner / "weights", folder / "weights")
-        parts["Weights"] = "weights"
-    (target / "Manifest.json").write_text(_manifest(parts), encoding="utf-8")
-
-
-def _manifest(parts: Mapping[str, str]) -> str:
-    """``Manifest.json`` of a package: what each part is and its name, with identifiers that never change."""
-    identifiers = {kind: str(uuid.uuid5(_IDENTIFIERS, name)) for kind, name in parts.items()}
-    entries = {
-        identifiers[kind]: {
-            "author": _AUTHOR,
-            "description": f"CoreML Model {kind}",
-            "name": name,
-            "path": f"{_AUTHOR}/{name}",
-        }
-        for kind, name in parts.items()
-    }
-    manifest = {
-        "fileFormatVersion": "1.0.0",
-        "itemInfoEntries": entries,
-        "rootModelIdentifier": identifiers["Specification"],
-    }
-    return json.dumps(manifest, indent=4, sort_keys=True) + "\n"
-
-
-def _describe(description: Any, graph: GraphSpec, texts: PackageTexts) -> None:
-    """Names, meanings and metadata; nothing stays of what coremltools writes about itself, such as the date."""
-    meanings = {tensor.name: _meaning(tensor) for tensor in (*graph.inputs, *graph.outputs)}
-    for part in (description, *description.functions):
-        for feature in (*part.input, *part.output):
-            feature.shortDescription = meanings[feature.name]
-    metadata = description.metadata
-    metadata.Clear()
-    metadata.shortDescription = f"{graph.name}: {graph.meaning}"
-    metadata.author, metadata.license, metadata.versionString = texts.author, texts.licence, texts.version
-    metadata.userDefined.update(texts.manifest)
-
-
-def _meaning(tensor: Any) -> str:
-    shape = " x ".join(str(size) for size in tensor.shape)
-    values = "" if tensor.low is None else f"; values {tensor.low:g} to {tensor.high:g}"
-    return f"{shape}: {tensor.meaning}{values}"
-
-
-def _check(package: Path, graph: GraphSpec) -> None:
-    """What any CoreML file must hold: the names of the contract, and no tensor of too high a rank."""
-    for function in read_package(package).functions.values():
-        inputs = tuple(value.name for value in function.inputs)
-        if sorted(inputs) != sorted(graph.input_names) or sorted(function.outputs) != sorted(graph.output_names):
-            raise ExportFailed(
-                f"{package.name} has the tensors {inputs}, {function.outputs}, not those of {graph.name}"
-            )
-        values = [value for operation in function.operations for value in operation.outputs]
-        high = [value.name for value in values if len(value.shape) > MAX_RANK]
-        if high:
-            raise ExportFailed(f"{package.name} holds tensors above rank {MAX_RANK}: {', '.join(high[:5])}")

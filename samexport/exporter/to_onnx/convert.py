@@ -25,6 +25,8 @@ DEFAULT_OPSET = 20
 _PROTOBUF_LIMIT = 1_900_000_000
 # of an output's range: what two orders of the same sums differ by
 _SAME = 1e-4
+# bytes by which an optimised file may be larger than the exported one, and of the constants that it gets otherwise
+_GROWTH, _FOLDED = 1 << 20, 100_000
 # Sizes that torch.export sees: 1 would be frozen into the graph.
 TRACED_SIZES = {"N": 3, "K": 2}
 
@@ -221,6 +223,9 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
 
     slimmed: onnx.ModelProto = onnxslim.slim(model)
+    if slimmed.ByteSize() > model.ByteSize() + _GROWTH:
+        # it has computed what a small form leaves to the runtime
+        slimmed = onnxslim.slim(model, size_threshold=_FOLDED)
     return slimmed
 
 

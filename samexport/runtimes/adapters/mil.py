@@ -93,7 +93,7 @@ class MilRuntime(Runtime):
         check_names(self._package, graph, path.name)
         self._threads, self._precision = threads, precision
         self._functions = {n: _Executable(f, precision) for n, f in self._package.functions.items()}
-        self._buckets = buckets_of(self._package) if graph.axes else ()
+        self.buckets = buckets_of(self._package) if graph.axes else ()
 
     def _run(self, inputs: Tensors) -> Tensors:
         outputs = self._execute(inputs)
@@ -110,7 +110,7 @@ class MilRuntime(Runtime):
             if not self.graph.axes:
                 return self._functions[self._package.default].run(inputs, observer)
             return run_in_buckets(
-                self.graph, inputs, self._buckets, lambda b, part: self._functions[b.name].run(part, observer)
+                self.graph, inputs, self.buckets, lambda b, part: self._functions[b.name].run(part, observer)
             )
 
     def ranges(self, inputs: Tensors) -> RangeReport:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from samexport.errors import BundleError, ConfigError, ExportFailed, MissingDependency
+from samexport.errors import BundleError, ConfigError, ExportFailed, MissingDependency, ParityFailed
 from samexport.exporter.to_coreml import convert as to_coreml
-from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts, convert
+from samexport.exporter.to_coreml.convert import KEPT, CoreMLOptions, convert
+from samexport.exporter.to_coreml.package import PackageTexts
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
@@ -491,5 +492,46 @@ def test_versions_that_do_not_work_together_are_refused_with_the_remedy(tmp_path
 
 def test_a_missing_coremltools_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "coremltools", None)
-    with pytest.raises(MissingDependency, match=r"samexport\[coreml\]"):
+    with pytest.raises(MissingDependency, match=r"CoreML export needs coremltools: pip install "):
         to_coreml.convert(TOY, Toy(), tmp_path / "toy.mlpackage", CoreMLOptions(), TEXTS)
+
+
+class Mlp(torch.nn.Module):
+    """Weights far inside half precision; between them two channels are ``scale`` times larger than the others."""
+
+    def __init__(self, scale):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.requires_grad_(False)
+        self.first.weight[:2] *= scale
+        self.second.weight[:, :2] /= scale
+
+    def forward(self, x):
+        return self.second(torch.nn.functional.gelu(self.first(x)))
+
+
+MLP = GraphSpec("mlp", "", (TensorSpec("x", (3, 8), ""),), (TensorSpec("y", (3, 8), ""),))
+
+
+def test_what_overflows_half_precision_on_the_examples_stays_in_single_precision(tmp_path):
+    module, texts = Mlp(2.0**15), PackageTexts("", "", "")
+    x = torch.linspace(-4, 4, 24).reshape(3, 8)
+    expected = module(x).numpy()
+    blind = convert(MLP, module, tmp_path / "blind.mlpackage", CoreMLOptions(), texts)
+    with MilRuntime(blind, MLP) as runtime, pytest.raises(ParityFailed, match="first operation that does is linear"):
+        runtime.run({"x": x.numpy()})
+    seeing = convert(MLP, module, tmp_path / "seeing.mlpackage", CoreMLOptions(), texts, [{"x": x.numpy()}])
+    with MilRuntime(seeing, MLP) as runtime:
+        np.testing.assert_allclose(runtime.run({"x": x.numpy()})["y"], expected, atol=2e-3 * np.ptp(expected))
+    assert read_package(seeing).metadata[KEPT] == "gelu, linear_0"
+    assert KEPT not in read_package(blind).metadata
+
+
+def test_what_fits_half_precision_is_converted_once(tmp_path):
+    x = np.ones((3, 8), np.float32)
+    written = convert(MLP, Mlp(1.0), tmp_path / "x.mlpackage", CoreMLOptions(), PackageTexts("", "", ""), [{"x": x}])
+    package = read_package(written)
+    assert KEPT not in package.metadata
+    types = {v.dtype for o in package.functions["main"].operations if o.kind == "linear" for v in o.outputs}
+    assert types == {"float16"}

@@ -224,6 +224,23 @@ def test_a_graph_that_the_optimiser_keeps_intact_is_taken(tiny_bundle):
     assert refused == ""
 
 
+@pytest.mark.parametrize(("side", "kinds"), [(600, ["MatMul", "Add"]), (200, ["Add"])])
+def test_constants_that_make_a_file_much_larger_are_left_to_the_runtime(side, kinds):
+    rng = np.random.default_rng(3)
+    tables = {"a": rng.standard_normal((side, 4)), "b": rng.standard_normal((4, side))}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["table"], "product"), helper.make_node("Add", ["x", "table"], ["y"])],
+        "table",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [side, side])],
+        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in tables.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    slimmed = to_onnx._slim(model)
+    assert [node.op_type for node in slimmed.graph.node] == kinds
+    assert slimmed.ByteSize() < 1_000_000
+
+
 def test_what_was_written_says_whether_the_optimiser_was_refused(tmp_path, monkeypatch):
     class Twice(torch.nn.Module):
         def forward(self, x):

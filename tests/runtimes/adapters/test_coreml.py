@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from samexport.errors import BundleError, ConfigError
-from samexport.exporter.to_coreml.convert import CoreMLOptions, PackageTexts, convert
+from samexport.exporter.to_coreml.convert import CoreMLOptions, convert
+from samexport.exporter.to_coreml.package import PackageTexts
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.coreml import CoreMLRuntime
 
