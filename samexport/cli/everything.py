@@ -13,6 +13,7 @@ import typer
 from samexport.cli.options import Force, Json, RuntimeName, Threads
 from samexport.cli.pictures import (
     RANDOM,
+    RESULTS,
     Annotations,
     Masks,
     MaxPixels,
@@ -59,23 +60,25 @@ def everything(
     ] = None,
     out: Out = None,
     masks: Masks = None,
-    draw_boxes: Annotated[bool, typer.Option("--draw-boxes", help="In --out, also the boxes.")] = False,
-    confidence: Annotated[float | None, _detector("boxes need a higher score; 0.4.")] = None,
-    nms_iou: Annotated[float | None, _detector("boxes that overlap more are one; 0.9.")] = None,
-    max_boxes: Annotated[int | None, _detector("the best that are kept; 300 (the paper: 320).")] = None,
-    sampler_rgb: Annotated[bool, _detector("feed it RGB, not BGR.", "--sampler-rgb")] = False,
-    points_per_side: Annotated[int | None, _grid("points a side; 32.")] = None,
-    pred_iou_thresh: Annotated[float | None, _grid("masks need a higher predicted IoU; 0.88.")] = None,
-    stability_score_thresh: Annotated[float | None, _grid("masks need this stability; 0.95.")] = None,
-    stability_score_offset: Annotated[float | None, _grid("distance of the thresholds of stability; 1.")] = None,
-    box_nms_thresh: Annotated[float | None, _grid("masks whose boxes overlap more are one; 0.7.")] = None,
-    crop_n_layers: Annotated[int | None, _grid("layer i adds 4**i crops of the picture; 0.")] = None,
-    crop_nms_thresh: Annotated[float | None, _grid("as --box-nms-thresh, between crops; 0.7.")] = None,
-    crop_overlap_ratio: Annotated[float | None, _grid("overlap of crops, by the short side; 0.341.")] = None,
+    draw_boxes: Annotated[
+        bool, typer.Option("--draw-boxes", help="In --out, also the boxes.", rich_help_panel=RESULTS)
+    ] = False,
+    confidence: Annotated[float | None, _detector("Boxes need a higher score; default 0.4.")] = None,
+    nms_iou: Annotated[float | None, _detector("Boxes that overlap more are one; default 0.9.")] = None,
+    max_boxes: Annotated[int | None, _detector("The best that are kept; default 300 (the paper: 320).")] = None,
+    sampler_rgb: Annotated[bool, _detector("Feed it RGB, not BGR.", "--sampler-rgb")] = False,
+    points_per_side: Annotated[int | None, _grid("Points a side; default 32.")] = None,
+    pred_iou_thresh: Annotated[float | None, _grid("Masks need a higher predicted IoU; default 0.88.")] = None,
+    stability_score_thresh: Annotated[float | None, _grid("Masks need this stability; default 0.95.")] = None,
+    stability_score_offset: Annotated[float | None, _grid("Distance of stability's thresholds; default 1.")] = None,
+    box_nms_thresh: Annotated[float | None, _grid("Masks whose boxes overlap more are one; default 0.7.")] = None,
+    crop_n_layers: Annotated[int | None, _grid("Layer i adds 4**i crops of the picture; default 0.")] = None,
+    crop_nms_thresh: Annotated[float | None, _grid("As --box-nms-thresh, between crops; default 0.7.")] = None,
+    crop_overlap_ratio: Annotated[float | None, _grid("Overlap of crops, by the short side; default 0.341.")] = None,
     crop_n_points_downscale_factor: Annotated[
-        int | None, _grid("layer i has this factor ** i fewer points a side; 1.")
+        int | None, _grid("Layer i has this factor ** i fewer points a side; default 1.")
     ] = None,
-    min_mask_region_area: Annotated[int | None, _grid("islands and holes of fewer pixels go; 0.")] = None,
+    min_mask_region_area: Annotated[int | None, _grid("Islands and holes of fewer pixels go; default 0.")] = None,
     annotations: Annotations = None,
     max_pixels: MaxPixels = None,
     as_json: Json = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -31,20 +32,33 @@ RANDOM = "this bundle has RANDOM weights: its masks mean nothing"
 _STDIN, _STDIN_LIMIT = "-", 1 << 30
 
 Pictures = Annotated[
-    list[str], typer.Argument(metavar="IMAGE...", help="Pictures: files, folders of them, or - for standard input.")
+    list[str], typer.Argument(metavar="IMAGE", help="Pictures: files, folders of them, or - for standard input.")
 ]
 MaxPixels = Annotated[
     int | None, typer.Option("--max-pixels", min=1, help="Refuse larger pictures; the default is 210 million.")
 ]
+RESULTS = "Results"
+
 Out = Annotated[
-    str | None, typer.Option(help="Write the picture with the masks drawn on it; of several pictures, a folder.")
+    str | None,
+    typer.Option(
+        help="Write the picture with the masks drawn on it; of several pictures, a folder.", rich_help_panel=RESULTS
+    ),
 ]
 Masks = Annotated[
     str | None,
-    typer.Option("--masks", "--coco", help="Write the masks: a .json of COCO results, or a folder of PNGs."),
+    typer.Option(
+        "--masks",
+        "--coco",
+        help="Write the masks: a .json of COCO results, or a folder of PNGs.",
+        rich_help_panel=RESULTS,
+    ),
 ]
 Annotations = Annotated[
-    Path | None, typer.Option(help="COCO's file with the pictures; --masks x.json then has their image ids.")
+    Path | None,
+    typer.Option(
+        help="COCO's file with the pictures; --masks x.json then has their image ids.", rich_help_panel=RESULTS
+    ),
 ]
 
 
@@ -130,13 +144,13 @@ class Reporter:
     def announce(self, text: str) -> None:
         """Print what holds for all pictures; aside if a program reads."""
         if self.as_json:
-            print(text, file=sys.stderr)
+            _aside(text)
         else:
             self._print(text)
 
     def note(self, source: Source, text: str) -> None:
         """What a user should know although all is well."""
-        print(f"note: {source.name}: {text}", file=sys.stderr)
+        _aside(f"note: {source.name}: {text}")
 
     def emit(self, record: Mapping[str, Any]) -> None:
         """An object for a program."""
@@ -147,7 +161,7 @@ class Reporter:
         """A picture that cannot be used, one of several."""
         self.failed += 1
         text = str(error) if source.name in str(error) else f"{source.name}: {error}"
-        print(f"error: {text}", file=sys.stderr)
+        _aside(f"error: {text}")
         self.emit({"image": source.name, "error": text})
 
     def close(self) -> None:
@@ -158,9 +172,20 @@ class Reporter:
     def _print(self, text: str) -> None:
         if not self._broken:
             try:
-                print(text, flush=True)
+                print(_printable(text, sys.stdout), flush=True)
             except OSError as error:
                 self._broken.append(error)
+
+
+def _aside(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(_printable(text, sys.stderr), file=sys.stderr)
+
+
+def _printable(text: str, stream: TextIO | None) -> str:
+    """Names of files may have characters that a terminal cannot show, or bytes that are none."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 Note = Callable[[str], None]

@@ -13,6 +13,7 @@ import typer
 from samexport.cli.options import Force, Json, RuntimeName, Threads
 from samexport.cli.pictures import (
     RANDOM,
+    RESULTS,
     Annotations,
     Masks,
     MaxPixels,
@@ -39,22 +40,31 @@ if TYPE_CHECKING:
     from samexport.runtimes.tasks.segment import Segmenter
 
 _MASK_SIDE = 4096
+_PROMPTS = "What to segment"
 
 
 def segment(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     image: Pictures,
-    point: Annotated[list[str] | None, typer.Option(help="x,y or x,y,0 for a negative click; repeats.")] = None,
-    box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1; repeats, one prompt each.")] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(help="x,y or x,y,0 for a negative click; repeats.", rich_help_panel=_PROMPTS)
+    ] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(help="x0,y0,x1,y1; repeats, one prompt each.", rich_help_panel=_PROMPTS)
+    ] = None,
     mask: Annotated[
-        str | None, typer.Option(help="Earlier logits to refine: FILE.npy, or FILE.npy:INDEX where it has several.")
+        str | None,
+        typer.Option(help="Earlier logits to refine: FILE.npy or FILE.npy:INDEX.", rich_help_panel=_PROMPTS),
     ] = None,
     multimask: Annotated[
-        bool, typer.Option("--multimask", help="Keep all candidate masks; --out shows them side by side.")
+        bool,
+        typer.Option("--multimask", help="Keep all candidate masks, in --out side by side.", rich_help_panel=_PROMPTS),
     ] = False,
     out: Out = None,
     masks: Masks = None,
-    logits: Annotated[str | None, typer.Option(help="Write the logits as .npy, for a later --mask.")] = None,
+    logits: Annotated[
+        str | None, typer.Option(help="Write the logits as .npy, for a later --mask.", rich_help_panel=RESULTS)
+    ] = None,
     annotations: Annotations = None,
     max_pixels: MaxPixels = None,
     as_json: Json = False,

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -372,6 +373,23 @@ def test_results_are_there_even_if_nobody_reads_what_is_printed(tiny_bundle, pho
     assert "Traceback" not in error
     assert {p.name for p in (tmp_path / "o").iterdir()} == {"photo.png", "again.png"}
     assert len(json.loads((tmp_path / "m.json").read_text())) == 2
+
+
+def test_names_that_a_terminal_cannot_show_are_printed_with_replacements(
+    run, tiny_bundle, photo, tmp_path, monkeypatch
+):
+    names = [os.fsdecode(name) for name in (b"\xff.png", "日本.png".encode())]
+    for name in names:
+        shutil.copy(photo, tmp_path / name)
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
+    arguments = ("--box", "-1,0,9,9", "--out", tmp_path / "o", "--masks", tmp_path / "m.json")
+    assert run("segment", tiny_bundle.folder, *(tmp_path / name for name in names), *arguments)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(names)
+    assert [os.path.basename(r["file_name"]) for r in json.loads((tmp_path / "m.json").read_text())] == names
+    for stream in streams:
+        assert b"\\udcff.png" in stream.buffer.getvalue()
 
 
 def test_a_bar_on_the_terminal_leaves_what_goes_to_a_program_alone(monkeypatch, capsys):

@@ -69,7 +69,9 @@ public actor Segmenter {
             let (logits, scores) = (try floats(found, Contract.lowResMasks), try floats(found, Contract.iouPredictions))
             for (number, prompt) in part.enumerated() {
                 let own = Array(scores[number * Contract.maskCount ..< (number + 1) * Contract.maskCount])
-                let chosen = allMasks ? Contract.maskOutputs : [selectMask(own, tokens: prompt.labels.count)]
+                let boxed = prompt.labels.contains(Contract.labelBoxTopLeft)
+                let best = selectMask(own, tokens: prompt.labels.count, boxed: boxed)
+                let chosen = allMasks ? Contract.maskOutputs : [best]
                 answers.append(chosen.map { index in
                     let area = Contract.lowRes * Contract.lowRes
                     let first = (number * Contract.maskCount + index) * area
@@ -394,10 +396,10 @@ private func decoderInputs(
     return values
 }
 
-/// SAM's rule: three tokens or more make a prompt clear, which mask 0 answers; else the best score of the others.
-/// The padding point and the corners of a box are tokens.
-private func selectMask(_ scores: [Float], tokens: Int) -> Int {
-    if tokens >= 3, Contract.maskOutputs.contains(0) { return 0 }
+/// SAM's rule: a box, or three tokens or more, make a prompt clear, which mask 0 answers; else the best score of the
+/// others. The padding point is a token.
+private func selectMask(_ scores: [Float], tokens: Int, boxed: Bool) -> Int {
+    if boxed || tokens >= 3, Contract.maskOutputs.contains(0) { return 0 }
     var best: Int?
     for index in Contract.maskOutputs where index != 0 {
         if best == nil || scores[index] > scores[best!] { best = index }

@@ -36,6 +36,10 @@ class PromptTensors(val prompts: Int, val points: Int, val coords: FloatArray, v
     fun countTokens(prompt: Int): Int =
         (prompt * points until (prompt + 1) * points).count { labels[it].toInt() != Label.ABSENT }
 
+    /** Whether a prompt has a box. */
+    fun hasBox(prompt: Int): Boolean =
+        (prompt * points until (prompt + 1) * points).any { labels[it].toInt() == Label.BOX_TOP_LEFT }
+
     /** [count] prompts from [start] on, filled up with absent slots to the size of an entry point. */
     fun cut(start: Int, count: Int, entry: EntryPoint): PromptTensors {
         val kept = minOf(points, entry.points)
@@ -98,10 +102,10 @@ private fun slotsOf(prompt: Prompt, height: Int, width: Int): Pair<DoubleArray, 
 /**
  * Which of a prompt's masks to show: SAM's rule.
  *
- * A prompt of three tokens or more is clear, mask 0; with fewer the best score of the others that were trained.
+ * A box or a prompt of three tokens or more is clear, mask 0; a click the best score of the others that were trained.
  */
-fun selectMask(scores: FloatArray, tokens: Int, maskOutputs: List<Int>): Int {
-    if (tokens >= 3 && 0 in maskOutputs) return 0
+fun selectMask(scores: FloatArray, tokens: Int, maskOutputs: List<Int>, boxed: Boolean = false): Int {
+    if ((boxed || tokens >= 3) && 0 in maskOutputs) return 0
     return maskOutputs.filter { it != 0 }.maxByOrNull { scores[it] } ?: 0
 }
 

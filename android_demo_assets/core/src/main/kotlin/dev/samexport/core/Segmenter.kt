@@ -60,7 +60,9 @@ class Segmenter(val manifest: Manifest, private val runner: GraphRunner) {
             val masks = scores.size / call.entry.prompts
             for (n in 0 until call.count) {
                 val own = scores.copyOfRange(n * masks, (n + 1) * masks)
-                val best = selectMask(own, packed.countTokens(call.start + n), manifest.maskOutputs)
+                val number = call.start + n
+                val boxed = packed.hasBox(number)
+                val best = selectMask(own, packed.countTokens(number), manifest.maskOutputs, boxed)
                 val offset = (n * masks + best) * cells
                 val mask = upscaleMask(logits, offset, picture.height, picture.width, manifest.frame)
                 answers.add(Answer(mask, own[best], best))
