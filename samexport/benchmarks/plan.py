@@ -13,13 +13,13 @@ from samexport.benchmarks.measuring.tasks import TASKS
 from samexport.benchmarks.results.rows import PHOTOGRAPH, Form, Job, Source
 from samexport.errors import ConfigError
 from samexport.models.contracts import SAMPLER
-from samexport.runtimes.base import RUNTIMES
+from samexport.runtimes.base import MOST_THREADS, RUNTIMES
 from samexport.runtimes.bundle import Artifact, Bundle, WeightsInfo, open_bundle
 from samexport.runtimes.host.image import MAX_PIXELS
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ALL = "all"
-MOST_PROMPTS, MOST_THREADS = 4096, 1024
+MOST_PROMPTS = 4096
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> I
             for contender in plan.contenders:
                 if contender.file_format not in ("", artifact.file_format):
                     continue
-                if artifact.graph == SAMPLER and not contender.file_format and not _torch_has_detector(bundle):
+                if artifact.graph == SAMPLER and not contender.file_format and not _torch_has_detector(bundle, plan):
                     continue
                 has_file = bool(contender.file_format)
                 for threads in plan.threads:
@@ -201,10 +201,10 @@ def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> I
                     )  # fmt: skip
 
 
-def _torch_has_detector(bundle: Bundle) -> bool:
+def _torch_has_detector(bundle: Bundle, plan: Plan) -> bool:
     """NMS in the graph has no counterpart in PyTorch's."""
     info = bundle.manifest.sampler
-    return info is not None and info.nms == "host" and can_rebuild_detector(info)
+    return info is not None and info.nms == "host" and can_rebuild_detector(info, [Path(c) for c in plan.checkpoints])
 
 
 def _batches(prompts: int, form: str, plan: Plan) -> tuple[int, ...]:
