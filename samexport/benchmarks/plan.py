@@ -20,6 +20,8 @@ from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ALL = "all"
 MOST_PROMPTS = 4096
+_CHOICES = ("target", "converter")
+"""Of an artifact's options those that someone chose."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,12 @@ def weights_key(weights: WeightsInfo) -> str:
 
 
 def recipe_of(artifact: Artifact) -> tuple[str, str]:
-    """How a file was made: its precision, and whatever else was chosen, such as "target=gpu"."""
-    return artifact.recipe, " ".join(f"{key}={value}" for key, value in sorted(artifact.options.items()))
+    """What was chosen when a file was made: its precision, and the rest as "target=gpu converter=litert-torch".
+
+    Facts about the making, such as versions, are left out: a file of a later version is the same row.
+    """
+    chosen = {key: artifact.options[key].split()[:1] for key in _CHOICES if key in artifact.options}
+    return artifact.recipe, " ".join(f"{key}={value[0]}" for key, value in chosen.items() if value)
 
 
 def labels_of(folders: Sequence[Path], rivals: Sequence[Path] = ()) -> dict[str, str]:

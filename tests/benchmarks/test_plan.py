@@ -110,12 +110,15 @@ def test_bundles_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_pat
     assert labels_of(folders[1:], [again]) == {str(folders[1]): "sam", str(folders[2]): "other", str(again): "sam"}
 
 
+OPTIONS = {"target": "gpu", "converter": "onnx2tf 1.28.5", "simplifier": "onnxslim"}
+
+
 def test_a_job_says_of_which_weights_and_how_its_file_was_made(sampler_bundle):
-    artifacts = tuple(replace(a, options={"target": "gpu", "a": "b"}) for a in sampler_bundle.manifest.artifacts)
+    artifacts = tuple(replace(a, options=OPTIONS) for a in sampler_bundle.manifest.artifacts)
     bundle = replace(sampler_bundle, manifest=replace(sampler_bundle.manifest, artifacts=artifacts))
     plan = Plan(("onnxruntime", "pytorch"), labels={str(bundle.folder): "mine"}, tasks=("all",), prompts=(1,))
     jobs = jobs_of([bundle], plan)
-    assert {j.options for j in jobs if j.runtime == "onnxruntime"} == {"a=b target=gpu"}
+    assert {j.options for j in jobs if j.runtime == "onnxruntime"} == {"target=gpu converter=onnx2tf"}
     assert {j.options for j in jobs if j.runtime == "pytorch"} == {""}
     assert {(j.source.label, j.source.model) for j in jobs} == {("mine", "test.tinyvit64")}
     weights = {j.graph: j.source.weights for j in jobs}
