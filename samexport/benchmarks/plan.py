@@ -13,13 +13,15 @@ from samexport.benchmarks.measuring.tasks import TASKS
 from samexport.benchmarks.results.rows import PHOTOGRAPH, Form, Job, Source
 from samexport.errors import ConfigError
 from samexport.models.contracts import SAMPLER
-from samexport.runtimes.base import RUNTIMES
+from samexport.runtimes.base import MOST_THREADS, RUNTIMES
 from samexport.runtimes.bundle import Artifact, Bundle, WeightsInfo, open_bundle
 from samexport.runtimes.host.image import MAX_PIXELS
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ALL = "all"
-MOST_PROMPTS, MOST_THREADS = 4096, 1024
+MOST_PROMPTS = 4096
+_CHOICES = ("target", "converter")
+"""Of an artifact's options those that someone chose."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,12 @@ def weights_key(weights: WeightsInfo) -> str:
 
 
 def recipe_of(artifact: Artifact) -> tuple[str, str]:
-    """How a file was made: its precision, and whatever else was chosen, such as "target=gpu"."""
-    return artifact.recipe, " ".join(f"{key}={value}" for key, value in sorted(artifact.options.items()))
+    """What was chosen when a file was made: its precision, and the rest as "target=gpu converter=litert-torch".
+
+    Facts about the making, such as versions, are left out: a file of a later version is the same row.
+    """
+    chosen = {key: artifact.options[key].split()[:1] for key in _CHOICES if key in artifact.options}
+    return artifact.recipe, " ".join(f"{key}={value[0]}" for key, value in chosen.items() if value)
 
 
 def labels_of(folders: Sequence[Path], rivals: Sequence[Path] = ()) -> dict[str, str]:
@@ -190,7 +196,7 @@ def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> I
             for contender in plan.contenders:
                 if contender.file_format not in ("", artifact.file_format):
                     continue
-                if artifact.graph == SAMPLER and not contender.file_format and not _torch_has_detector(bundle):
+                if artifact.graph == SAMPLER and not contender.file_format and not _torch_has_detector(bundle, plan):
                     continue
                 has_file = bool(contender.file_format)
                 for threads in plan.threads:
@@ -201,10 +207,10 @@ def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> I
                     )  # fmt: skip
 
 
-def _torch_has_detector(bundle: Bundle) -> bool:
+def _torch_has_detector(bundle: Bundle, plan: Plan) -> bool:
     """NMS in the graph has no counterpart in PyTorch's."""
     info = bundle.manifest.sampler
-    return info is not None and info.nms == "host" and can_rebuild_detector(info)
+    return info is not None and info.nms == "host" and can_rebuild_detector(info, [Path(c) for c in plan.checkpoints])
 
 
 def _batches(prompts: int, form: str, plan: Plan) -> tuple[int, ...]:

@@ -10,72 +10,138 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samexport.cli.options import Checkpoints, Force
-from samexport.cli.terminal import print_table
+from samexport.cli.options import OUTPUT, Checkpoints, Force
+from samexport.cli.terminal import print_table, print_written
 from samexport.errors import ConfigError, ParityFailed
 
 if TYPE_CHECKING:
     from samexport.benchmarks.results.rows import Results
     from samexport.runtimes.bundle import Bundle
 
+_WHAT, _HOW_LONG, _PHONE, _COMPARE = "What to measure", "How long", "On a phone", "Compare results"
 _MOST_RUNS, _LONGEST = 100_000, 7 * 24 * 3600
 
 
 def bench(
     bundles: Annotated[list[Path] | None, typer.Argument(metavar="BUNDLE...", help="Bundle folders.")] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where results.json, .csv, .md, .html and the plots go.")
-    ] = Path("results"),
     runtime: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Runtimes, all: every one that can run here; repeats. `samexport doctor` lists them."
-            " The default leaves out slow and unusual ones.",
+            help="A runtime, or all: each that can run here; repeats. `samexport doctor` lists them.",
+            show_default="those that are neither slow nor unusual",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
-    graph: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Graphs; the default is all.")] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Whole tasks, such as 'one click'; all: every one.")
+    graph: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A graph; repeats.", show_default="all", rich_help_panel=_WHAT),
     ] = None,
-    prompts: Annotated[str, typer.Option(metavar="NUMBERS", help="Numbers of prompts.")] = "1,16",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A whole task, such as 'one click', or all; repeats.",
+            show_default="none",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    prompts: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Numbers of prompts.", rich_help_panel=_WHAT)
+    ] = "1,16",
     batch: Annotated[
-        str, typer.Option(metavar="NUMBERS", help="Prompts a call; the default is what an app gets.")
+        str,
+        typer.Option(metavar="NUMBERS", help="Prompts a call.", show_default="what an app gets", rich_help_panel=_WHAT),
     ] = "",
-    threads: Annotated[str, typer.Option(metavar="NUMBERS", help="Numbers of threads.")] = "2",
+    threads: Annotated[str, typer.Option(metavar="NUMBERS", help="Numbers of threads.", rich_help_panel=_WHAT)] = "2",
+    photograph: Annotated[
+        str, typer.Option(metavar="WIDTHxHEIGHT", help="Size of the picture for tasks.", rich_help_panel=_WHAT)
+    ] = "4032x3024",
     versus: Annotated[
         list[str] | None,
-        typer.Option(metavar="RIVAL", help="Call in turns with: plain, single, a runtime or a bundle; repeats."),
+        typer.Option(
+            metavar="RIVAL",
+            help="Call in turns with: plain, single, a runtime or a bundle; repeats.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Rows for the straightforward export too.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Where the time goes in ONNX Runtime.")] = False,
-    repeat: Annotated[int, typer.Option(min=1, max=_MOST_RUNS, metavar="NUMBER", help="Runs of a row, at least.")] = 20,
-    seconds: Annotated[
-        float, typer.Option(min=0, max=_LONGEST, help="Stop a row after this time, once it has its runs.")
-    ] = 10,
-    timeout: Annotated[float, typer.Option(min=1, max=_LONGEST, help="Give a row up after this many seconds.")] = 1800,
-    photograph: Annotated[
-        str, typer.Option(metavar="WIDTHxHEIGHT", help="Size of the picture for tasks.")
-    ] = "4032x3024",
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Rows for the straightforward export too.", rich_help_panel=_WHAT)
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Where the time goes in ONNX Runtime.", rich_help_panel=_WHAT)
+    ] = False,
     checkpoint: Checkpoints = None,
+    repeat: Annotated[
+        int,
+        typer.Option(
+            min=1, max=_MOST_RUNS, metavar="NUMBER", help="Runs of a row, at least.", rich_help_panel=_HOW_LONG
+        ),
+    ] = 20,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=_LONGEST,
+            metavar="NUMBER",
+            help="Stop a row after this time, once it has its runs.",
+            rich_help_panel=_HOW_LONG,
+        ),
+    ] = 10,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            max=_LONGEST,
+            metavar="NUMBER",
+            help="Give a row up after this many seconds.",
+            rich_help_panel=_HOW_LONG,
+        ),
+    ] = 1800,
     benchmark_model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="LiteRT's benchmark_model, built for the phone that adb sees.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="LiteRT's benchmark_model, built for the phone that adb sees.", rich_help_panel=_PHONE
+        ),
     ] = None,
-    serial: Annotated[str, typer.Option(metavar="SERIAL", help="Which phone.")] = "",
+    serial: Annotated[str, typer.Option(metavar="SERIAL", help="Which phone.", rich_help_panel=_PHONE)] = "",
     accelerator: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="On the phone: cpu, gpu, npu; repeats.")
+        list[str] | None,
+        typer.Option(
+            metavar="<cpu|gpu|npu>", help="What computes; repeats.", show_default="cpu", rich_help_panel=_PHONE
+        ),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="OLD NEW", help="Compare two results.json; exit code 1 on a regression."),
+        typer.Option(
+            metavar="OLD NEW", help="Compare two results.json; exit code 1 on a regression.", rich_help_panel=_COMPARE
+        ),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, max=100, help="How much slower or larger is a regression, as a fraction.")
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="NUMBER",
+            help="How much slower or larger is a regression, as a fraction.",
+            rich_help_panel=_COMPARE,
+        ),
     ] = 0.1,
-    other_machine: Annotated[bool, typer.Option("--other-machine", help="Compare different machines.")] = False,
+    other_machine: Annotated[
+        bool, typer.Option("--other-machine", help="Compare different machines.", rich_help_panel=_COMPARE)
+    ] = False,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Where results.json, .csv, .md, .html and the plots go.", rich_help_panel=OUTPUT
+        ),
+    ] = Path("results"),
     force: Force = False,
 ) -> None:
-    """Time every graph on the runtimes that run here, each with its parity verdict."""
+    """Time every graph on the runtimes that run here, each with its parity verdict.
+
+    The exit code is 1 where something that was asked for was not measured, or computes something else.
+    """
     from samexport.benchmarks.command import BenchRequest, run_bench
 
     for name, value in (("--tolerance", tolerance), ("--seconds", seconds), ("--timeout", timeout)):
@@ -112,7 +178,7 @@ def bench(
     results = run_bench(
         request, lambda bundle, folder: _plain_export(bundle, folder, request.checkpoints), _print_results
     )
-    print(f"{out / 'results.html'} and .json, .csv, .md hold all of it")
+    print_written([out])
     _conclude(results)
 
 

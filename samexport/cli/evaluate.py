@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from samexport.cli.options import (
+    CHECKS,
+    OUTPUT,
+    WEIGHTS,
     Checkpoints,
     DecoderCheckpoint,
     Force,
@@ -16,57 +19,91 @@ from samexport.cli.options import (
     Threads,
     Weights,
 )
-from samexport.errors import ConfigError
+
+_PICTURES, _PROMPTS = "Pictures", "Prompts"
 
 
 def evaluate(
-    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="Bundle folder; none: PyTorch alone.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="BUNDLE", help="Bundle folder; none: PyTorch alone."),
+    ] = None,
     *,
-    annotations: Annotated[Path, typer.Option(metavar="FILE", help="COCO's or LVIS's instances .json.")],
-    images: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the annotated pictures.")],
+    annotations: Annotated[
+        Path, typer.Option(metavar="FILE", help="COCO's or LVIS's instances .json.", rich_help_panel=_PICTURES)
+    ],
+    images: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the annotated pictures.", rich_help_panel=_PICTURES)
+    ],
+    max_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="NUMBER", help="Take so many; without --seed the first.", rich_help_panel=_PICTURES
+        ),
+    ] = None,
     prompts: Annotated[
-        str, typer.Option(metavar="NAMES", help="What to measure: click,box,everything.")
+        str, typer.Option(metavar="NAMES", help="What to measure, with commas between.", rich_help_panel=_PROMPTS)
     ] = "click,box,everything",
     click: Annotated[
-        str, typer.Option(metavar="NAME", help="interior: farthest from the outside. random: seeded.")
+        Literal["interior", "random"],
+        typer.Option(help="interior: farthest from the outside. random: seeded.", rich_help_panel=_PROMPTS),
     ] = "interior",
     sampler: Annotated[
-        str, typer.Option(metavar="NAME", help="What proposes: grid, or detector, the bundle's own.")
+        Literal["grid", "detector"],
+        typer.Option(help="What proposes: a grid of clicks, or the bundle's own detector.", rich_help_panel=_PROMPTS),
     ] = "grid",
     points_per_side: Annotated[
-        int, typer.Option(min=1, max=1024, metavar="NUMBER", help="Grid of proposals; the papers use 64.")
+        int,
+        typer.Option(
+            min=1, max=1024, metavar="NUMBER", help="Grid of proposals; the papers use 64.", rich_help_panel=_PROMPTS
+        ),
     ] = 32,
-    max_images: Annotated[
-        int | None, typer.Option(min=1, metavar="NUMBER", help="Take so many; without --seed the first.")
-    ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**32 - 1, metavar="NUMBER", help="Seed of images, random clicks, random weights."),
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            metavar="NUMBER",
+            help="Seed of images, random clicks, random weights.",
+            rich_help_panel=_PROMPTS,
+        ),
     ] = None,
-    pytorch: Annotated[bool, typer.Option("--pytorch", help="PyTorch too, with the bundle's weights.")] = False,
+    pytorch: Annotated[
+        bool, typer.Option("--pytorch", help="PyTorch too, with the bundle's weights.", rich_help_panel=WEIGHTS)
+    ] = False,
     checkpoint: Checkpoints = None,
     decoder_checkpoint: DecoderCheckpoint = None,
     sampler_checkpoint: SamplerCheckpoint = None,
     encoder: Annotated[
-        str, typer.Option(metavar="NAME", help="The model of PyTorch alone; `samexport list` shows all.")
+        str,
+        typer.Option(
+            metavar="NAME", help="The model of PyTorch alone; `samexport list` shows all.", rich_help_panel=WEIGHTS
+        ),
     ] = "",
     weights: Weights = "official",
     max_drop: Annotated[
-        float | None, typer.Option(min=0, help="Fail if the bundle falls further below PyTorch, all sizes.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="NUMBER",
+            help="Fail if the bundle falls further below PyTorch, objects of all sizes.",
+            rich_help_panel=CHECKS,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report: .json or .md.")] = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report: .json or .md.", rich_help_panel=OUTPUT)
+    ] = None,
     force: Force = False,
 ) -> None:
     """Measure accuracy on annotated pictures: AR of object proposals, mIoU of clicks and boxes.
 
-    Pictures that cannot be read are counted and left out; the exit code is 2 then, and 1 if a model failed on one.
+    A picture that cannot be read, or that a model fails on, is left out and told; the exit code is then 2, or 1.
     """
     from samexport.cli.evaluation import EvalRequest, run_eval
 
-    if weights not in ("official", "random"):
-        raise ConfigError(f"--weights is official or random, not {weights!r}")
     request = EvalRequest(
         annotations,
         images,

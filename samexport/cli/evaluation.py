@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samexport.benchmarks.progress import Steps
-from samexport.cli.terminal import print_table
+from samexport.cli.terminal import print_table, print_written
 from samexport.errors import ConfigError, FileError, ImageError, ParityFailed
 from samexport.exporter.sampler_export import SamplerExport, load_sampler
 from samexport.files import check_output, reason, to_json, write_text
@@ -142,6 +142,8 @@ def run_eval(request: EvalRequest, *, out: Path | None, runtime: str | None, thr
     finally:
         state.show()
         state.write()
+    if out is not None and out.exists():
+        print_written([out])
     state.conclude()
 
 

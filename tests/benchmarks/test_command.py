@@ -1,6 +1,7 @@
 import builtins
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from samexport.benchmarks.results.compare import compare
 from samexport.benchmarks.results.plots import PLOT_FILES
 from samexport.benchmarks.results.rows import Status, read_results
 from samexport.errors import BundleError, ConfigError, FileError, MissingDependency
+from samexport.installation import install_hint
 from samexport.runtimes.verdicts import Verdict
 
 
@@ -243,7 +245,7 @@ def test_without_psutil_the_error_names_the_extra(tiny_bundle, tmp_path, monkeyp
         return real(name, *arguments)
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(MissingDependency, match=r"samexport\[bench\]"):
+    with pytest.raises(MissingDependency, match=re.escape(install_hint("bench"))):
         run_bench(request_of(tiny_bundle, tmp_path), no_baselines)
 
 
@@ -258,7 +260,7 @@ def test_results_are_written_without_matplotlib_too(tiny_bundle, tmp_path, monke
     monkeypatch.setattr(builtins, "__import__", refuse)
     run_bench(request_of(tiny_bundle, tmp_path, graphs=("encoder",)), no_baselines)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FILES)
-    assert "samexport[bench]" in capsys.readouterr().err
+    assert install_hint("bench") in capsys.readouterr().err
 
 
 def test_folders_that_are_no_bundle_and_options_without_a_job_are_refused(tiny_bundle, tmp_path):

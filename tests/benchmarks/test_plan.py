@@ -8,6 +8,7 @@ from samexport.benchmarks.contenders.known import KNOWN
 from samexport.benchmarks.plan import Plan, jobs_of, labels_of, not_measured, pairs_of
 from samexport.errors import ConfigError
 from samexport.models.contracts import SAMPLER
+from samexport.runtimes.base import MOST_THREADS
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ORT = ("onnxruntime",)
@@ -109,12 +110,15 @@ def test_bundles_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_pat
     assert labels_of(folders[1:], [again]) == {str(folders[1]): "sam", str(folders[2]): "other", str(again): "sam"}
 
 
+OPTIONS = {"target": "gpu", "converter": "onnx2tf 1.28.5", "simplifier": "onnxslim"}
+
+
 def test_a_job_says_of_which_weights_and_how_its_file_was_made(sampler_bundle):
-    artifacts = tuple(replace(a, options={"target": "gpu", "a": "b"}) for a in sampler_bundle.manifest.artifacts)
+    artifacts = tuple(replace(a, options=OPTIONS) for a in sampler_bundle.manifest.artifacts)
     bundle = replace(sampler_bundle, manifest=replace(sampler_bundle.manifest, artifacts=artifacts))
     plan = Plan(("onnxruntime", "pytorch"), labels={str(bundle.folder): "mine"}, tasks=("all",), prompts=(1,))
     jobs = jobs_of([bundle], plan)
-    assert {j.options for j in jobs if j.runtime == "onnxruntime"} == {"a=b target=gpu"}
+    assert {j.options for j in jobs if j.runtime == "onnxruntime"} == {"target=gpu converter=onnx2tf"}
     assert {j.options for j in jobs if j.runtime == "pytorch"} == {""}
     assert {(j.source.label, j.source.model) for j in jobs} == {("mine", "test.tinyvit64")}
     weights = {j.graph: j.source.weights for j in jobs}
@@ -159,8 +163,8 @@ def test_tasks_are_jobs_too(tiny_bundle):
         ({"tasks": ("dance",)}, "no task is called 'dance'"),
         ({"prompts": (0,)}, "at least 1"),
         ({"threads": ()}, "at least 1"),
-        ({"threads": (1, 100_000)}, "100000 threads cannot be; the number is at least 1 and at most 1024"),
-        ({"threads": (99999999999,)}, "at most 1024"),
+        ({"threads": (1, 100_000)}, f"100000 threads cannot be; the number is at least 1 and at most {MOST_THREADS}"),
+        ({"threads": (99999999999,)}, f"at most {MOST_THREADS}"),
         ({"prompts": (10**9,)}, "at most 4096"),
         ({"batches": (-1,)}, "at least 1"),
         ({"photograph": (0, 10)}, "a picture of 0x10 cannot be"),

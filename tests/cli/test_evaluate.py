@@ -12,6 +12,7 @@ from samexport.cli import evaluation
 from samexport.cli import main as cli
 from samexport.cli.evaluation import torch_bundle
 from samexport.errors import BundleError, ConfigError
+from samexport.installation import install_hint
 from samexport.models.catalog import find_model
 from samexport.runtimes.accuracy.evaluate import grid_proposals
 from samexport.runtimes.host.grid import GridOptions
@@ -156,13 +157,14 @@ def test_only_the_prompts_asked_for_are_measured(evaluate, tiny_bundle, by_hand,
     [
         (["--prompts", "clicks"], "--prompts is one or more of click,box,everything"),
         (["--prompts", ""], "--prompts is one or more of"),
-        (["--click", "middle"], "--click is interior or random"),
+        (["--click", "middle"], "'interior', 'random'"),
         (["--max-drop", "0.1"], "give the bundle and --pytorch"),
-        (["--pytorch", "--max-drop", "2"], "--max-drop is from 0 to 1"),
+        (["--pytorch", "--max-drop", "2"], "less than or equal to 1"),
         (["--out", "instances.json/report.md"], "cannot be written"),
         (["--encoder", "tinyvit"], "leave --encoder and --weights out"),
         (["--weights", "random"], "leave --encoder and --weights out"),
-        (["--weights", "some"], "--weights is official or random"),
+        (["--weights", "some"], "'official', 'random'"),
+        (["--sampler", "net"], "'grid', 'detector'"),
         (["--out", "report.txt"], "must end in .json, .md"),
         (["--checkpoint", "absent.pt"], "absent.pt cannot be read"),
         (["--runtime", "tflow"], "onnxruntime"),
@@ -209,7 +211,7 @@ def test_without_scipy_interior_clicks_say_what_to_install_and_random_ones_work(
 ):
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
     code, _, err = evaluate(tiny_bundle.folder, *by_hand, "--prompts", "click")
-    assert (code, "pip install 'samexport[eval]'" in one_line_error(err)) == (2, True)
+    assert (code, install_hint("eval") in one_line_error(err)) == (2, True)
     assert evaluate(tiny_bundle.folder, *by_hand, "--prompts", "click", "--click", "random")[0] == 0
 
 

@@ -33,34 +33,44 @@ Convert = Callable[[GraphSpec, "nn.Module", Path], int]
 def rebuild(manifest: Manifest, checkpoints: Sequence[Path] = ()) -> tuple[ModelSpec, Sam]:
     """The model with the bundle's weights, in evaluation mode.
 
-    ``checkpoints`` and errors as :func:`samexport.models.loading.reload_model`; a decoder's own file is the last.
+    ``checkpoints`` and errors as :func:`samexport.models.loading.reload_model`; a decoder's own file is the last, and
+    that of the bundle's detector may stand anywhere.
     """
     spec = find_model(manifest.model)
-    return spec, reload_model(spec, manifest.weights, checkpoints)
+    detector = _detector_file(manifest.sampler, checkpoints)
+    return spec, reload_model(spec, manifest.weights, [file for file in checkpoints if file != detector])
 
 
-def can_rebuild_detector(info: SamplerInfo | None) -> bool:
+def can_rebuild_detector(info: SamplerInfo | None, checkpoints: Sequence[Path] = ()) -> bool:
     """Whether :func:`detector_graph` has what it takes."""
-    return info is not None and info.weights.kind == "random"
+    return info is not None and (info.weights.kind == "random" or _detector_file(info, checkpoints) is not None)
 
 
-def detector_graph(bundle: Bundle, *, plain: bool) -> tuple[GraphSpec, nn.Module]:
+def _detector_file(info: SamplerInfo | None, checkpoints: Sequence[Path]) -> Path | None:
+    """The file that a bundle's detector was made from, if it is among the checkpoints."""
+    if info is None or info.weights.kind == "random":
+        return None
+    return next((file for file in checkpoints if file.is_file() and sha256(file) == info.weights.sha256), None)
+
+
+def detector_graph(bundle: Bundle, checkpoints: Sequence[Path] = (), *, plain: bool) -> tuple[GraphSpec, nn.Module]:
     """The bundle's detector, without NMS, and its contract; its export form, or the untouched architecture.
 
     Raises:
-        ConfigError: there is none, or its weights are not random and so cannot be made again from a seed.
+        ConfigError: there is none, or its weights are neither random nor among the checkpoints.
     """
     from samexport.models.build import build_sampler
     from samexport.models.graphs.detector import count_anchors
-    from samexport.models.weights.detector_checkpoint import random_detector
+    from samexport.models.weights.detector_checkpoint import load_detector, random_detector
 
     info = bundle.manifest.sampler
-    if info is None or not can_rebuild_detector(info):
-        raise ConfigError("PyTorch can only be given a detector's weights here where they are random")
-    spec = find_sampler(info.name)
+    if info is None or not can_rebuild_detector(info, checkpoints):
+        made_from = f": {info.weights.source}" if info else ""
+        raise ConfigError(f"the bundle's detector needs the file that it was made from{made_from}; give --checkpoint")
+    spec, file = find_sampler(info.name), _detector_file(info, checkpoints)
     ranked = any(tensor.role == "ranked_boxes" for tensor in bundle.graph(SAMPLER).outputs)
     candidates = min(spec.candidates, count_anchors(info.image_size)) if ranked else None
-    detector = random_detector(spec, info.weights.seed or 0)
+    detector = load_detector(file)[0] if file else random_detector(spec, info.weights.seed or 0)
     return build_sampler(detector, info.image_size, candidates, plain=plain)
 
 
@@ -80,7 +90,7 @@ def torch_bundle(bundle: Bundle, checkpoints: Sequence[Path] = (), *, detector: 
     spec, sam = rebuild(bundle.manifest, checkpoints)
     built = {name: build_graph(sam, spec, name, plain=True) for name in PLAIN_GRAPHS}
     if detector:
-        built[SAMPLER] = detector_graph(bundle, plain=True)
+        built[SAMPLER] = detector_graph(bundle, checkpoints, plain=True)
     graphs = tuple(graph for graph, _ in built.values())
     sampler = bundle.manifest.sampler if detector else None
     manifest = replace(bundle.manifest, graphs=graphs, artifacts=(), sampler=sampler)

@@ -142,7 +142,7 @@ def open_variant(job: Job, bundle: Bundle) -> Runtime:
     torch.set_num_threads(job.threads)
     plain = job.form == "plain"
     if job.graph == SAMPLER:
-        graph, module = detector_graph(bundle, plain=plain)
+        graph, module = detector_graph(bundle, [Path(c) for c in job.checkpoints], plain=plain)
     else:
         spec, sam = _model(bundle.folder, job.checkpoints)
         graph, module = build_graph(sam, spec, job.graph, plain=plain)

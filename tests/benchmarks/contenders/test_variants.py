@@ -4,13 +4,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samexport.benchmarks.contenders.baselines import rebuild, torch_bundle
+from samexport.benchmarks.contenders.baselines import detector_graph, rebuild, torch_bundle
 from samexport.benchmarks.contenders.known import find, why_not
 from samexport.benchmarks.contenders.ort_variants import profile, save_optimised
 from samexport.benchmarks.measuring.roofline import probe
 from samexport.errors import BundleError, ConfigError
+from samexport.files import sha256
 from samexport.models.build import build_graph
+from samexport.models.catalog import find_sampler
 from samexport.models.contracts import SAMPLER
+from samexport.models.weights import detector_checkpoint
+from samexport.models.weights.detector_checkpoint import random_detector
 from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.measuring.test_subject import job_of, opened
 
@@ -71,12 +75,26 @@ def test_pytorch_runs_the_detector_with_the_bundles_weights(sampler_bundle, form
     assert found.verdict is Verdict.PASS, found
 
 
-def test_a_detectors_weights_that_are_not_random_are_not_made_up(sampler_bundle):
+def test_a_detectors_weights_come_from_the_file_that_it_was_made_from(sampler_bundle, tmp_path, monkeypatch):
     info = sampler_bundle.manifest.sampler
-    other = replace(info, weights=replace(info.weights, kind="checkpoint", seed=None, sha256="0" * 64))
-    manifest = replace(sampler_bundle.manifest, sampler=other)
-    with pytest.raises(ConfigError, match="random"):
-        torch_bundle(replace(sampler_bundle, manifest=manifest), detector=True)
+    (tmp_path / "mine.pt").write_bytes(b"the detector")
+    (tmp_path / "other.pt").write_bytes(b"something else")
+    weights = replace(info.weights, kind="checkpoint", seed=None, sha256=sha256(tmp_path / "mine.pt"), source="mine.pt")
+    manifest = replace(sampler_bundle.manifest, sampler=replace(info, weights=weights))
+    bundle = replace(sampler_bundle, manifest=manifest)
+    with pytest.raises(ConfigError, match=r"made from: mine\.pt; give --checkpoint"):
+        torch_bundle(bundle, [], detector=True)
+    with pytest.raises(ConfigError, match=r"made from: mine\.pt; give --checkpoint"):
+        detector_graph(bundle, [tmp_path / "other.pt"], plain=True)
+    read = []
+
+    def load(path):
+        read.append(path.name)
+        return random_detector(find_sampler(info.name), 7), weights.sha256
+
+    monkeypatch.setattr(detector_checkpoint, "load_detector", load)
+    made = torch_bundle(bundle, [tmp_path / "mine.pt"], detector=True)
+    assert (read, SAMPLER in made.graph_names) == (["mine.pt"], True)
 
 
 def test_pytorch_with_other_weights_fails_the_check(tiny_bundle):

@@ -8,6 +8,7 @@ from samexport.benchmarks.results.page import to_html
 from samexport.benchmarks.results.plots import PLOT_FILES, _line_names, draw
 from samexport.benchmarks.results.rows import Status
 from samexport.errors import MissingDependency
+from samexport.installation import install_hint
 from tests.benchmarks.rows_of import pair, results, row
 
 pytest.importorskip("matplotlib")
@@ -86,7 +87,7 @@ def test_plots_without_matplotlib_name_the_extra(monkeypatch):
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingDependency, match=r"pip install 'samexport\[bench\]'"):
+    with pytest.raises(MissingDependency, match=re.escape(install_hint("bench"))):
         draw(MANY)
 
 
