@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,10 +28,10 @@ def evaluate(
         str, typer.Option(metavar="NAMES", help="What to measure: click,box,everything.")
     ] = "click,box,everything",
     click: Annotated[
-        str, typer.Option(metavar="NAME", help="interior: farthest from the outside. random: seeded.")
+        Literal["interior", "random"], typer.Option(help="interior: farthest from the outside. random: seeded.")
     ] = "interior",
     sampler: Annotated[
-        str, typer.Option(metavar="NAME", help="What proposes: grid, or detector, the bundle's own.")
+        Literal["grid", "detector"], typer.Option(help="What proposes: a grid of clicks, or the bundle's detector.")
     ] = "grid",
     points_per_side: Annotated[
         int, typer.Option(min=1, max=1024, metavar="NUMBER", help="Grid of proposals; the papers use 64.")

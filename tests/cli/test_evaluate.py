@@ -156,7 +156,7 @@ def test_only_the_prompts_asked_for_are_measured(evaluate, tiny_bundle, by_hand,
     [
         (["--prompts", "clicks"], "--prompts is one or more of click,box,everything"),
         (["--prompts", ""], "--prompts is one or more of"),
-        (["--click", "middle"], "--click is interior or random"),
+        (["--click", "middle"], "'interior', 'random'"),
         (["--max-drop", "0.1"], "give the bundle and --pytorch"),
         (["--pytorch", "--max-drop", "2"], "--max-drop is from 0 to 1"),
         (["--out", "instances.json/report.md"], "cannot be written"),
