@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samexport.cli.options import Force, Json, RuntimeName, Threads
+from samexport.cli.options import BundleFolder, Force, Json, RuntimeName, Threads
 from samexport.cli.pictures import (
     RANDOM,
     RESULTS,
@@ -52,7 +52,7 @@ def _grid(text: str) -> Any:
 
 
 def everything(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     image: Pictures,
     sampler: Annotated[
         str | None,

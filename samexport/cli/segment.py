@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samexport.cli.options import Force, Json, RuntimeName, Threads
+from samexport.cli.options import BundleFolder, Force, Json, RuntimeName, Threads
 from samexport.cli.pictures import (
     RANDOM,
     RESULTS,
@@ -44,7 +44,7 @@ _PROMPTS = "What to segment"
 
 
 def segment(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     image: Pictures,
     point: Annotated[
         list[str] | None, typer.Option(help="x,y or x,y,0 for a negative click; repeats.", rich_help_panel=_PROMPTS)
