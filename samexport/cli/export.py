@@ -216,6 +216,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None) -> Export
         random_seed=shared.random_seed,
         target=target,
         split_decoder=shared.split_decoder,
+        small=shared.small,
         force=shared.force,
         threads=shared.threads,
         decoder_checkpoint=shared.decoder_checkpoint,

@@ -108,6 +108,14 @@ class ExportArguments:
             rich_help_panel=GRAPHS,
         ),
     ] = False
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small",
+            help="ONNX decoders of 16 instead of 27 MB, which compute their position terms when they are opened.",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = False
     sampler: Annotated[
         str | None,
         typer.Option(

@@ -58,6 +58,7 @@ class ExportOptions:
     ``random_seed`` is set. ``out`` None names the folder after the model. ``target`` says format and precision.
     ``decoder_checkpoint`` is a file whose prompt encoder and mask decoder are used instead. With ``sampler`` a
     detector that proposes boxes joins the bundle; without a checkpoint of its own it is random like the rest.
+    ``small`` leaves the decoders' position terms to the runtime, see :func:`samexport.models.build.build_graph`.
     """
 
     encoder: str
@@ -66,6 +67,7 @@ class ExportOptions:
     random_seed: int | None = None
     target: Target = ONNX
     split_decoder: bool = False
+    small: bool = False
     force: bool = False
     threads: int | None = None
     decoder_checkpoint: Path | None = None
@@ -74,6 +76,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if (self.checkpoints or self.decoder_checkpoint) and self.random_seed is not None:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
+        if self.small and not isinstance(self.target, OnnxOptions):
+            raise ConfigError("--small is of ONNX files, whose runtime computes the position terms once")
         if self.sampler is not None:
             self.sampler.check(self.target, self.random_seed)
 
@@ -119,9 +123,11 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
         artifacts = []
         for name in options.graphs:
             progress(f"exporting {name}")
-            graph, module = build_graph(sam, spec, name)
+            graph, module = build_graph(sam, spec, name, small=options.small)
             facts = Facts(spec, weights, {name: golden.inputs_of(graph)})
-            artifacts.append(writer.write(graph, module, folder, options.target, facts))
+            artifact = writer.write(graph, module, folder, options.target, facts)
+            form = {"form": "small"} if options.small and name != "encoder" else {}
+            artifacts.append(replace(artifact, options=artifact.options | form))
         if sampler is not None:
             progress(f"exporting {SAMPLER}")
             artifacts.append(write_sampler(sampler, folder, options.target, spec))

@@ -12,6 +12,7 @@ from samexport.exporter import pipeline
 from samexport.exporter.deliver.card import write_card
 from samexport.exporter.pipeline import ExportOptions, export_bundle, verify_against_pytorch
 from samexport.exporter.to_onnx.convert import OnnxOptions
+from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
 from samexport.runtimes.parity.verify import verify_bundle
@@ -140,3 +141,14 @@ def test_a_checkpoint_is_recorded_by_name_and_hash(checkpoint, tiny_bundle):
 def test_a_model_without_official_weights_says_what_to_do():
     with pytest.raises(CheckpointError, match="--checkpoint FILE, or use --weights random"):
         load_model(find_model("test.tinyvit64"))
+
+
+def test_small_decoders_hold_fewer_numbers_and_compute_the_same(tiny_bundle, tmp_path):
+    bundle, report = export_bundle(ExportOptions("test.tinyvit64", tmp_path / "small", random_seed=7, small=True))
+    assert report.proves
+    for name in ("decoder", "decoder_with_mask"):
+        assert bundle.artifact(name).size < tiny_bundle.artifact(name).size
+        assert bundle.artifact(name).options["form"] == "small"
+    assert bundle.artifact("encoder").sha256 == tiny_bundle.artifact("encoder").sha256
+    with pytest.raises(ConfigError, match="--small is of ONNX files"):
+        ExportOptions("test.tinyvit64", small=True, target=TfliteOptions())
