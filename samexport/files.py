@@ -17,11 +17,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from samexport.errors import BundleError, FileError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 JSON_LIMIT = 64 << 20
 JSON_DEPTH = 100
@@ -168,7 +169,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     target = path.resolve()
     with _disk_errors(path, target.parent, FileError):
         folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-        lock = FileLock(folder / _LOCK)
+        lock = _lock(folder)
         lock.acquire()
         try:
             (folder / _NEW).mkdir()
@@ -210,7 +211,7 @@ def new_folder(target: Path, *, force: bool = False, refusal: Refusal | None = N
         private = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     except OSError as error:
         raise BundleError(f"{target} cannot be written: {reason(error)}; choose another --out") from error
-    lock = FileLock(private / _LOCK)
+    lock = _lock(private)
     lock.acquire()
     try:
         with _disk_errors(target, private, BundleError):
@@ -286,6 +287,13 @@ def _prefix(target: Path) -> str:
     return f".{name}.samexport-"
 
 
+def _lock(folder: Path) -> FileLock:
+    """The lock of a private folder; imported here, since help and version need no files."""
+    from filelock import FileLock
+
+    return FileLock(folder / _LOCK)
+
+
 def _tidy(private: Path, target: Path, lock: FileLock) -> None:
     """Put back what a replacement that did not finish moved aside, and delete the rest."""
     old = private / _OLD
@@ -308,10 +316,10 @@ def sweep(target: Path) -> None:
     for private in target.parent.iterdir():
         if not ours.fullmatch(private.name) or not (private / _LOCK).is_file():
             continue
-        lock = FileLock(private / _LOCK)
+        lock = _lock(private)
         try:
             lock.acquire(blocking=False)
-        except (Timeout, OSError):
+        except OSError:
             continue
         _tidy(private, target, lock)
 

@@ -21,6 +21,7 @@ from samexport.runtimes.host.image import resize_longest, to_frame, upscale_logi
 from samexport.runtimes.host.prompts import Prompt, count_tokens, pack, select_mask
 from samexport.runtimes.parity.golden import Golden
 from samexport.runtimes.tasks.segment import Segmenter
+from samexport.runtimes.verdicts import Check, Row, Verdict
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "android_demo_assets/core/src/test/resources/golden.json"
@@ -188,7 +189,7 @@ def bundle_manifest():
     artifacts = tuple(
         Artifact(g.name, f"{g.name}.tflite", "tflite", "fp32", str(i) * 64, 9) for i, g in enumerate(graphs)
     )
-    parity = ({"verdict": "PASS", "max_error": 2e-6, "value_range": 4.0, "snr_db": 120.0, "mask_iou": 1.0},)
+    parity = (Row(Check("case"), "masks", Verdict.PASS, max_error=2e-6, value_range=4.0, snr_db=120.0, mask_iou=1.0),)
     return Manifest(
         "test.sums", "Sums, \"not\" a network \\ é", "Apache-2.0", FRAME, (0, 1, 2, 3),
         WeightsInfo("random", "seed", None, 7), graphs, artifacts, {}, {"samexport": "0"}, parity,

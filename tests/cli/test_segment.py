@@ -389,6 +389,7 @@ def test_names_that_a_terminal_cannot_show_are_printed_with_replacements(
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(names)
     assert [os.path.basename(r["file_name"]) for r in json.loads((tmp_path / "m.json").read_text())] == names
     for stream in streams:
+        stream.flush()
         assert b"\\udcff.png" in stream.buffer.getvalue()
 
 

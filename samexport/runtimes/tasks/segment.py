@@ -11,7 +11,7 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import ConfigError, ParityFailed, PromptError
+from samexport.errors import BundleError, ConfigError, ParityFailed, PromptError
 from samexport.runtimes.base import Runtime, Tensors, describe
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.image import Picture, as_pixels, to_frame, upscale_mask
@@ -27,6 +27,7 @@ from samexport.runtimes.host.prompts import (
 
 # ONNX Runtime needs about 20 MB a prompt at 1024 pixels, and is no faster with larger batches.
 DEFAULT_CHUNK = 16
+_ANSWERS = {"low_res_masks", "iou_predictions"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +230,11 @@ class Segmenter:
         return self._run(graph, {**self._shared, **tensors})
 
     def _run(self, graph: str, inputs: dict[str, Any]) -> Tensors:
-        return self._open(graph).run(inputs)
+        outputs = self._open(graph).run(inputs)
+        wanted = {"encoder": {"image_embeddings"}, "decoder_prologue": set()}.get(graph, _ANSWERS)
+        if missing := wanted - set(outputs):
+            raise BundleError(f"{graph} has no output {', '.join(sorted(missing))}; export the bundle again")
+        return outputs
 
     def _open(self, graph: str) -> Runtime:
         if graph not in self._opened:

@@ -4,8 +4,8 @@ import torch
 from samexport.models.architectures import sam2
 from samexport.models.architectures.sam2 import Features, Sam2, Sam2Size
 from samexport.models.architectures.sam2_mask_decoder import Decoded, choose, stability
-from samexport.models.weights.random_weights import checksum
 from tests.models import golden, sam2_golden
+from tests.models.golden import checksum
 
 SIZES = {"tiny": sam2.TINY, "small": sam2.SMALL, "base_plus": sam2.BASE_PLUS, "large": sam2.LARGE}
 PARAMETERS = {"tiny": 38_962_498, "small": 46_060_354, "base_plus": 80_850_178, "large": 224_446_642}

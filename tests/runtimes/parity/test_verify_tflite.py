@@ -170,7 +170,7 @@ def test_the_linter_is_in_manifest_and_card(tflite_bundle):
     assert all(a.options["converter"].startswith("litert-torch ") for a in manifest.artifacts)
     card = (tflite_bundle.folder / "README.md").read_text()
     assert "target cpu" in card
-    assert all(f"{row.check}: {row['output']}" in card for row in rows)
+    assert all(f"{row.check}: {row.output}" in card for row in rows)
 
 
 def test_two_bundles_are_compared_directly(tflite_bundle, tiny_bundle, tmp_path):
