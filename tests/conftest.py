@@ -15,7 +15,7 @@ from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models.architectures.sam import Sam
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.bundle import Bundle, open_bundle
 from tests.command_line import photo, run
 from tests.models.golden import random_sam

@@ -11,8 +11,9 @@ from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
-from samexport.runtimes.host.image import to_frame, upscale_mask
-from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.host.frames import to_frame, upscale_mask
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import pack
 from samexport.runtimes.parity.compare import intersection_over_union, signal_to_noise
 from samexport.runtimes.tasks.segment import Segmenter
 

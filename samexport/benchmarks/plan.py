@@ -12,10 +12,11 @@ from samexport.benchmarks.measuring.measure import Effort
 from samexport.benchmarks.measuring.tasks import TASKS
 from samexport.benchmarks.results.rows import PHOTOGRAPH, Form, Job, Source
 from samexport.errors import ConfigError
-from samexport.models.contracts import SAMPLER
-from samexport.runtimes.base import MOST_THREADS, RUNTIMES
+from samexport.models.families.detector import SAMPLER
+from samexport.runtimes.base import MOST_THREADS
 from samexport.runtimes.bundle import Artifact, Bundle, WeightsInfo, open_bundle
 from samexport.runtimes.host.image import MAX_PIXELS
+from samexport.runtimes.registry import RUNTIMES
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ALL = "all"

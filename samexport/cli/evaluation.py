@@ -16,7 +16,7 @@ from samexport.errors import ConfigError, FileError, ImageError, ParityFailed
 from samexport.exporter.sampler_export import SamplerExport, load_sampler
 from samexport.files import check_output, reason, to_json, write_text
 from samexport.models.catalog import find_model
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.models.loading import load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.accuracy.annotations import AnnotatedImage, Annotations, read_annotations

@@ -22,7 +22,7 @@ from samexport.exporter.sampler_export import (
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.files import new_folder
 from samexport.models.catalog import find_model
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.models.loading import load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.base import Tensors

@@ -15,7 +15,7 @@ from samexport.exporter.formats import WRITERS, Facts, Target
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.files import sha256
 from samexport.models.catalog import find_sampler
-from samexport.models.contracts import sampler_graph
+from samexport.models.families.detector import sampler_graph
 from samexport.models.loading import require_same
 from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors

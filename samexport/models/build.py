@@ -10,7 +10,7 @@ from torch import nn
 from samexport.errors import ConfigError
 from samexport.models.architectures.object_detector import ObjectDetector
 from samexport.models.architectures.sam import Sam
-from samexport.models.contracts import sampler_graph
+from samexport.models.families.detector import sampler_graph
 from samexport.models.graphs.decoder import Decoder, DecoderStep, DecoderWithMask, Prologue
 from samexport.models.graphs.detector import PlainPromptSampler, PromptSampler, count_anchors
 from samexport.models.graphs.plain import PlainDecoder, PlainDecoderWithMask, PlainEncoder

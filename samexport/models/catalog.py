@@ -6,7 +6,7 @@ import difflib
 import re
 
 from samexport.errors import ConfigError
-from samexport.models.contracts import sam_graphs
+from samexport.models.families.sam import sam_graphs
 from samexport.models.spec import CheckpointSource, Frame, ModelSpec, SamplerSpec
 
 _ARCH = "samexport.models.architectures"

@@ -18,8 +18,9 @@ from samexport.errors import BundleError, FileError, SamExportError
 from samexport.files import read_json, reason, sha256, to_json
 from samexport.models.spec import Frame, GraphSpec, Identifier, Name
 from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
-from samexport.runtimes.base import Runtime, open_runtime
+from samexport.runtimes.base import Runtime
 from samexport.runtimes.host.detector import SamplerOptions
+from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.verdicts import Row
 
 MANIFEST = "bundle.json"

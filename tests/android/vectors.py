@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from samexport.exporter.deliver.android import app_manifest
-from samexport.models.contracts import sam_graphs
+from samexport.models.families.sam import sam_graphs
 from samexport.models.spec import Frame
 from samexport.runtimes.adapters.entry_points import Bucket, choose, plan
 from samexport.runtimes.adapters.litert import EntryPoints
 from samexport.runtimes.bundle import Artifact, Manifest, WeightsInfo
 from samexport.runtimes.host.detector import letterbox, postprocess
-from samexport.runtimes.host.image import resize_longest, to_frame, upscale_logits
-from samexport.runtimes.host.prompts import Prompt, count_tokens, pack, select_mask
+from samexport.runtimes.host.frames import resize_longest, to_frame, upscale_logits
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import count_tokens, pack, select_mask
 from samexport.runtimes.parity.golden import Golden
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import Check, Row, Verdict

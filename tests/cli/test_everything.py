@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from samexport.cli.everything import read_boxes
 from samexport.errors import PromptError
 from samexport.models.spec import Frame
-from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import pack
 from samexport.runtimes.tasks import everything as everything_module
 from samexport.runtimes.tasks.everything import fit_boxes
 from samexport.runtimes.tasks.segment import Segmenter

@@ -19,15 +19,15 @@ from samexport.exporter.to_onnx.half import to_half
 from samexport.exporter.to_onnx.nms import append_nms
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models.catalog import SAMPLERS, find_model, find_sampler
-from samexport.models.contracts import SAMPLER, sampler_graph
+from samexport.models.families.detector import SAMPLER, sampler_graph
 from samexport.models.loading import load_model
 from samexport.models.weights.checkpoints import load_weights
-from samexport.runtimes.base import open_runtime
 from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.formats.tflite_lint import lint
 from samexport.runtimes.host.detector import SamplerOptions, nms
 from samexport.runtimes.parity.golden import load_golden, structured_picture
 from samexport.runtimes.parity.verify import compare_case, verify_bundle
+from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.verdicts import Check, ParityReport, Verdict
 from tests.signing import sign
 

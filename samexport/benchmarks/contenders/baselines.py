@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from samexport.errors import ConfigError
 from samexport.files import sha256
 from samexport.models.catalog import find_model, find_sampler
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.models.loading import reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.bundle import MANIFEST, Artifact, Bundle, Manifest, SamplerInfo

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from samexport.models.spec import Frame
 from samexport.runtimes.host.detector import nms
+from samexport.runtimes.host.frames import resized_size
 from samexport.runtimes.host.grid import Decode, GridOptions, grid_points
-from samexport.runtimes.host.image import resized_size
 
 if TYPE_CHECKING:
     from torch import Tensor

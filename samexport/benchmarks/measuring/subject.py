@@ -19,11 +19,12 @@ from samexport.benchmarks.contenders.known import find
 from samexport.benchmarks.results.rows import Job, Parity
 from samexport.errors import ConfigError
 from samexport.models.spec import Frame, GraphSpec
-from samexport.runtimes.base import RUNTIMES, Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.parity.compare import tier
 from samexport.runtimes.parity.golden import Case, Golden, load_golden
 from samexport.runtimes.parity.verify import compare_case, run_chain
+from samexport.runtimes.registry import RUNTIMES
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 POINTS = 2

@@ -18,11 +18,11 @@ from samexport.benchmarks.measuring.masks import FoundMask, Reference, compare_f
 from samexport.benchmarks.measuring.subject import Subject, import_runtime, summarise
 from samexport.benchmarks.results.rows import Job, Parity
 from samexport.errors import ConfigError
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.detector import SamplerOptions
+from samexport.runtimes.host.frames import resized_size
 from samexport.runtimes.host.grid import GridOptions, grid_points
-from samexport.runtimes.host.image import resized_size
 from samexport.runtimes.host.masks import trace
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.compare import TIERS, tier

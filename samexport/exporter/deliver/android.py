@@ -20,7 +20,7 @@ import samexport
 from samexport.errors import BundleError, ConfigError, MissingDependency
 from samexport.files import new_folder, reason, sha256, to_json
 from samexport.installation import install_hint
-from samexport.models.contracts import LABELS
+from samexport.models.families.sam import LABELS
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import Bucket, of_file
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours

@@ -12,7 +12,7 @@ from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.packages import buckets_of
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats.mlpackage import Package, read_package
-from samexport.runtimes.host import prompts
+from samexport.runtimes.host import sam_prompts as prompts
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 FILE_NAME = "Segmenter.swift"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError, ConfigError
 from samexport.models.spec import GraphSpec, axis_sizes
-from samexport.runtimes.host.prompts import ABSENT
+from samexport.runtimes.host.sam_prompts import ABSENT
 
 Tensors = dict[str, NDArray[Any]]
 PROMPT_AXIS, POINT_AXIS = "N", "K"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from samexport.errors import ConfigError
 from samexport.models.spec import Frame
 from samexport.runtimes.host.detector import nms
-from samexport.runtimes.host.image import resized_size
+from samexport.runtimes.host.frames import resized_size
 from samexport.runtimes.host.masks import (
     Box,
     Rle,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import ConfigError
 from samexport.models.spec import Frame
-from samexport.runtimes.host.image import axis_weights, resized_size
+from samexport.runtimes.host.frames import axis_weights, resized_size
 
 Box = tuple[int, int, int, int]
 Rle = dict[str, Any]

@@ -20,14 +20,16 @@ from PIL import Image
 
 from samexport.errors import BundleError, SamExportError
 from samexport.files import read_json, reason, to_json
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.models.spec import Frame, GraphSpec, Identifier
 from samexport.runtimes.adapters.entry_points import LABELS, Bucket, choose
 from samexport.runtimes.arrays import read_npz
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.host.detector import letterbox
-from samexport.runtimes.host.image import read_image, resize_longest, to_frame, upscale_mask
-from samexport.runtimes.host.prompts import Prompt, count_tokens, pack, select_mask
+from samexport.runtimes.host.frames import resize_longest, to_frame, upscale_mask
+from samexport.runtimes.host.image import read_image
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import count_tokens, pack, select_mask
 
 FOLDER = "golden"
 _PICTURE, _TENSORS, _CASES = "picture.png", "tensors.npz", "cases.json"

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.onnx_ranges import half_range
-from samexport.runtimes.base import RUNTIMES, Runtime, Tensors, check_runtime, checkers
+from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Artifact, Bundle
 from samexport.runtimes.parity.compare import TIERS, check_names, compare_boxes, compare_masks, compare_output, tier
 from samexport.runtimes.parity.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
 from samexport.runtimes.parity.lint import lint_rows
+from samexport.runtimes.registry import RUNTIMES, check_runtime, checkers
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import NUMERIC, Check, ParityReport, Row, Verdict
 

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, PromptError
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
 from samexport.runtimes.host.grid import Decode, GridOptions, MaskRecord, count_points, generate, generate_hierarchical
 from samexport.runtimes.host.image import Picture, as_pixels
 from samexport.runtimes.host.masks import Rle, encode_rle, trace
-from samexport.runtimes.host.prompts import Prompt, clip_boxes, look_normalised, pack, select_mask
+from samexport.runtimes.host.prompts import Prompt, clip_boxes, look_normalised
+from samexport.runtimes.host.sam_prompts import pack, select_mask
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK, Segmenter, check_numbers
 
 MAX_BOXES = 100_000

@@ -14,16 +14,10 @@ from numpy.typing import NDArray
 from samexport.errors import BundleError, ConfigError, ParityFailed, PromptError
 from samexport.runtimes.base import Runtime, Tensors, describe
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.host.image import Picture, as_pixels, to_frame, upscale_mask
-from samexport.runtimes.host.prompts import (
-    PADDING,
-    Prompt,
-    check_tensors,
-    count_tokens,
-    has_box,
-    pack,
-    select_mask,
-)
+from samexport.runtimes.host.frames import to_frame, upscale_mask
+from samexport.runtimes.host.image import Picture, as_pixels
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import PADDING, check_tensors, count_tokens, has_box, pack, select_mask
 
 # ONNX Runtime needs about 20 MB a prompt at 1024 pixels, and is no faster with larger batches.
 DEFAULT_CHUNK = 16

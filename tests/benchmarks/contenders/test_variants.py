@@ -12,7 +12,7 @@ from samexport.errors import BundleError, ConfigError
 from samexport.files import sha256
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_sampler
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.models.weights import detector_checkpoint
 from samexport.models.weights.detector_checkpoint import random_detector
 from samexport.runtimes.verdicts import Verdict

@@ -8,9 +8,9 @@ from samexport.benchmarks.measuring import subject as subject_module
 from samexport.benchmarks.measuring.subject import GraphSubject, cases_of, run_batched, summarise, timing_inputs
 from samexport.benchmarks.plan import Plan
 from samexport.benchmarks.results.rows import Job
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.base import Runtime
-from samexport.runtimes.host.prompts import check_tensors
+from samexport.runtimes.host.sam_prompts import check_tensors
 from samexport.runtimes.parity.compare import TIERS, tier
 from samexport.runtimes.parity.golden import load_golden
 from samexport.runtimes.verdicts import Check, Row, Verdict

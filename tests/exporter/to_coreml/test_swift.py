@@ -11,7 +11,7 @@ from tree_sitter import Language, Node, Parser
 from samexport.exporter.to_coreml import swift
 from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 from samexport.models.catalog import MODELS, find_model
-from samexport.models.contracts import LABELS, sam_graphs
+from samexport.models.families.sam import LABELS, sam_graphs
 from samexport.models.spec import Frame
 from samexport.runtimes.bundle import Artifact, Bundle, Manifest, WeightsInfo
 from samexport.runtimes.formats.mlpackage import Function, Package, Value, read_package

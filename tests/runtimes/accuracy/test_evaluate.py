@@ -19,8 +19,8 @@ from samexport.runtimes.accuracy.evaluate import (
     objects_by_size,
     random_click,
 )
+from samexport.runtimes.host.frames import upscale_logits
 from samexport.runtimes.host.grid import GridOptions
-from samexport.runtimes.host.image import upscale_logits
 from samexport.runtimes.tasks.segment import Segmentation, Segmenter
 from tests import annotated
 from tests.annotated import CROWD, FIRST_HW, LARGE, MEDIUM, OTHER_SMALL, SECOND_HW, SMALL, part, rle_of

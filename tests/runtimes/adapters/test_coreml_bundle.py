@@ -17,7 +17,7 @@ from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
-from samexport.runtimes import base
+from samexport.runtimes import registry
 from samexport.runtimes.adapters.mil import MilRuntime
 from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.formats.mlpackage import read_package
@@ -73,7 +73,7 @@ class StandIn(MilRuntime):
 
 @pytest.fixture
 def macos(monkeypatch):
-    monkeypatch.setattr(base, "sys", types.SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(registry, "sys", types.SimpleNamespace(platform="darwin"))
     monkeypatch.setattr("samexport.runtimes.adapters.coreml.CoreMLRuntime", StandIn)
 
 
@@ -91,9 +91,13 @@ def test_on_macos_both_coreml_and_the_interpreter_are_asked(coreml_bundle, repor
 
 
 def test_which_runtimes_check_a_format(monkeypatch):
-    assert [base.checkers(name) for name in ("onnx", "tflite", "coreml")] == [("onnxruntime",), ("litert",), ("mil",)]
-    monkeypatch.setattr(base, "sys", types.SimpleNamespace(platform="darwin"))
-    assert [base.checkers(name) for name in ("onnx", "coreml")] == [("onnxruntime",), ("coreml", "mil")]
+    assert [registry.checkers(name) for name in ("onnx", "tflite", "coreml")] == [
+        ("onnxruntime",),
+        ("litert",),
+        ("mil",),
+    ]
+    monkeypatch.setattr(registry, "sys", types.SimpleNamespace(platform="darwin"))
+    assert [registry.checkers(name) for name in ("onnx", "coreml")] == [("onnxruntime",), ("coreml", "mil")]
 
 
 def test_segment_says_that_interpreting_is_slow(coreml_bundle, tiny_bundle, tmp_path, capsys):

@@ -18,6 +18,7 @@ from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.spec import Frame
 from samexport.models.weights.random_weights import random_state_dict
+from samexport.runtimes.host.frames import to_frame
 from samexport.runtimes.host.grid import (
     GridOptions,
     _is_cut,
@@ -27,7 +28,6 @@ from samexport.runtimes.host.grid import (
     generate_hierarchical,
     grid_points,
 )
-from samexport.runtimes.host.image import to_frame
 from samexport.runtimes.host.masks import decode_rle, trace
 from tests.models.golden import checksum
 

@@ -19,16 +19,15 @@ from samexport.errors import ConfigError, ImageError
 from samexport.models.spec import Frame
 from samexport.runtimes.host import image as image_module
 from samexport.runtimes.host.drawing import overlay
-from samexport.runtimes.host.image import (
-    as_pixels,
+from samexport.runtimes.host.frames import (
     axis_weights,
-    read_image,
     resize_longest,
     resized_size,
     to_frame,
     upscale_logits,
     upscale_mask,
 )
+from samexport.runtimes.host.image import as_pixels, read_image
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FRAME = Frame(1024)

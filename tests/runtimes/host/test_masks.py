@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from samexport.errors import ConfigError
 from samexport.models.spec import Frame
-from samexport.runtimes.host.image import upscale_logits
+from samexport.runtimes.host.frames import upscale_logits
 from samexport.runtimes.host.masks import TracedMask, decode_rle, encode_rle, remove_small_regions, trace
 
 FRAME = Frame(64)

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 
 from samexport.errors import PromptError
 from samexport.models.spec import Frame
-from samexport.runtimes.host.image import resized_size
-from samexport.runtimes.host.prompts import (
-    Prompt,
-    check_tensors,
-    clip_boxes,
-    count_tokens,
-    fit_box,
-    has_box,
-    pack,
-    select_mask,
-)
+from samexport.runtimes.host.frames import resized_size
+from samexport.runtimes.host.prompts import Prompt, clip_boxes, fit_box
+from samexport.runtimes.host.sam_prompts import check_tensors, count_tokens, has_box, pack, select_mask
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FRAME = Frame(1024)

@@ -19,7 +19,7 @@ from PIL import Image
 from samexport.errors import BundleError
 from samexport.models.spec import Frame
 from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle
-from samexport.runtimes.host import image as images
+from samexport.runtimes.host import frames as images
 from samexport.runtimes.parity import golden as goldens
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.tasks import segment as segments

@@ -9,8 +9,8 @@ from PIL import Image
 from samexport.errors import BundleError, ImageError, ParityFailed, PromptError
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
+from samexport.runtimes.host.frames import upscale_logits
 from samexport.runtimes.host.grid import GridOptions, count_points
-from samexport.runtimes.host.image import upscale_logits
 from samexport.runtimes.host.masks import decode_rle
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.tasks import everything as everything_module

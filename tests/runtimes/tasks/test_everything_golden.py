@@ -14,11 +14,12 @@ from samexport.exporter.sampler_export import SamplerExport, load_sampler, write
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.models.catalog import find_model
-from samexport.runtimes.base import open_runtime
+from samexport.runtimes.host.frames import upscale_mask
 from samexport.runtimes.host.grid import GridOptions
-from samexport.runtimes.host.image import read_image, upscale_mask
+from samexport.runtimes.host.image import read_image
 from samexport.runtimes.host.masks import decode_rle
 from samexport.runtimes.parity.compare import compare_boxes, intersection_over_union, tier
+from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.tasks.everything import GivenBoxes, GridPoints, SegmentEverything
 from samexport.runtimes.verdicts import Check, Verdict
 from tests.models.golden import GOLDEN

@@ -7,8 +7,9 @@ from PIL import Image
 
 from samexport.errors import ConfigError, ImageError, ParityFailed, PromptError
 from samexport.runtimes.adapters.entry_points import Bucket
-from samexport.runtimes.host.image import upscale_logits
-from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.host.frames import upscale_logits
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import pack
 from samexport.runtimes.tasks.everything import GivenBoxes, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
 

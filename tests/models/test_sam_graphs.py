@@ -5,7 +5,7 @@ import torch
 
 from samexport.models.build import build_graph
 from samexport.models.catalog import MODELS, find_model
-from samexport.models.contracts import sam_graphs
+from samexport.models.families.sam import sam_graphs
 from samexport.models.spec import Frame, axis_sizes
 from tests.models import golden
 
