@@ -48,7 +48,7 @@ class Runtime(ABC):
         """Compute every output of the graph.
 
         Args:
-            inputs: exactly the tensors of ``graph.inputs``, float32, shapes as specified.
+            inputs: exactly the tensors of ``graph.inputs``, types and shapes as specified.
 
         Raises:
             ConfigError: an input is missing, unknown, or has the wrong dtype or shape.
@@ -74,6 +74,9 @@ class Runtime(ABC):
     def _check_outputs(self, inputs: Mapping[str, NDArray[Any]], outputs: Tensors) -> None:
         if set(outputs) != set(self.graph.output_names):
             raise ParityFailed(f"{self.graph.name} returned {sorted(outputs)}, not {self.graph.output_names}")
+        for tensor in self.graph.outputs:
+            if outputs[tensor.name].dtype != np.dtype(tensor.dtype):
+                raise ParityFailed(f"{self.graph.name} returned {tensor.name} as {outputs[tensor.name].dtype}")
         shapes = {k: v.shape for k, v in {**inputs, **outputs}.items()}
         try:
             axis_sizes((*self.graph.inputs, *self.graph.outputs), shapes)

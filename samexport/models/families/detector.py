@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from samexport.models.spec import GraphSpec, TensorSpec
+from samexport.errors import ConfigError
+from samexport.models.spec import GraphSpec, SamplerSpec, TensorSpec
 
 SAMPLER = "prompt_sampler"
+_ARCH = "samexport.models.architectures"
 
 
 def sampler_graph(image_size: int, boxes: int, *, ranked: bool) -> GraphSpec:
@@ -31,3 +33,37 @@ def sampler_graph(image_size: int, boxes: int, *, ranked: bool) -> GraphSpec:
     )
     scores = TensorSpec("scores", (boxes,), "0..1, of each box", role="ranked_scores" if ranked else "tensor")
     return GraphSpec(SAMPLER, "picture to candidate boxes; threshold and NMS come after", (image,), (corners, scores))
+
+
+SAMPLERS: dict[str, SamplerSpec] = {
+    sampler.name: sampler
+    for sampler in (
+        SamplerSpec(
+            name="object-aware",
+            summary="MobileSAMv2's class-agnostic YOLOv8x",
+            size=f"{_ARCH}.object_detector:DETECTOR_X",
+            image_size=1024,
+            # while training, an object is the target of ten cells; 300 boxes are kept in the end
+            candidates=3000,
+            licence="AGPL-3.0 (the weights, as their trainer's owner holds)",
+        ),
+        SamplerSpec(
+            name="test",
+            summary="the same network with a few channels, for tests",
+            size=f"{_ARCH}.object_detector:DETECTOR_TEST",
+            image_size=96,
+            candidates=60,
+            licence="Apache-2.0",
+            score_gain=64.0,
+            hidden=True,
+        ),
+    )
+}
+
+
+def find_sampler(name: str) -> SamplerSpec:
+    """The detector called ``name``; ConfigError names those that there are."""
+    if name not in SAMPLERS:
+        known = ", ".join(s.name for s in SAMPLERS.values() if not s.hidden)
+        raise ConfigError(f"no sampler is called {name!r}; an export knows: {known}")
+    return SAMPLERS[name]

@@ -6,6 +6,7 @@ The reference that the Kotlin, Swift and JavaScript ports are checked against. F
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -175,3 +176,15 @@ def clip_boxes(boxes: NDArray[Any], image_hw: tuple[int, int]) -> tuple[NDArray[
 def look_normalised(coordinates: NDArray[Any]) -> bool:
     """Whether all coordinates lie within 0..1, so that they may be parts of the image where pixels are meant."""
     return coordinates.size > 0 and bool(coordinates.min() >= 0 and coordinates.max() <= 1)
+
+
+def check_inside(prompts: Sequence[Prompt], image_hw: tuple[int, int]) -> None:
+    """Refuse prompts beyond an image; its edges, 0 and width or height, are inside. PromptError names the first."""
+    height, width = image_hw
+    for index, prompt in enumerate(prompts):
+        corners = [] if prompt.box is None else prompt.box.reshape(2, 2).tolist()
+        for x, y in [*prompt.points.tolist(), *corners]:
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise PromptError(
+                    f"prompt {index}: ({x:g}, {y:g}) is outside the image, {width} wide and {height} high"
+                )

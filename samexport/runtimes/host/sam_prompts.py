@@ -9,24 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import PromptError
-from samexport.models.spec import Frame
-from samexport.runtimes.host.frames import resized_size
-from samexport.runtimes.host.prompts import Prompt, check_finite
+from samexport.models.families.sam import ABSENT
+from samexport.models.spec import Preprocess
+from samexport.runtimes.host.frames import FrameMap
+from samexport.runtimes.host.prompts import Prompt, check_finite, check_inside
 
 BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 2, 3
 PADDING = -1
 """SAM's own padding point: a token of its own that changes the masks."""
-ABSENT = -2
-"""A slot without a point: exactly neutral, so prompts with different numbers of points share a batch."""
-
 Tensors = dict[str, NDArray[np.float32]]
 
 
-def pack(prompts: Sequence[Prompt], image_hw: tuple[int, int], frame: Frame) -> Tensors:
+def pack(prompts: Sequence[Prompt], place: FrameMap) -> Tensors:
     """Turn N prompts into the decoder's tensors, in the frame.
 
     Coordinates are scaled in float64, x * (resized width / width) and y * (resized height / height) with the sizes
-    of :func:`samexport.runtimes.host.image.resized_size`, then cast to float32. Slots of a prompt:
+    of :func:`samexport.runtimes.host.frames.resized_size`, then cast to float32. Slots of a prompt:
     its points; then the two corners of its box, labels 2 and 3; or, with points and no box, SAM's padding
     point, (0, 0) with label -1. A box gets no padding point. A prompt that is only a mask gets none either,
     because SAM's prompt encoder then makes no tokens at all. Missing slots at the end are (0, 0) with
@@ -37,8 +35,7 @@ def pack(prompts: Sequence[Prompt], image_hw: tuple[int, int], frame: Frame) -> 
 
     Args:
         prompts: at least one.
-        image_hw: height and width of the original image.
-        frame: the model's frame.
+        place: of the original image in the model's frame.
 
     Returns:
         ``point_coords`` [N, K, 2] and ``point_labels`` [N, K]; if any prompt has a mask also ``mask_input``
@@ -49,9 +46,8 @@ def pack(prompts: Sequence[Prompt], image_hw: tuple[int, int], frame: Frame) -> 
     """
     if len(prompts) == 0:
         raise PromptError("there is no prompt; give a point, a box or a mask")
-    for index, prompt in enumerate(prompts):
-        _check_inside(index, prompt, image_hw)
-    slots = [_slots(prompt, image_hw, frame) for prompt in prompts]
+    check_inside(prompts, place.image_hw)
+    slots = [_slots(prompt, place) for prompt in prompts]
     most = max(1, *(len(labels) for _, labels in slots))
     point_coords = np.zeros((len(prompts), most, 2), np.float32)
     point_labels = np.full((len(prompts), most), ABSENT, np.float32)
@@ -60,22 +56,12 @@ def pack(prompts: Sequence[Prompt], image_hw: tuple[int, int], frame: Frame) -> 
         point_labels[index, : len(labels)] = labels
     packed = {"point_coords": point_coords, "point_labels": point_labels}
     if any(prompt.mask_input is not None for prompt in prompts):
-        packed |= _pack_masks(prompts, frame)
+        packed |= _pack_masks(prompts, place.frame)
     return packed
 
 
-def _check_inside(index: int, prompt: Prompt, image_hw: tuple[int, int]) -> None:
-    height, width = image_hw
-    corners = [] if prompt.box is None else prompt.box.reshape(2, 2).tolist()
-    for x, y in [*prompt.points.tolist(), *corners]:
-        if not (0 <= x <= width and 0 <= y <= height):
-            raise PromptError(f"prompt {index}: ({x:g}, {y:g}) is outside the image, {width} wide and {height} high")
-
-
-def _slots(prompt: Prompt, image_hw: tuple[int, int], frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _slots(prompt: Prompt, place: FrameMap) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Coordinates [S, 2] in the frame and labels [S] of one prompt."""
-    height, width = image_hw
-    new_height, new_width = resized_size(height, width, frame.size)
     coords, labels = prompt.points, prompt.labels
     if prompt.box is not None:
         coords = np.concatenate([coords, prompt.box.reshape(2, 2)])
@@ -83,10 +69,10 @@ def _slots(prompt: Prompt, image_hw: tuple[int, int], frame: Frame) -> tuple[NDA
     elif len(coords) > 0:
         coords = np.concatenate([coords, np.zeros((1, 2))])
         labels = np.append(labels, PADDING)
-    return coords * np.array([new_width / width, new_height / height]), labels
+    return place.to_frame(coords), labels
 
 
-def _pack_masks(prompts: Sequence[Prompt], frame: Frame) -> Tensors:
+def _pack_masks(prompts: Sequence[Prompt], frame: Preprocess) -> Tensors:
     side = frame.low_res
     mask_input = np.zeros((len(prompts), 1, side, side), np.float32)
     has_mask_input = np.zeros(len(prompts), np.float32)

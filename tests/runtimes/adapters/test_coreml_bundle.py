@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from samexport.cli.segment import SegmentRequest, run_segment
-from samexport.exporter.formats import WRITERS, Facts
+from samexport.exporter.deliver.sam_swift import FILE_NAME, swift_source
+from samexport.exporter.formats import FORMATS, Facts
 from samexport.exporter.to_coreml.convert import CoreMLOptions
-from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
@@ -128,7 +128,7 @@ def older_bundle(coreml_bundle, tmp_path_factory) -> Bundle:
         shutil.rmtree(folder / artifacts[name].path)
         graph, module = build_graph(sam, spec, name)
         facts = Facts(spec, coreml_bundle.manifest.weights)
-        artifacts[name] = WRITERS[CoreMLOptions].write(graph, module, folder, options, facts)
+        artifacts[name] = FORMATS["coreml"].write(graph, module, folder, options, facts)
     bundle = Bundle(folder, replace(coreml_bundle.manifest, artifacts=tuple(artifacts.values())))
     (folder / FILE_NAME).write_text(swift_source(bundle))
     return sign(bundle)
