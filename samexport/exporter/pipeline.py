@@ -36,7 +36,7 @@ from samexport.runtimes.bundle import (
     relative_files,
 )  # fmt: skip
 from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
-from samexport.runtimes.parity.verify import compare_cases, expected_of, picture_masks, run_frames
+from samexport.runtimes.parity.verify import compare_cases, picture_masks, run_frames
 from samexport.runtimes.torch_bundle import plain_bundle
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
@@ -230,10 +230,10 @@ def reference_golden(network: nn.Module, spec: ModelSpec, graphs: Sequence[str],
     def run(chain: tuple[str, ...], frames: Sequence[Tensors]) -> list[Tensors]:
         whole = (family.equal[chain[-1]],) if chain[-1] in family.equal else chain
         found = run_frames(runtimes, whole, frames, family.state)
-        return [expected_of(runtimes, whole, outputs, family.state) for _, outputs in found]
+        return [outputs for _, outputs in found]
 
     make_cases = resolve_name(family.cases)
-    return make_golden(spec.frame, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0])
+    return make_golden(spec, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0])
 
 
 def verify_against_pytorch(

@@ -6,7 +6,7 @@ import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -199,10 +199,14 @@ def timing_inputs(graph: GraphSpec, bundle: Bundle, golden: Golden, prompts: int
     return inputs
 
 
-def cases_of(graph: str, cases: Iterable[Case], equal: Mapping[str, str]) -> list[tuple[Case, tuple[str, ...]]]:
-    """The cases that end in ``graph`` and the chain to run; a chain that is ``equal`` to it counts as well."""
+def cases_of(graph: str, cases: Sequence[Case], equal: Mapping[str, str]) -> list[tuple[Case, tuple[str, ...]]]:
+    """The cases that end in ``graph`` and the chain to run; a chain that is ``equal`` to it counts as well.
+
+    Where there is none, those in which it takes part.
+    """
     found = [(case, case.graphs) for case in cases if case.graphs[-1] == graph]
-    return found + [(case, (graph,)) for case in cases if equal.get(case.graphs[-1]) == graph]
+    found += [(case, (graph,)) for case in cases if equal.get(case.graphs[-1]) == graph]
+    return found or [(case, case.graphs) for case in cases if graph in case.graphs]
 
 
 def _sibling(job: Job, bundle: Bundle, graph: str) -> Job:

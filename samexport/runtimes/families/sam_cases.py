@@ -15,7 +15,7 @@ MASK_PROMPT_COUNTS = ((1, 2), (4, 3), (3, 2))
 
 def make_cases(reference: Reference) -> list[Case]:
     """The encoder on the picture, and seeded prompts in their declared ranges for what it makes of the picture."""
-    rng, frame, graphs = reference.rng, reference.frame, reference.graphs
+    rng, frame, graphs = reference.rng, reference.spec.frame, reference.graphs
     cases = [reference.case("picture", ("encoder",), {"image": Made("picture")})]
     embeddings = {"image_embeddings": cases[0].expected["image_embeddings"]}
     decoder = ("decoder",) if "decoder" in graphs else ("decoder_prologue", "decoder_step")

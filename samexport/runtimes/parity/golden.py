@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +23,7 @@ from samexport.errors import BundleError, SamExportError
 from samexport.files import read_json, reason, to_json
 from samexport.models.catalog import find_family
 from samexport.models.families.detector import SAMPLER
-from samexport.models.spec import GraphSpec, Identifier, Preprocess, axis_sizes
+from samexport.models.spec import GraphSpec, Identifier, ModelSpec, Preprocess, axis_sizes
 from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, choose
 from samexport.runtimes.arrays import read_npz
 from samexport.runtimes.base import Tensors
@@ -162,7 +162,7 @@ class Golden:
 
 
 Run = Callable[[tuple[str, ...], Sequence[Tensors]], list[Tensors]]
-"""Runs a chain of graphs frame by frame in the reference: what is expected of each frame."""
+"""Runs a chain of graphs frame by frame in the reference: the outputs of all graphs, for each frame."""
 
 
 @dataclass(frozen=True)
@@ -170,31 +170,44 @@ class Reference:
     """What a family makes its cases with.
 
     Attributes:
+        spec: the model.
         graphs: the names of those to cover.
-        frame: of the model.
         picture: the golden picture.
         rng: for everything that is drawn.
         run: the untouched architecture.
     """
 
+    spec: ModelSpec
     graphs: tuple[str, ...]
-    frame: Preprocess
     picture: NDArray[np.uint8]
     rng: np.random.Generator
     run: Run
 
-    def case(self, name: str, chain: tuple[str, ...], *frames: Mapping[str, NDArray[Any] | Made]) -> Case:
-        """A case from the inputs of its frames; what is :class:`Made` is not stored."""
+    def case(
+        self,
+        name: str,
+        chain: tuple[str, ...],
+        *frames: Mapping[str, NDArray[Any] | Made],
+        also: Collection[str] = (),
+    ) -> Case:
+        """A case that compares what the last graph of a chain computes.
+
+        Args:
+            name: unique among the cases of its chain.
+            chain: graphs, run in order.
+            frames: inputs of each frame but for what graphs and earlier frames give; a :class:`Made` is not stored.
+            also: names of other graphs' outputs to compare.
+        """
+        compared = {*self.spec.graph(chain[-1]).output_names, *also}
         made = [{n: v for n, v in inputs.items() if isinstance(v, Made)} for inputs in frames]
         given: list[Tensors] = [
-            {n: v.make(self.picture, self.frame) if isinstance(v, Made) else v for n, v in inputs.items()}
+            {n: v.make(self.picture, self.spec.frame) if isinstance(v, Made) else v for n, v in inputs.items()}
             for inputs in frames
         ]
-        steps = [
-            Step(inputs, expected, {}, seeds)
-            for inputs, expected, seeds in zip(given, self.run(chain, given), made, strict=True)
-        ]
-        first, *later = steps
+        first, *later = (
+            Step(inputs, {n: v for n, v in outputs.items() if n in compared}, {}, seeds)
+            for inputs, outputs, seeds in zip(given, self.run(chain, given), made, strict=True)
+        )
         return Case(name, chain, first.inputs, first.expected, {}, first.made, tuple(later))
 
 
@@ -203,7 +216,7 @@ MakeCases = Callable[[Reference], list[Case]]
 
 
 def make_golden(
-    frame: Preprocess,
+    spec: ModelSpec,
     graphs: Sequence[str],
     seed: int,
     make_cases: MakeCases,
@@ -213,7 +226,7 @@ def make_golden(
     """A picture, what the reference makes of it, and the family's cases.
 
     Args:
-        frame: of the model.
+        spec: the model.
         graphs: the names of those to cover.
         seed: of the picture and of everything that is drawn.
         make_cases: the family's.
@@ -221,9 +234,9 @@ def make_golden(
         find_masks: the reference from a picture to the masks of :func:`picture_prompts`.
     """
     rng = np.random.default_rng(seed)
-    picture = structured_picture(rng, frame.size)
-    cases = make_cases(Reference(tuple(graphs), frame, picture, rng, run))
-    return Golden(picture, _resized_sha256(picture, frame), find_masks(picture), tuple(cases))
+    picture = structured_picture(rng, spec.frame.size)
+    cases = make_cases(Reference(spec, tuple(graphs), picture, rng, run))
+    return Golden(picture, _resized_sha256(picture, spec.frame), find_masks(picture), tuple(cases))
 
 
 def case_of_size(cases: Sequence[Case], graph: GraphSpec, buckets: Sequence[Bucket], count: int) -> Case | None:

@@ -8,8 +8,8 @@ import pytest
 import tree_sitter_swift
 from tree_sitter import Language, Node, Parser
 
-from samexport.exporter.deliver.sam_swift import FILE_NAME, swift_source
 from samexport.exporter.deliver import sam_swift as swift
+from samexport.exporter.deliver.sam_swift import FILE_NAME, swift_source
 from samexport.models.catalog import MODELS, find_model
 from samexport.models.families.sam import LABELS, sam_graphs
 from samexport.models.spec import Preprocess
