@@ -109,6 +109,11 @@ class Runtime(ABC):
         self.close()
 
 
+def declared(graph: GraphSpec, outputs: Mapping[str, NDArray[Any]]) -> Tensors:
+    """Outputs in the types of the contract, of a file whose format has integers of 32 bits alone."""
+    return {t.name: np.asarray(outputs[t.name]).astype(t.dtype, copy=False) for t in graph.outputs}
+
+
 def describe(runtime: Runtime) -> str:
     """Name and placement in one text."""
     return f"{runtime.name}: {runtime.placement()}"

@@ -107,6 +107,8 @@ def _check_bundle(bundle: Bundle) -> None:
     if formats != {"tflite"}:
         found = ", ".join(sorted(formats))
         raise BundleError(f"{bundle.folder} is {found}; the Android demo takes TFLite, `samexport tflite` makes it")
+    if bundle.manifest.family != "sam":
+        raise BundleError(f"the Android demo runs SAM's decoder; {bundle.manifest.model} is another kind of model")
     damaged = bundle.damaged_files()
     if damaged:
         name, problem = next(iter(damaged.items()))

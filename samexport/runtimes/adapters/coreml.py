@@ -13,8 +13,8 @@ from samexport.files import reason
 from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import run_in_buckets
-from samexport.runtimes.adapters.packages import buckets_of, check_names, declared, whole_pixels
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.adapters.packages import buckets_of, check_names, whole_pixels
+from samexport.runtimes.base import Runtime, Tensors, declared
 from samexport.runtimes.formats.mlpackage import read_package
 
 

@@ -26,8 +26,8 @@ from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.files import reason
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import run_in_buckets
-from samexport.runtimes.adapters.packages import buckets_of, check_names, declared, whole_pixels
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.adapters.packages import buckets_of, check_names, whole_pixels
+from samexport.runtimes.base import Runtime, Tensors, declared
 from samexport.runtimes.formats.mil_arithmetic import Arithmetic, HalfAccumulation
 from samexport.runtimes.formats.mil_ops import MOVES, OPERATIONS
 from samexport.runtimes.formats.mlpackage import Function, Operation, Value, read_package

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -56,8 +55,3 @@ def buckets_of(package: Package, graph: GraphSpec) -> tuple[Bucket, ...]:
         buckets.append(bucket_of(name, graph, most, flexible=flexible))
     # the functions of a package have no order
     return tuple(sorted(buckets, key=lambda bucket: (bucket.prompts, bucket.points)))
-
-
-def declared(graph: GraphSpec, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Outputs in the types of the contract: CoreML knows one kind of integer, of 32 bits."""
-    return {t.name: np.asarray(outputs[t.name]).astype(t.dtype, copy=False) for t in graph.outputs}
