@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ class Stage:
 
 GPU_STAGES = (
     Stage(0.06, 128, 128, 16, 1, 0.1, 6),
-    Stage(0.12, 256, 96, 16, 1, 0.6, 16),
-    Stage(0.30, 256, 96, 16, 3, 1.0, 24),
-    Stage(0.30, 512, 32, 16, 3, 1.0, 40),
-    Stage(0.22, 1024, 12, 16, 2, 1.0, 40),
+    Stage(0.12, 256, 96, 16, 2, 0.6, 16),
+    Stage(0.27, 256, 96, 16, 3, 1.0, 24),
+    Stage(0.29, 512, 32, 16, 3, 1.0, 40),
+    Stage(0.26, 1024, 12, 16, 2, 1.0, 40),
 )
 CPU_STAGES = (
     Stage(0.45, 128, 32, 16, 1, 0.1, 6),
@@ -75,7 +76,7 @@ class TrainSettings:
         seconds: of training in all, or None to count ``steps``.
         steps: in all, or None to go by ``seconds``.
         seed: of weights, scenes and prompts.
-        learning_rate: its peak; it rises over the first 200 steps and falls to a hundredth along a cosine.
+        learning_rate: its peak; it rises over the first 100 steps and falls to a hundredth along a cosine.
         device: "cuda" or "cpu".
     """
 
@@ -83,7 +84,7 @@ class TrainSettings:
     seconds: float | None = None
     steps: int | None = None
     seed: int = 0
-    learning_rate: float = 8e-4
+    learning_rate: float = 1.2e-3
     weight_decay: float = 0.02
     device: str = "cpu"
 
@@ -124,7 +125,8 @@ def embed(sam: Sam, pictures: Tensor, ids: Tensor, frame: Frame) -> Tensor:
     """Embeddings [B, C, S / 16, S / 16] of pictures [B, 3, S, S], 0..255; outside of a picture is the mean."""
     mean, std = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) for v in (frame.mean, frame.std))
     normalised = (pictures - mean) / std * (ids >= 0)[:, None]
-    out: Tensor = sam.image_encoder(normalised)
+    layout = torch.channels_last if pictures.is_cuda else torch.contiguous_format
+    out: Tensor = sam.image_encoder(normalised.contiguous(memory_format=layout))
     return out
 
 
@@ -155,13 +157,17 @@ class Trainer:
     def __init__(self, spec: ModelSpec, settings: TrainSettings) -> None:
         self.spec, self.settings = spec, settings
         self.device = torch.device(settings.device)
-        self.sam = new_model(spec, settings.seed).to(self.device).train()
+        # convolutions of GPUs are made for this layout
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        self.sam = new_model(spec, settings.seed).to(self.device).to(memory_format=layout).train()
         self.average = copy.deepcopy(self.sam).eval().requires_grad_(False)
         self.step, self.share, self.seconds, self.pictures = 0, 0.0, 0.0, 0
         named = dict(self.sam.named_parameters())
         matrices = [p for p in named.values() if p.ndim > 1]
         others = [p for p in named.values() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        pairs = zip(self.average.state_dict().values(), self.sam.state_dict().values(), strict=True)
+        self._averaged = [(old, new) for old, new in pairs if old.is_floating_point()]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
 
     def stage(self) -> Stage:
@@ -174,32 +180,40 @@ class Trainer:
         return self.settings.stages[-1]
 
     def run(self) -> Iterator[Progress]:
-        """Train to the end, a step at a time."""
-        while self.share < 1:
-            started = time.monotonic()
-            stage = self.stage()
-            rate = self._learning_rate()
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            cost = self._one_step(stage)
-            found = {name: float(value) for name, value in vars(cost).items()} if self.step % 10 == 0 else {}
-            self.step += 1
-            self.pictures += stage.batch
-            self.seconds += time.monotonic() - started
-            if self.settings.steps is not None:
-                self.share = self.step / self.settings.steps
-            else:
-                self.share = self.seconds / float(self.settings.seconds or 1)
-            yield Progress(self.step, self.share, self.seconds, stage, found, self.pictures)
+        """Train to the end, a step at a time; the next scenes are drawn meanwhile."""
+        with ThreadPoolExecutor(1) as artist:
+            drawn = artist.submit(self._draw, self.step, self.stage())
+            while self.share < 1:
+                started = time.monotonic()
+                stage, scenes, targets = drawn.result()
+                drawn = artist.submit(self._draw, self.step + 1, self.stage())
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self._learning_rate()
+                cost = self._one_step(stage, scenes, targets)
+                found = {name: float(value) for name, value in vars(cost).items()} if self.step % 10 == 0 else {}
+                self.step += 1
+                self.pictures += stage.batch
+                self.seconds += time.monotonic() - started
+                if self.settings.steps is not None:
+                    self.share = self.step / self.settings.steps
+                else:
+                    self.share = self.seconds / float(self.settings.seconds or 1)
+                yield Progress(self.step, self.share, self.seconds, stage, found, self.pictures)
+
+    def _draw(self, step: int, stage: Stage) -> tuple[Stage, Scenes, Targets]:
+        generator = self._generator(2 * step)
+        scenes = draw(stage.batch, SceneSettings(stage.size, stage.objects, stage.texture), generator)
+        return stage, scenes, choose_targets(scenes, stage.prompts, generator)
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_000_007 + number)
 
     def _learning_rate(self) -> float:
         falling = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.share)))
-        return self.settings.learning_rate * min(1.0, (self.step + 1) / 200) * falling
+        return self.settings.learning_rate * min(1.0, (self.step + 1) / 100) * falling
 
-    def _one_step(self, stage: Stage) -> Losses:
-        generator = torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_003 + self.step)
-        scenes = draw(stage.batch, SceneSettings(stage.size, stage.objects, stage.texture), generator)
-        targets = choose_targets(scenes, stage.prompts, generator)
+    def _one_step(self, stage: Stage, scenes: Scenes, targets: Targets) -> Losses:
+        generator = self._generator(2 * self.step + 1)
         set_size(self.sam, stage.size)
         with torch.device(self.device), fast(self.device):
             cost = self._answers(scenes, targets, stage.rounds, generator)
@@ -233,9 +247,7 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         keep = min(EMA, (self.step + 1) / (self.step + 20))
-        pairs = zip(self.average.state_dict().values(), self.sam.state_dict().values(), strict=True)
-        moving = [(old, new) for old, new in pairs if old.is_floating_point()]
-        torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], 1 - keep)
+        torch._foreach_lerp_([old for old, _ in self._averaged], [new for _, new in self._averaged], 1 - keep)
 
     @torch.no_grad()
     def settle(self, pictures: int = 128) -> None:
@@ -246,7 +258,7 @@ class Trainer:
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
-        generator = torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_003 + 999_983)
+        generator = self._generator((1 << 30) - 1)
         batch = min(stage.batch, 8)
         for _ in range(max(1, pictures // batch)):
             scenes = draw(batch, SceneSettings(stage.size, stage.objects, stage.texture), generator)

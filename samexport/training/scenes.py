@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from samexport.training.shapes import NUMBERS, SHAPES, inside
+from samexport.training.shapes import NUMBERS, REACH, SHAPES, inside
 from samexport.training.surfaces import paint
 
 LAYERS = 3
@@ -83,17 +82,11 @@ class _Layout:
 def draw(count: int, settings: SceneSettings, generator: torch.Generator) -> Scenes:
     """Draw ``count`` scenes on the generator's device; the same generator state gives the same scenes."""
     layout = _lay_out(count, settings, generator)
-    size, device = settings.size, generator.device
-    axis = (torch.arange(size, device=device) + 0.5) / size
-    ids = torch.zeros(count, size, size, dtype=torch.int32, device=device)
-    # in turns, so that memory does not grow with the number of objects
-    turn = max(1, (1 << 26) // size**2)
-    for picture, slot, shown in _shown(layout, axis, turn):
-        depth = torch.where(shown, slot[:, None, None].int(), 0)
-        ids.index_reduce_(0, picture, depth, "amax")
+    size = settings.size
+    ids = _see(layout, count, size)
     slots = 1 + LAYERS * settings.objects
     pictures = paint(ids, layout.picture, layout.slot, layout.centre, layout.scale, slots, settings.texture, generator)
-    outside = _outside(count, axis, settings.ragged, generator)
+    outside = _outside(count, size, settings.ragged, generator)
     return Scenes(pictures, torch.where(outside, -1, ids).to(torch.int16), slots)
 
 
@@ -152,28 +145,52 @@ def _lay_out(count: int, settings: SceneSettings, generator: torch.Generator) ->
     )
 
 
-def _covered(layout: _Layout, chosen: Tensor, axis: Tensor) -> Tensor:
-    """The outlines of ``chosen`` objects, hidden parts included, bool [chosen, S, S]."""
-    dx = axis[None, None, :] - layout.centre[chosen, 0, None, None]
-    dy = axis[None, :, None] - layout.centre[chosen, 1, None, None]
+def _see(layout: _Layout, count: int, size: int) -> Tensor:
+    """The slot at each pixel, int32 [B, S, S]: the highest of all outlines that cover it.
+
+    Each outline is evaluated in a window around it alone; windows of a size go together.
+    """
+    ids = torch.zeros(count * size * size, dtype=torch.int32, device=layout.slot.device)
+    sides = 2 * REACH * layout.scale.amax(1) * size + 2
+    widths = [w for w in (32, 64, 128, 256, 512) if w < size] + [size]
+    fits = torch.bucketize(sides, torch.tensor(widths[:-1], device=ids.device))
+    for index, width in enumerate(widths):
+        # in turns, so that memory does not grow with the number of objects
+        for chosen in torch.split((fits == index).nonzero()[:, 0], max(1, (1 << 26) // width**2)):
+            if len(chosen):
+                corner = (layout.centre[chosen] * size - width / 2).round().long() * int(width < size)
+                _see_window(ids, layout, chosen, corner[..., None] + torch.arange(width, device=ids.device), size)
+    return ids.view(count, size, size)
+
+
+def _see_window(ids: Tensor, layout: _Layout, chosen: Tensor, axes: Tensor, size: int) -> None:
+    """Write the ``chosen`` outlines into ``ids``; ``axes`` [chosen, 2, W] has their windows' columns and rows."""
+    shown = _covered(layout, chosen, (axes + 0.5) / size)
+    parts = (layout.whole[chosen] != chosen).nonzero()[:, 0]
+    if len(parts):
+        # a part ends where its whole ends
+        shown[parts] &= _covered(layout, layout.whole[chosen[parts]], (axes[parts] + 0.5) / size)
+    exists = (axes >= 0) & (axes < size)
+    columns, rows = axes.clamp(0, size - 1).unbind(1)
+    shown &= exists[:, 0, None, :] & exists[:, 1, :, None]
+    pixel = (layout.picture[chosen, None] * size + rows)[:, :, None] * size + columns[:, None, :]
+    depth = shown * layout.slot[chosen, None, None].int()
+    ids.scatter_reduce_(0, pixel.flatten(), depth.flatten(), "amax")
+
+
+def _covered(layout: _Layout, chosen: Tensor, axes: Tensor) -> Tensor:
+    """The outlines of ``chosen`` objects, hidden parts included, in windows of ``axes`` [chosen, 2, W] in shares."""
+    dx = axes[:, 0, None, :] - layout.centre[chosen, 0, None, None]
+    dy = axes[:, 1, :, None] - layout.centre[chosen, 1, None, None]
     cos, sin = (f(layout.angle[chosen])[:, None, None] for f in (torch.cos, torch.sin))
     u = (dx * cos + dy * sin) / layout.scale[chosen, 0, None, None]
     v = (dy * cos - dx * sin) / layout.scale[chosen, 1, None, None]
-    return inside(layout.kind[chosen], u, v, layout.numbers[chosen])
+    return inside(layout.kind[chosen], u, v, layout.numbers[chosen]) & (u.square() + v.square() < REACH**2)
 
 
-def _shown(layout: _Layout, axis: Tensor, turn: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(picture, slot, outline) of a few objects at a time; a part ends where its whole ends."""
-    for chosen in torch.split(torch.arange(len(layout.slot), device=axis.device), turn):
-        shown = _covered(layout, chosen, axis)
-        parts = (layout.whole[chosen] != chosen).nonzero()[:, 0]
-        if len(parts):
-            shown[parts] &= _covered(layout, layout.whole[chosen[parts]], axis)
-        yield layout.picture[chosen], layout.slot[chosen], shown
-
-
-def _outside(count: int, axis: Tensor, ragged: float, generator: torch.Generator) -> Tensor:
+def _outside(count: int, size: int, ragged: float, generator: torch.Generator) -> Tensor:
     """Pixels below or right of pictures that do not fill the frame, bool [B, S, S]."""
+    axis = (torch.arange(size, device=generator.device) + 0.5) / size
     drawn = _random(generator, count, 3)
     edge = torch.where(drawn[:, 0] < ragged, _between(0.5, 1.0, drawn[:, 1]), torch.ones_like(drawn[:, 0]))
     wide = drawn[:, 2] < 0.5

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 NUMBERS = 16
 """Random numbers in [0, 1) that describe one outline."""
 
+REACH = 1.45
+"""No outline goes further from its centre, in its own coordinates; a box's corner is at 1.41."""
+
 Shape = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(u, v) of each pixel [E, S, S] and the outlines' numbers [E, 16] to inside [E, S, S]; outlines fill about [-1, 1]."""
 
