@@ -40,11 +40,11 @@ def test_names_and_axes_keep_their_order():
 
 def test_axes_are_those_in_the_shapes_one_for_each_role():
     assert GRAPH.axis("prompts") == PROMPTS
-    assert GRAPH.axis("tokens") is None
+    assert GRAPH.axis("memories") is None
     assert GRAPH.sizes({"points": 5}, default="traced") == {"N": PROMPTS.traced, "K": 5}
     assert GRAPH.sizes(default="usual") == {"N": 1, "K": 2}
     assert MASKS.resolved({"N": 7}) == (7, 4, 16, 16)
-    for axes in ((PROMPTS,), (PROMPTS, POINTS, Axis("M", "tokens", 3, 9)), (PROMPTS, Axis("K", "prompts", 2, 2))):
+    for axes in ((PROMPTS,), (PROMPTS, POINTS, Axis("M", "memories", 3, 9)), (PROMPTS, Axis("K", "prompts", 2, 2))):
         with pytest.raises(ValueError, match="axes"):
             GraphSpec("decoder", "", (COORDS, LABELS), (MASKS,), axes)
 
