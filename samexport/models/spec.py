@@ -23,7 +23,7 @@ Role = Literal["tensor", "mask_logits", "mask_scores", "ranked_boxes", "ranked_s
 
 
 AxisRole = Literal["prompts", "points", "memories", "pointers"]
-"""What an axis counts. Prompts do not see each other, so they are cut, filled up and joined; slots of any other axis are
+"""What an axis counts. Prompts do not see each other, so they are cut, filled up and joined; slots of other axes are
 filled up. A file of fixed sizes has entry points for several numbers of prompts and points; others are ``usual``."""
 
 
