@@ -47,6 +47,9 @@ def reload_model(
     """
     if wanted.kind == "random":
         return _with_random_weights(spec, wanted, checkpoints, decoder)
+    if not checkpoints and (spec.source is None or (spec.source.sha256 or "") not in _hashes(wanted)):
+        # the official file is not among them, so it is not downloaded to find that out
+        raise ConfigError(f"the bundle was made from {wanted.source}; give the files with --checkpoint")
     try:
         sam, found = load_model(spec, checkpoints, decoder=decoder)
     except CheckpointError:

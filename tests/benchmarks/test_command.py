@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from samexport.benchmarks import command
+from samexport.benchmarks import command, plan
 from samexport.benchmarks.command import FILES, BenchRequest, run_bench
 from samexport.benchmarks.measuring import runner
 from samexport.benchmarks.measuring.runner import Machine
 from samexport.benchmarks.results.compare import compare
 from samexport.benchmarks.results.plots import PLOT_FILES
 from samexport.benchmarks.results.rows import Status, read_results
+from samexport.benchmarks.results.tables import failure_lines, problem_lines
 from samexport.errors import BundleError, ConfigError, FileError, MissingDependency
 from samexport.installation import install_hint
 from samexport.runtimes.verdicts import Verdict
@@ -196,6 +197,21 @@ def test_what_was_asked_for_and_cannot_be_is_a_row(tiny_bundle, tmp_path):
     results = run_bench(request, no_baselines)
     skipped = [r for r in results.rows if r.status is Status.SKIPPED]
     assert [(r.job.runtime, r.reason) for r in skipped] == [("litert", "it reads tflite files, the bundles have onnx")]
+
+
+def test_a_default_run_without_the_checkpoint_leaves_pytorch_out_and_says_so(own_bundle, tmp_path, monkeypatch):
+    manifest = own_bundle.folder / "bundle.json"
+    weights = {"kind": "checkpoint", "source": "mine.pt", "sha256": "1" * 64, "seed": None}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights": weights}))
+    monkeypatch.setattr(plan, "why_not", lambda c: "" if c.name in ("onnxruntime", "pytorch") else "not here")
+    out = tmp_path / "out"
+    results = run_bench(request_of(own_bundle, out, graphs=("encoder",), runtimes=()), no_baselines)
+    assert [r.job.runtime for r in results.rows] == ["onnxruntime"]
+    assert failure_lines(results) == []
+    (line,) = problem_lines(results)
+    assert line == "bundle: PyTorch leaves out encoder: the weights are mine.pt; give them with --checkpoint"
+    assert line in (out / "results.md").read_text()
+    assert read_results(out / "results.json").notes == (line,)
 
 
 @pytest.mark.parametrize(

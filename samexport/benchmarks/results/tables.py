@@ -264,13 +264,13 @@ def placements(results: Results) -> list[Cells]:
 
 
 def problem_lines(results: Results) -> list[str]:
-    """What was not measured or failed, and verdicts that are not PASS."""
+    """What was left out, not measured or failed, and verdicts that are not PASS."""
     skipped = [
         f"parity SKIPPED {r.job.name}: {r.measured.parity.reason}"
         for r in results.rows
         if r.status is Status.DONE and r.measured.parity.verdict is Verdict.SKIPPED
     ]
-    return [*skipped, *failure_lines(results)]
+    return [*results.notes, *skipped, *failure_lines(results)]
 
 
 def failure_lines(results: Results) -> list[str]:
