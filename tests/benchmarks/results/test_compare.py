@@ -48,6 +48,9 @@ def test_more_memory_is_a_regression():
 def test_a_worse_verdict_is_a_regression_however_fast():
     assert only(row(), row(10, parity=FAIL)).regression == "parity PASS became FAIL: differs by 3"
     assert only(row(parity=FAIL), row()).regression == ""
+    unjudged = Parity(Verdict.SKIPPED, "no reference")
+    assert only(row(), row(parity=unjudged)).regression == "parity PASS became SKIPPED: no reference"
+    assert only(row(parity=unjudged), row(parity=FAIL)).regression == "parity SKIPPED became FAIL: differs by 3"
 
 
 def test_a_row_that_failed_or_is_gone_is_a_regression():
@@ -131,11 +134,18 @@ def test_ratios_of_calls_in_turns_are_compared_too():
     assert compare(old, results(row()))[1].regression == "is not there any more"
     hung = replace(pair(), status=Status.FAILED, reason="hung", ratio=None)
     assert compare(old, results(row(), pairs=[hung]))[1].regression == "FAILED: hung"
+    for side in ("first_parity", "second_parity"):
+        wrong = results(row(), pairs=[replace(pair(), **{side: FAIL})])
+        assert compare(old, wrong)[1].regression == "parity PASS became FAIL: differs by 3"
 
 
-def test_other_machines_are_not_compared_unless_asked():
-    old, new = results(row()), results(row(), cpu="Other CPU")
-    with pytest.raises(ConfigError, match="Test CPU and Other CPU"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"cpu": "Other CPU"}, "Test CPU and Other CPU"), ({"cores": 8}, "cores: 2 and 8"), ({"gpu": "G"}, "gpu:  and G")],
+)
+def test_other_machines_are_not_compared_unless_asked(change, message):
+    old, new = results(row()), results(row(), **change)
+    with pytest.raises(ConfigError, match=message):
         compare(old, new)
     assert compare(old, new, other_machine=True)[0].regression == ""
 
