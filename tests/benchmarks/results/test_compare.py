@@ -72,6 +72,12 @@ def test_two_targets_and_two_weights_of_one_model_are_told_apart():
         assert [c.regression for c in compare(old, results(*reversed(new.rows)))] == ["", "200% slower"]
 
 
+def test_one_runtime_on_two_devices_is_two_rows():
+    one, other = row(), replace(row(), device="Phone, Android 15")
+    slower = replace(row(300), device="Phone, Android 15")
+    assert [c.regression for c in compare(results(one, other), results(slower, one))] == ["", "200% slower"]
+
+
 def test_two_bundles_that_differ_in_nothing_else_are_told_apart_by_their_names():
     old, new = results(row(label="a"), row(label="b")), results(row(300, label="b"), row(label="a"))
     assert [c.regression for c in compare(old, new)] == ["", "200% slower"]
