@@ -134,6 +134,15 @@ def test_a_job_says_of_which_weights_and_how_its_file_was_made(sampler_bundle):
 DETECTOR_LACKS = "it was made from seed 7; give that with --checkpoint"
 
 
+def test_a_detector_has_weights_of_its_own(sampler_bundle):
+    info = sampler_bundle.manifest.sampler
+    other = replace(info, weights=replace(info.weights, seed=9))
+    bundle, plan = replace(sampler_bundle, manifest=replace(sampler_bundle.manifest, sampler=other)), Plan()
+    names = ("encoder", SAMPLER, "everything: 300 boxes", "everything: 300 boxes of the detector")
+    found = [plan.source(bundle, name).weights for name in names]
+    assert found == ["seed 7", "seed 9", "seed 7", "seed 7 seed 9"]
+
+
 def test_pytorch_runs_a_detector_that_it_can_have(sampler_bundle):
     plan = Plan(("pytorch",), (SAMPLER,))
     assert [j.graph for j in jobs_of([sampler_bundle], plan)] == [SAMPLER]
