@@ -184,7 +184,7 @@ def machine_lines(results: Results) -> list[str]:
         lines.append(f"measured peak, GMAC/s of matrix products: {rates}; copy {results.roofline.get(COPY, 0):g} GB/s")
     if e.git_commit:
         lines.append(f"commit {e.git_commit}")
-    return [*lines, f"{results.created}: `{results.command}`"]
+    return lines
 
 
 LOAD_NOTE = (
@@ -209,7 +209,8 @@ NOTES = (
 
 def to_markdown(results: Results, plots: Sequence[tuple[str, str]] = ()) -> str:
     """A report; ``plots`` are file names and captions."""
-    lines = ["# Benchmark results", "", *(f"- {line}" for line in machine_lines(results)), ""]
+    command = f"- {results.created}: `{results.command}`"
+    lines = ["# Benchmark results", "", *(f"- {line}" for line in machine_lines(results)), command, ""]
     if results.pairs:
         lines += ["## Ratios of calls in turns", "", *markdown_table(PAIR_COLUMNS, map(pair_cells, results.pairs)), ""]
     for title, rows in sections(results):
