@@ -6,7 +6,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-EXPORT, CHECK, USE, LOOK = "Make files", "Check and measure", "Use files", "Look around"
+EXPORT, CHECK, USE = "Make files", "Check and measure", "Use files"
+TRAIN, LOOK = "Train", "Look around"
 
 
 _EXAMPLES = {
@@ -41,6 +42,10 @@ _EXAMPLES = {
     "everything": ("samexport everything BUNDLE photo.jpg --out overlay.png --masks masks.json",),
     "eval": ("samexport eval BUNDLE --annotations instances_val2017.json --images val2017 --max-images 100",),
     "bench": ("samexport bench BUNDLE --out results", "samexport bench --compare old.json new.json"),
+    "train-demo": (
+        "samexport train-demo --budget 9m --out demo",
+        "samexport train-demo --budget 2h --out demo --resume",
+    ),
     "list": ("samexport list", "samexport list --json"),
     "doctor": ("samexport doctor", "samexport doctor --json"),
 }

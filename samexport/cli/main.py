@@ -14,10 +14,11 @@ from samexport.cli.bench import bench
 from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
-from samexport.cli.help import CHECK, EXPORT, LOOK, USE, GroupedCommand, GroupedCommands, examples
+from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, GroupedCommands, examples
 from samexport.cli.options import Json
 from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
+from samexport.cli.train import train_demo
 from samexport.cli.verify import verify
 
 app = typer.Typer(
@@ -70,6 +71,7 @@ _command("everything", USE)(everything)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("bench", CHECK)(bench)
+_command("train-demo", TRAIN)(train_demo)
 
 
 @_command("list", LOOK)
