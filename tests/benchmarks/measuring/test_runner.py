@@ -157,6 +157,9 @@ def test_rate_and_share_of_the_peak_are_of_the_median(tiny_bundle):
         job_of(tiny_bundle, "decoder", prompts=4, runtime="openvino-bf16"), answer(), {"fp32": 2.0, "bf16": 8.0}
     )
     assert wide.peak_share == pytest.approx(wide.gmac_per_s / 8.0)
+    # processors of this kind compute fp16 files in fp32
+    half = only(job_of(tiny_bundle, "decoder", prompts=4, precision="fp16"), answer(), {"fp32": 2.0, "bf16": 8.0})
+    assert half.peak_share == pytest.approx(half.gmac_per_s / 2.0)
 
 
 def test_a_row_measured_beside_other_programs_is_marked(tiny_bundle):
