@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from samexport.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samexport.models.architectures.sam import Sam
+    from torch import nn
+
     from samexport.models.spec import ModelSpec
     from samexport.runtimes.bundle import Bundle
     from samexport.runtimes.verdicts import ParityReport
@@ -85,15 +86,14 @@ def export(
 
 
 def _target(file_format: str, recipe: str | None, options: dict[str, Any]) -> Any:
-    from samexport.exporter.formats import WRITERS
+    from samexport.exporter.formats import FORMATS
 
-    kinds = {writer.file_format: kind for kind, writer in WRITERS.items()}
-    if file_format not in kinds:
-        raise ConfigError(f"format is one of {', '.join(kinds)}, not {file_format!r}")
-    kind = kinds[file_format]
+    if file_format not in FORMATS:
+        raise ConfigError(f"format is one of {', '.join(FORMATS)}, not {file_format!r}")
+    kind = FORMATS[file_format].options
     if unknown := set(options) - {field.name for field in fields(kind)}:
         raise ConfigError(f"{file_format} has no option {', '.join(sorted(unknown))}")
-    return kind(**options) if recipe is None else kind(precision=recipe, **options)
+    return kind(**options) if recipe is None else kind(recipe=recipe, **options)
 
 
 def open(folder: AnyPath) -> Bundle:
@@ -149,7 +149,7 @@ def list_models() -> list[ModelSpec]:
     return [model for model in MODELS.values() if not model.hidden]
 
 
-def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official", seed: int = 0) -> Sam:
+def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official", seed: int = 0) -> nn.Module:
     """A model in torch with its weights, in evaluation mode; CheckpointError if they cannot be used.
 
     ``model``, ``weights`` and ``seed`` are as for :func:`export`.

@@ -13,7 +13,7 @@ from samexport import installation
 from samexport.errors import MissingDependency
 from samexport.installation import install_hint
 from samexport.models.catalog import find_model
-from samexport.runtimes.base import RUNTIMES, open_runtime
+from samexport.runtimes.registry import RUNTIMES, open_runtime
 
 ROOT = Path(samexport.__file__).parent
 REQUIRES = [

@@ -12,12 +12,13 @@ from samexport.benchmarks.measuring.measure import Effort
 from samexport.benchmarks.measuring.tasks import TASKS
 from samexport.benchmarks.results.rows import PHOTOGRAPH, Form, Job, Source
 from samexport.errors import ConfigError
-from samexport.models.catalog import find_model
-from samexport.models.contracts import SAMPLER
+from samexport.models.catalog import find_family, find_model
+from samexport.models.families.detector import SAMPLER
 from samexport.models.weights.downloads import in_cache
-from samexport.runtimes.base import MOST_THREADS, RUNTIMES
+from samexport.runtimes.base import MOST_THREADS
 from samexport.runtimes.bundle import Artifact, Bundle, WeightsInfo, open_bundle
 from samexport.runtimes.host.image import MAX_PIXELS
+from samexport.runtimes.registry import RUNTIMES
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ALL = "all"
@@ -158,7 +159,8 @@ def jobs_of(bundles: Sequence[Bundle], plan: Plan) -> list[Job]:
         jobs += _task_jobs(bundle, "export", plan)
     for bundle in plan.baselines:
         jobs += _task_jobs(bundle, "plain", plan)
-        wanted = {"decoder" if g == "decoder_step" else g for g in plan.graphs}
+        equal = find_family(bundle.manifest.family).equal
+        wanted = {equal.get(g, g) for g in plan.graphs}
         for artifact in bundle.manifest.artifacts:
             if not wanted or artifact.graph in wanted:
                 jobs += _graph_jobs(bundle, artifact, "plain", plan)
@@ -202,7 +204,7 @@ def _once(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> Iterator[Job]:
-    takes_prompts = "N" in bundle.graph(artifact.graph).axes
+    takes_prompts = bundle.graph(artifact.graph).axis("prompts") is not None
     precision, options = recipe_of(artifact)
     source = plan.source(bundle, artifact.graph)
     for prompts in plan.prompts if takes_prompts else (0,):
@@ -267,8 +269,9 @@ def _batches(prompts: int, form: str, plan: Plan) -> tuple[int, ...]:
 
 
 def _task_jobs(bundle: Bundle, form: Form, plan: Plan) -> Iterator[Job]:
-    """Tasks run on the runtimes that read a bundle, with its first encoder's format and precision."""
-    encoders = [a for a in bundle.manifest.artifacts if a.graph == "encoder"]
+    """Tasks run on the runtimes that read a bundle, with the format and precision of its first graph."""
+    first = find_family(bundle.manifest.family).first
+    encoders = [a for a in bundle.manifest.artifacts if a.graph == first]
     for name in (n for n in plan.task_names if TASKS[n].form == form and TASKS[n].suits(bundle)):
         precision, options = recipe_of(encoders[0])
         for contender in plan.contenders:
@@ -329,8 +332,8 @@ def _rival(job: Job, rival: str, plan: Plan) -> Job | None:
         return _in_bundle(job, open_bundle(Path(rival)), plan)
     if rival == "single" and job.prompts == 0:
         return None
-    # both halves of the decoder together are the plain decoder; after the first prompt only the step remains
-    graph = "decoder" if job.graph == "decoder_step" else job.graph
+    # the halves of SAM's decoder together are the plain decoder; after the first prompt only the step remains
+    graph = find_family(find_model(job.source.model).family).equal.get(job.graph, job.graph)
     same = [
         b
         for b in plan.baselines

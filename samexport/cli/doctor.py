@@ -15,7 +15,7 @@ from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
 from samexport.installation import install_hint, installation
 from samexport.models.weights.downloads import cache_folder
 from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
-from samexport.runtimes.base import availability, version
+from samexport.runtimes.registry import availability, version
 
 _EXPORT = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxslim", "safetensors", "requests", "pycocotools")
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"

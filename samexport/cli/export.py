@@ -129,7 +129,7 @@ def coreml(
         raise ConfigError("--points needs --prompts: without it the number of points is flexible")
     buckets = () if prompts in ("", _FLEXIBLE) else plan_of(prompts, points)
     options = CoreMLOptions(
-        precision=precision,
+        recipe=precision,
         deployment_target=deployment_target,
         image_input=input_type == "image",
         prompt_buckets=tuple(b.prompts for b in buckets) or None,
@@ -253,7 +253,7 @@ def _export(shared: ExportArguments, target: Target, nms: Nms | None = None) -> 
         official_checkpoint(spec)
     print(f"exporting {spec.name} to {folder}", file=sys.stderr)
     _import_torch()
-    graphs = len(options.graphs) + (options.sampler is not None)
+    graphs = len(options.graphs(spec)) + (options.sampler is not None)
     with Steps(3 + 2 * graphs) as steps:
         bundle, report = export_bundle(options, steps.update)
     if shared.as_json:

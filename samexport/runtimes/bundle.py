@@ -16,10 +16,12 @@ from msgspec import Meta
 
 from samexport.errors import BundleError, FileError, SamExportError
 from samexport.files import read_json, reason, sha256, to_json
-from samexport.models.spec import Frame, GraphSpec, Identifier, Name
+from samexport.models.families.sam import with_axes
+from samexport.models.spec import GraphSpec, Identifier, Name, Preprocess
 from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
-from samexport.runtimes.base import Runtime, open_runtime
+from samexport.runtimes.base import Runtime
 from samexport.runtimes.host.detector import SamplerOptions
+from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.verdicts import Row
 
 MANIFEST = "bundle.json"
@@ -109,7 +111,8 @@ class Manifest:
 
     Attributes:
         model: name in the catalogue.
-        family: which kind of model it is; says how graphs, pictures and prompts go together.
+        family: which kind of model it is; says how graphs and prompts go together.
+        frame: how a picture becomes the model's input.
         files: every other file and its sha256.
         tools: versions of what made the bundle.
         parity: rows of the report at export.
@@ -120,7 +123,7 @@ class Manifest:
     model: Name
     summary: str
     licence: str
-    frame: Frame
+    frame: Preprocess
     mask_outputs: Annotated[tuple[Annotated[int, Meta(ge=0, le=255)], ...], Meta(min_length=1)]
     weights: WeightsInfo
     graphs: Annotated[tuple[GraphSpec, ...], Meta(min_length=1)]
@@ -245,6 +248,7 @@ def open_bundle(folder: Path) -> Bundle:
         if version != Manifest.schema_version:
             raise ValueError(f"schema version {version!r}, this samexport reads {Manifest.schema_version}")
         manifest = msgspec.convert(content, Manifest)
+        manifest = replace(manifest, graphs=tuple(with_axes(graph) for graph in manifest.graphs))
     except BundleError:
         raise
     except (SamExportError, ValueError, TypeError) as error:

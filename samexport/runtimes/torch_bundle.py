@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samexport.errors import BundleError
+from samexport.models.spec import ModelSpec
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.base import Runtime, check_threads
-from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.bundle import Bundle, Manifest, WeightsInfo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,3 +38,18 @@ class TorchBundle(Bundle):
         if threads is not None:
             torch.set_num_threads(threads)
         return PyTorchRuntime(self.modules[graph], self.graph(graph))
+
+
+def plain_bundle(
+    spec: ModelSpec, network: nn.Module, weights: WeightsInfo, folder: Path = Path("PyTorch")
+) -> TorchBundle:
+    """The untouched architecture with its weights, in place of a bundle: the reference."""
+    from samexport.models.build import plain_graphs
+
+    built = plain_graphs(network, spec)
+    graphs = tuple(graph for graph, _ in built.values())
+    manifest = Manifest(
+        spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, weights, graphs, (), {}, {}, (),
+        family=spec.family,
+    )  # fmt: skip
+    return TorchBundle(folder, manifest, {name: module for name, (_, module) in built.items()})

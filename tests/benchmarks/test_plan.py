@@ -8,7 +8,7 @@ from samexport.benchmarks.contenders.known import KNOWN
 from samexport.benchmarks.plan import Plan, jobs_of, labels_of, lacking, left_out, not_measured, pairs_of
 from samexport.errors import ConfigError
 from samexport.models.catalog import find_model
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.base import MOST_THREADS
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from samexport.benchmarks.results.rows import Job
 from samexport.errors import ConfigError
 from samexport.installation import install_hint
-from samexport.runtimes.base import RUNTIMES, Runtime, availability, open_runtime
+from samexport.runtimes.base import Runtime
 from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.registry import RUNTIMES, availability, open_runtime
 
 _HERE = "samexport.benchmarks.contenders"
 

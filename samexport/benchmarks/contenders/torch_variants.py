@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from samexport.benchmarks.contenders.baselines import detector_graph, rebuild
 from samexport.benchmarks.results.rows import Job
 from samexport.errors import ConfigError, ParityFailed
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle

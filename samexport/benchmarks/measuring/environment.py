@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from samexport.benchmarks.results.rows import Environment
-from samexport.runtimes.base import version
+from samexport.runtimes.registry import version
 
 LOADED = 0.1
 """Cores kept busy by other programs above which a row is marked."""

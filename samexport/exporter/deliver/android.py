@@ -20,7 +20,7 @@ import samexport
 from samexport.errors import BundleError, ConfigError, MissingDependency
 from samexport.files import new_folder, reason, sha256, to_json
 from samexport.installation import install_hint
-from samexport.models.contracts import LABELS
+from samexport.models.families.sam import LABELS
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import Bucket, of_file
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours
@@ -107,6 +107,8 @@ def _check_bundle(bundle: Bundle) -> None:
     if formats != {"tflite"}:
         found = ", ".join(sorted(formats))
         raise BundleError(f"{bundle.folder} is {found}; the Android demo takes TFLite, `samexport tflite` makes it")
+    if bundle.manifest.family != "sam":
+        raise BundleError(f"the Android demo runs SAM's decoder; {bundle.manifest.model} is another kind of model")
     damaged = bundle.damaged_files()
     if damaged:
         name, problem = next(iter(damaged.items()))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samexport.errors import ConfigError, ExportFailed, SamExportError
+from samexport.exporter.recipes import find_recipe
 from samexport.exporter.to_onnx.versions import OPSETS, ir_version
+from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
 DEFAULT_OPSET = 20
 _PROTOBUF_LIMIT = 1_900_000_000
@@ -27,20 +29,17 @@ _PROTOBUF_LIMIT = 1_900_000_000
 _SAME = 1e-4
 # bytes by which an optimised file may be larger than the exported one, and of the constants that it gets otherwise
 _GROWTH, _FOLDED = 1 << 20, 100_000
-# Sizes that torch.export sees: 1 would be frozen into the graph.
-TRACED_SIZES = {"N": 3, "K": 2}
 
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """Precision "fp32" or "fp16", and the opset; ConfigError for others."""
+    """The recipe, fp32 or fp16, and the opset; ConfigError for others."""
 
-    precision: str = "fp32"
+    recipe: str = "fp32"
     opset: int = DEFAULT_OPSET
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "fp16"):
-            raise ConfigError(f"--precision of ONNX is fp32 or fp16, not {self.precision!r}")
+        find_recipe(self.recipe, "onnx")
         if self.opset not in OPSETS:
             raise ConfigError(f"opset {self.opset} is not supported; use {min(OPSETS)} to {max(OPSETS)}")
 
@@ -62,14 +61,6 @@ class OnnxFile:
     near_limit: tuple[str, ...] = ()
 
 
-def example_inputs(graph: GraphSpec) -> tuple[Tensor, ...]:
-    """Inputs for tracing, with ``TRACED_SIZES`` on the named axes; the values do not matter."""
-    import torch
-
-    sizes = [[TRACED_SIZES[d] if isinstance(d, str) else d for d in t.shape] for t in graph.inputs]
-    return tuple(torch.zeros(*size) for size in sizes)
-
-
 def convert(
     graph: GraphSpec, module: nn.Module, path: Path, options: OnnxOptions, examples: Sequence[Tensors] = ()
 ) -> OnnxFile:
@@ -79,7 +70,7 @@ def convert(
         graph: the contract.
         module: the graph's export form.
         path: must not exist yet.
-        options: precision and opset.
+        options: recipe and opset.
         examples: inputs of the graph, such as those of its golden cases. What overflows half precision on them
             stays in fp32; without any only the weights are looked at.
 
@@ -118,7 +109,7 @@ def _convert(
     if graph.axes:
         # where every size is fixed, tools need no help
         name_places(model)
-    if options.precision == "fp16":
+    if options.recipe == "fp16":
         model, written = _half(model, graph, examples, written)
     model = _clean(model, graph, options.opset)
     onnx.checker.check_model(model)
@@ -133,11 +124,11 @@ def _size(module: nn.Module) -> int:
 def _export(graph: GraphSpec, module: nn.Module, opset: int) -> torch.onnx.ONNXProgram:
     import torch
 
-    axes = {d: torch.export.Dim(d, min=1, max=65536) for d in graph.axes}
+    axes = {axis.name: torch.export.Dim(axis.name, min=axis.low, max=axis.high) for axis in graph.axes}
     shapes = {t.name: {i: axes[d] for i, d in enumerate(t.shape) if isinstance(d, str)} or None for t in graph.inputs}
     program = torch.onnx.export(
         module,
-        example_inputs(graph),
+        example_inputs(graph, graph.sizes(default="traced")),
         input_names=list(graph.input_names),
         output_names=list(graph.output_names),
         dynamic_shapes=shapes,
@@ -172,7 +163,7 @@ def _write_large(program: torch.onnx.ONNXProgram, graph: GraphSpec, path: Path, 
     import onnx
     import onnx_ir
 
-    if options.precision != "fp32":
+    if options.recipe != "fp32":
         raise ConfigError(f"{graph.name} is above 2 GB, where only fp32 is supported; leave --precision away")
     onnx_ir.save(program.model, path, external_data=f"{path.name}.data")
     model = _clean(onnx.load(path, load_external_data=False), graph, options.opset)
@@ -187,12 +178,11 @@ def optimise(exported: onnx.ModelProto, graph: GraphSpec) -> tuple[onnx.ModelPro
     import onnx
 
     rng = np.random.default_rng(0)
-    sizes = {"N": 4, "K": 3}
-    drawn = {
-        t.name: rng.uniform(t.low or 0, t.high or 1, [sizes[d] if isinstance(d, str) else d for d in t.shape])
-        for t in graph.inputs
+    # not those that the exporter saw
+    sizes = {axis.name: min(axis.traced + 1, axis.high) for axis in graph.axes}
+    inputs = {
+        t.name: np.round(rng.uniform(t.low or 0, t.high or 1, t.resolved(sizes))).astype(t.dtype) for t in graph.inputs
     }
-    inputs = {name: np.round(value).astype(np.float32) for name, value in drawn.items()}
     expected = _run(exported, graph, inputs)
     try:
         slimmed = _slim(exported)

@@ -11,8 +11,7 @@ from samexport.benchmarks.measuring.roofline import probe
 from samexport.errors import BundleError, ConfigError
 from samexport.files import sha256
 from samexport.models.build import build_graph
-from samexport.models.catalog import find_sampler
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER, find_sampler
 from samexport.models.weights import detector_checkpoint
 from samexport.models.weights.detector_checkpoint import random_detector
 from samexport.runtimes.verdicts import Verdict

@@ -16,6 +16,7 @@ from samexport.exporter.to_onnx import versions
 from samexport.exporter.to_onnx.maximum import name_places
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.families.sam import PROMPTS
 from samexport.models.loading import load_model
 from samexport.models.spec import GraphSpec, TensorSpec
 
@@ -164,7 +165,7 @@ def test_a_module_that_cannot_be_exported_is_one_clear_error(tmp_path):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    graph = GraphSpec("branches", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),))
+    graph = GraphSpec("branches", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),), (PROMPTS,))
     with pytest.raises(ExportFailed, match="branches cannot be exported") as caught:
         to_onnx.convert(graph, Branches(), tmp_path / "x.onnx", to_onnx.OnnxOptions())
     assert "\n" not in str(caught.value)
@@ -246,7 +247,7 @@ def test_what_was_written_says_whether_the_optimiser_was_refused(tmp_path, monke
         def forward(self, x):
             return x + x
 
-    graph = GraphSpec("twice", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),))
+    graph = GraphSpec("twice", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),), (PROMPTS,))
     written = to_onnx.convert(graph, Twice(), tmp_path / "x.onnx", to_onnx.OnnxOptions())
     assert written == to_onnx.OnnxFile(1)
     monkeypatch.setattr(to_onnx, "_slim", fails)

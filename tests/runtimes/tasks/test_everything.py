@@ -9,8 +9,8 @@ from PIL import Image
 from samexport.errors import BundleError, ImageError, ParityFailed, PromptError
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
+from samexport.runtimes.host.frames import FrameMap, upscale_logits
 from samexport.runtimes.host.grid import GridOptions, count_points
-from samexport.runtimes.host.image import upscale_logits
 from samexport.runtimes.host.masks import decode_rle
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.tasks import everything as everything_module
@@ -48,7 +48,7 @@ def test_each_box_gives_mask_0_of_the_decoder_at_the_pictures_size(tiny_bundle, 
         every = segmenter.predict([Prompt.make(box=box) for box in given.boxes], multimask=True)
     assert len(masks) == 7
     for mask, box, score, answer in zip(masks, given.boxes, given.scores, every, strict=True):
-        logits = upscale_logits(answer.low_res_masks[0], (90, 120), tiny_bundle.manifest.frame)
+        logits = upscale_logits(answer.low_res_masks[0], FrameMap((90, 120), tiny_bundle.manifest.frame))
         clear = np.abs(logits) > 1e-3
         found = decode_rle(mask.segmentation)
         np.testing.assert_array_equal(found[clear], (logits > 0)[clear])
