@@ -236,7 +236,7 @@ def lacking(bundle: Bundle, graph: str, plan: Plan) -> str:
         return "" if have else f"it was made from {info.weights.source}; give that with --checkpoint"
     spec = find_model(bundle.manifest.model)
     official = spec.source is not None and spec.source.sha256 == weights.sha256
-    if weights.kind == "random" or plan.checkpoints or (official and (plan.named or in_cache(spec))):
+    if weights.kind != "checkpoint" or plan.checkpoints or (official and (plan.named or in_cache(spec))):
         return ""
     return f"the weights are {weights.source}; give them with --checkpoint"
 

@@ -160,8 +160,8 @@ class _State:
     def begin(self, name: str, bundle: Bundle, segmenter: Segmenter) -> None:
         """A model's turn."""
         weights = bundle.manifest.weights
-        if weights.kind == "random":
-            print(f"{name} has RANDOM weights: its masks mean nothing")
+        if weights.warning:
+            print(f"{name} has {weights.warning}")
         placement = segmenter.placement
         self.facts[name] = {"model": bundle.manifest.model, "weights": asdict(weights), "placement": placement}
 

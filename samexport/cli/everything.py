@@ -12,7 +12,6 @@ import typer
 
 from samexport.cli.options import BundleFolder, Force, Json, RuntimeName, Threads
 from samexport.cli.pictures import (
-    RANDOM,
     RESULTS,
     Annotations,
     Masks,
@@ -255,7 +254,7 @@ def run_everything(
     Raises:
         SamExportError: a picture, option, bundle or path cannot be used; paths are checked before the model runs.
     """
-    from samexport.cli.results import Results, is_random
+    from samexport.cli.results import Results, least_weights
     from samexport.runtimes.bundle import open_bundle
     from samexport.runtimes.tasks.everything import SegmentEverything
 
@@ -267,8 +266,8 @@ def run_everything(
     with Results(sources, out, masks, None, force, inputs, annotations, reporter.announce) as results:
         bundle = open_bundle(request.bundle)
         with SegmentEverything(bundle, request.sampling(bundle), runtime=runtime, threads=threads) as model:
-            if is_random(model):
-                reporter.announce(RANDOM)
+            if warning := least_weights(model).warning:
+                reporter.announce(f"this bundle has {warning}")
             process(sources, _Work(model, request, results), reporter, max_pixels)
 
 

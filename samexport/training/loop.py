@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samexport.models.architectures.sam import Sam
-from samexport.models.spec import Frame, ModelSpec
+from samexport.models.spec import ModelSpec, Preprocess
 from samexport.training.losses import Losses, losses
 from samexport.training.prompts import Points, Targets, choose_targets, corrections, first_prompts
 from samexport.training.scenes import Scenes, SceneSettings, draw
@@ -121,7 +121,7 @@ def set_size(sam: Sam, size: int) -> None:
     sam.prompt_encoder.image_size, sam.prompt_encoder.grid = size, size // 16
 
 
-def embed(sam: Sam, pictures: Tensor, ids: Tensor, frame: Frame) -> Tensor:
+def embed(sam: Sam, pictures: Tensor, ids: Tensor, frame: Preprocess) -> Tensor:
     """Embeddings [B, C, S / 16, S / 16] of pictures [B, 3, S, S], 0..255; outside of a picture is the mean."""
     mean, std = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) for v in (frame.mean, frame.std))
     normalised = (pictures - mean) / std * (ids >= 0)[:, None]
@@ -159,7 +159,8 @@ class Trainer:
         self.device = torch.device(settings.device)
         # convolutions of GPUs are made for this layout
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.sam = new_model(spec, settings.seed).to(self.device).to(memory_format=layout).train()
+        self.sam = new_model(spec, settings.seed).to(self.device)
+        self.sam = self.sam.to(memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.sam).eval().requires_grad_(False)
         self.step, self.share, self.seconds, self.pictures = 0, 0.0, 0.0, 0
         named = dict(self.sam.named_parameters())

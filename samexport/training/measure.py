@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samexport.models.architectures.sam import Sam
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 from samexport.training.loop import decode, embed, fast, set_size
 from samexport.training.losses import mask_ious
 from samexport.training.prompts import boxes, choose_targets, first_clicks
@@ -39,7 +39,7 @@ def held_out(index: int, settings: SceneSettings, device: torch.device, count: i
 
 
 @torch.no_grad()
-def measure(sam: Sam, frame: Frame, size: int, scenes: int, device: torch.device, prompts: int = 16) -> Quality:
+def measure(sam: Sam, frame: Preprocess, size: int, scenes: int, device: torch.device, prompts: int = 16) -> Quality:
     """Measure weights in evaluation mode on ``scenes`` held-out pictures of ``size`` pixels."""
     set_size(sam, size)
     found: list[Tensor] = []

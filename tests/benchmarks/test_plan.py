@@ -277,6 +277,8 @@ def test_rows_of_pytorch_need_the_weights_and_are_left_out_with_one_line(tiny_bu
         assert not_measured([bundle], plan, jobs_of([bundle], plan)) == []
     given = Plan(graphs=graphs, checkpoints=("mine.pt",))
     assert "pytorch" in {job.runtime for job in jobs_of([bundle], given)}
+    demo = replace(bundle.manifest, weights=replace(bundle.manifest.weights, kind="demo"))
+    assert left_out([replace(bundle, manifest=demo)], Plan()) == ()  # they are in the package
     assert left_out([bundle], given) == left_out([tiny_bundle], Plan()) == left_out([bundle], Plan(ORT)) == ()
 
 
