@@ -50,7 +50,8 @@ def export(
     Args:
         model: a name of :func:`list_models`.
         format: of the files.
-        weights: "official" (cache or download), "random" (seeded, masks mean nothing), or files of a checkpoint.
+        weights: "official" (cache or download), "demo" (in the package, trained on drawn scenes), "random" (seeded,
+            masks mean nothing), or files of a checkpoint.
         seed: of random weights.
         recipe: fp32 or fp16; the default is the format's own (fp16 for CoreML, else fp32).
         out: the bundle's folder; the default is named after the model.
@@ -73,7 +74,7 @@ def export(
         ExportOptions(
             encoder=model,
             out=None if out is None else Path(out),
-            checkpoints=_files(weights),
+            checkpoints=_files(model, weights),
             random_seed=seed if weights == "random" else None,
             target=_target(format, recipe, options),
             force=force,
@@ -157,10 +158,15 @@ def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official",
     from samexport.models.catalog import find_model
     from samexport.models.loading import load_model as load
 
-    return load(find_model(model), _files(weights), seed if weights == "random" else None)[0]
+    return load(find_model(model), _files(model, weights), seed if weights == "random" else None)[0]
 
 
-def _files(weights: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:
+def _files(model: str, weights: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:
     if weights in ("official", "random"):
         return ()
+    if weights == "demo":
+        from samexport.models.catalog import find_model
+        from samexport.models.weights.demo import demo_checkpoint
+
+        return demo_checkpoint(find_model(model))
     return (Path(weights),) if isinstance(weights, str | PathLike) else tuple(Path(file) for file in weights)

@@ -166,7 +166,8 @@ def android(
         size, places = f"{path.stat().st_size / 1e6:.1f} MB", ", ".join(e.name for e in entries)
         rows.append((path.name, size, places, ", ".join(str(e.points) for e in entries if e.name != name)))
     print_table(("file", "size", "entry points", "points a prompt"), rows)
-    note = " with RANDOM weights: its masks mean nothing" if opened.manifest.weights.kind == "random" else ""
+    warning = opened.manifest.weights.warning
+    note = f" with {warning}" if warning else ""
     print(f"{filled.folder} is complete{note}")
     print(f"{'wrote the demo; ' if filled.new_demo else ''}{out / 'README.md'} says how to build it")
     print_written([written])
@@ -212,7 +213,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None) -> Export
     return ExportOptions(
         encoder=shared.encoder,
         out=shared.out,
-        checkpoints=tuple(shared.checkpoint or ()),
+        checkpoints=shared.files,
         random_seed=shared.random_seed,
         target=target,
         split_decoder=shared.split_decoder,
@@ -305,5 +306,6 @@ def _print_bundle(bundle: Bundle, report: ParityReport) -> None:
         "verdict",
     )
     print_table(columns, rows)
-    note = " with RANDOM weights: its masks mean nothing" if bundle.manifest.weights.kind == "random" else ""
+    warning = bundle.manifest.weights.warning
+    note = f" with {warning}" if warning else ""
     print(f"{bundle.folder} is complete and verified{note}")

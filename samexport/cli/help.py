@@ -46,6 +46,7 @@ _EXAMPLES = {
         "samexport train-demo --budget 9m --out demo",
         "samexport train-demo --budget 2h --out demo --resume",
     ),
+    "draw-scenes": ("samexport draw-scenes --count 20 --out scenes",),
     "list": ("samexport list", "samexport list --json"),
     "doctor": ("samexport doctor", "samexport doctor --json"),
 }

@@ -18,7 +18,7 @@ from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, 
 from samexport.cli.options import Json
 from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
-from samexport.cli.train import train_demo
+from samexport.cli.train import draw_scenes, train_demo
 from samexport.cli.verify import verify
 
 app = typer.Typer(
@@ -72,6 +72,7 @@ _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("bench", CHECK)(bench)
 _command("train-demo", TRAIN)(train_demo)
+_command("draw-scenes", TRAIN)(draw_scenes)
 
 
 @_command("list", LOOK)

@@ -1,4 +1,4 @@
-"""``samexport train-demo``: train weights on drawn scenes."""
+"""``samexport train-demo`` and ``samexport draw-scenes``: train weights on drawn scenes, and measure them there."""
 
 from __future__ import annotations
 
@@ -74,6 +74,46 @@ def train_demo(
         f" {quality.scored:.3f} (by its own score)"
     )
     print(f"wrote {out} ({LOG} has how it went)")
+
+
+def draw_scenes(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder to make.", rich_help_panel=OUTPUT)],
+    count: Annotated[int, typer.Option(min=1, help="How many.", rich_help_panel=TRAINING)] = 200,
+    size: Annotated[
+        int, typer.Option(min=64, max=4096, metavar="PIXELS", help="Their long side.", rich_help_panel=TRAINING)
+    ] = 1024,
+    objects: Annotated[int, typer.Option(min=1, max=200, help="Most objects in one.", rich_help_panel=TRAINING)] = 40,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first one.", rich_help_panel=TRAINING)] = 0,
+) -> None:
+    """Draw scenes that train-demo never sees, as PNG files with COCO annotations for `samexport eval`.
+
+    Needs the extra [train].
+    """
+    from samexport.files import new_folder
+
+    with new_folder(out) as folder, _Drawing(count) as drawing:
+        from samexport.training.dataset import ANNOTATIONS, write_scenes
+        from samexport.training.scenes import SceneSettings
+
+        objects_drawn = write_scenes(folder, count, SceneSettings(size, objects), first, drawing.done)
+    print(f"wrote {out}: {count} scenes with {objects_drawn} objects; {ANNOTATIONS} has their masks")
+
+
+class _Drawing:
+    def __init__(self, count: int) -> None:
+        from samexport.cli.terminal import ProgressBar
+
+        self._bar, self._count = ProgressBar(), count
+
+    def done(self, number: int) -> None:
+        self._bar.update("drawing", number, self._count)
+
+    def __enter__(self) -> _Drawing:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.__exit__()
 
 
 def _seconds(text: str) -> float:

@@ -26,6 +26,7 @@ from samexport.models.catalog import find_family, find_model
 from samexport.models.families.detector import SAMPLER
 from samexport.models.loading import load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
+from samexport.models.weights.demo import demo_checkpoint
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import (
     CONSTANTS,
@@ -97,11 +98,13 @@ class ExportOptions:
         return family.graphs(features)
 
     def folder(self, spec: ModelSpec) -> Path:
-        """Where the bundle goes; the default name tells model, format, recipe and random weights."""
-        random = "-random" if self.random_seed is not None else ""
+        """Where the bundle goes; the default name tells model, format, recipe, and random or demo weights."""
+        kind = "-random" if self.random_seed is not None else ""
+        if spec.demo and self.checkpoints == demo_checkpoint(spec):
+            kind = "-demo"
         sampler = f"-{self.sampler.name}" if self.sampler else ""
         return self.out or Path(
-            f"{spec.name.replace('.', '-')}{sampler}-{format_of(self.target).name}-{self.target.recipe}{random}"
+            f"{spec.name.replace('.', '-')}{sampler}-{format_of(self.target).name}-{self.target.recipe}{kind}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from samexport.errors import CheckpointError, ConfigError
 from samexport.models.catalog import find_family
 from samexport.models.spec import ModelSpec, WeightsInfo
+from samexport.models.weights.demo import demo_checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,8 +40,9 @@ def reload_model(
 ) -> nn.Module:
     """The torch model with the weights of a bundle.
 
-    Random weights are made again from their seed; others come from ``checkpoints``, or else from the official file
-    in the cache. A decoder's own file may be given as ``decoder``, or as the last of the checkpoints.
+    Random weights are made again from their seed, demo weights come with the package; others come from
+    ``checkpoints``, or else from the official file in the cache. A decoder's own file may be given as ``decoder``,
+    or as the last of the checkpoints.
 
     Raises:
         ConfigError: the weights are not those of the bundle.
@@ -48,6 +50,11 @@ def reload_model(
     """
     if wanted.kind == "random":
         return _with_random_weights(spec, wanted, checkpoints, decoder)
+    if wanted.kind == "demo" and not checkpoints:
+        checkpoints = demo_checkpoint(spec)
+    if not checkpoints and (spec.source is None or (spec.source.sha256 or "") not in _hashes(wanted)):
+        # the official file is not among them, so it is not downloaded to find that out
+        raise ConfigError(f"the bundle was made from {wanted.source}; give the files with --checkpoint")
     try:
         network, found = load_model(spec, checkpoints, decoder=decoder)
     except CheckpointError:

@@ -198,6 +198,7 @@ class ModelSpec:
         hidden: for tests.
         aliases: other names that people use.
         unread: beginnings of state-dict names that checkpoints may have and no graph reads.
+        demo: files of this package beside ``models/weights/demo.py`` with weights trained on drawn scenes.
     """
 
     name: str
@@ -213,6 +214,7 @@ class ModelSpec:
     hidden: bool = False
     aliases: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    demo: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> str:
@@ -226,16 +228,25 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Where weights came from: kind "checkpoint" (file names, sha256) or "random" (seed).
+    """Where weights came from: kind "checkpoint" or "demo" (file names, sha256), or "random" (seed).
 
     ``source`` has the name of each file, without its folder, in the order of merging; ``sha256`` has the hash of
     each. Both are joined by " + ". Random weights have a ``seed`` instead of a hash.
     """
 
-    kind: Literal["checkpoint", "random"]
+    kind: Literal["checkpoint", "demo", "random"]
     source: str
     sha256: Hashes | None
     seed: int | None
+
+    @property
+    def warning(self) -> str:
+        """What everything that is made from them says, after "has" or "with"; empty for weights of a user's file."""
+        told = {
+            "random": "RANDOM weights: its masks mean nothing",
+            "demo": "DEMO weights, trained on drawn scenes: no substitute for the official ones",
+        }
+        return told.get(self.kind, "")
 
 
 @dataclass(frozen=True)

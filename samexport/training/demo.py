@@ -58,11 +58,11 @@ def train(
             quality = measure(trainer.average, spec.frame, progress.stage.size, 8, trainer.device)
             _log(out, {"step": progress.step, "seconds": progress.seconds, "size": progress.stage.size}
                  | {f"held_out_{k}": v for k, v in asdict(quality).items()})  # fmt: skip
-            write_weights(trainer.average, out)
+            write_weights(trainer.average, spec, out)
             if keep_state:
                 trainer.save(out / STATE)
     trainer.settle()
-    write_weights(trainer.average, out)
+    write_weights(trainer.average, spec, out)
     if keep_state:
         trainer.save(out / STATE)
     size = settings.stages[-1].size
@@ -80,13 +80,15 @@ def _log(out: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(rounded) + "\n")
 
 
-def write_weights(sam: Sam, out: Path) -> list[Path]:
-    """The state dict in fp16 as ``demo.N.safetensors``, whole tensors in each, at most ``PART`` bytes a file."""
+def write_weights(sam: Sam, spec: ModelSpec, out: Path) -> list[Path]:
+    """What graphs read of the state dict, fp16, as ``demo.N.safetensors``: whole tensors, ``PART`` bytes a file."""
     from safetensors.torch import save_file
 
     parts: list[dict[str, Tensor]] = [{}]
     filled = 0
     for key, value in sam.state_dict().items():
+        if key.startswith(spec.unread) or key.endswith(".num_batches_tracked"):
+            continue
         half = (value.half() if value.is_floating_point() else value).cpu().contiguous()
         if parts[-1] and filled + half.nbytes > PART:
             parts.append({})

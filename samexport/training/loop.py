@@ -159,7 +159,8 @@ class Trainer:
         self.device = torch.device(settings.device)
         # convolutions of GPUs are made for this layout
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.sam = new_model(spec, settings.seed).to(self.device).to(memory_format=layout).train()
+        self.sam = new_model(spec, settings.seed).to(self.device)
+        self.sam = self.sam.to(memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.sam).eval().requires_grad_(False)
         self.step, self.share, self.seconds, self.pictures = 0, 0.0, 0.0, 0
         named = dict(self.sam.named_parameters())

@@ -46,12 +46,11 @@ class Points:
 
 
 def choose_targets(scenes: Scenes, prompts: int, generator: torch.Generator) -> Targets:
-    """``prompts`` objects of each picture, drawn from those of which enough is seen: 1/2048 of the frame, 96 pixels.
+    """``prompts`` objects of each picture, drawn from those of which enough is seen.
 
     The background is chosen rarely. A picture without any object large enough gives its background.
     """
-    areas = scenes.areas()
-    weights = (areas >= max(96, scenes.ids.shape[-1] ** 2 // 2048)).float()
+    weights = scenes.seen().float()
     weights[:, 0] = 0.15
     chosen = torch.multinomial(weights, prompts, replacement=True, generator=generator)
     masks = scenes.masks(chosen)

@@ -58,6 +58,10 @@ class Scenes:
         whole = torch.cat([groups.sum(2, keepdim=True), groups[:, :, 1:]], dim=2)
         return torch.cat([own[:, :1], whole.flatten(1)], dim=1)
 
+    def seen(self) -> Tensor:
+        """Slots of which enough is seen to ask for them: 1/2048 of the frame, 96 pixels; bool [B, slots]."""
+        return self.areas() >= max(96, self.ids.shape[-1] ** 2 // 2048)
+
     def masks(self, chosen: Tensor) -> Tensor:
         """The visible masks of the slots ``chosen`` [B, P], bool [B, P, S, S]; an object's mask includes its parts."""
         ids, slot = self.ids[:, None], chosen[:, :, None, None]

@@ -121,8 +121,8 @@ def _check_bundle(bundle: Bundle) -> None:
 
 def _model_name(manifest: Manifest) -> str:
     precisions = {a.recipe for a in manifest.artifacts} - {"fp32"}
-    random = ["random"] if manifest.weights.kind == "random" else []
-    return "-".join([manifest.model.replace(".", "-"), *sorted(precisions), *random])
+    kind = [manifest.weights.kind] if manifest.weights.warning else []
+    return "-".join([manifest.model.replace(".", "-"), *sorted(precisions), *kind])
 
 
 def _write_model(bundle: Bundle, golden: Golden, folder: Path) -> dict[str, tuple[Bucket, ...]]:

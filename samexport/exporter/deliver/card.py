@@ -22,13 +22,14 @@ class About:
 def write_card(manifest: Manifest) -> str:
     """Markdown text of the card."""
     weights = manifest.weights
-    random = weights.kind == "random"
     origin = f"{weights.source}, sha256 `{weights.sha256}`"
-    if random:
+    if weights.kind == "random":
         origin = f"RANDOM weights, seed {weights.seed}: for tests and timing, the masks mean nothing"
+    elif weights.warning:
+        origin = f"{weights.warning} ({origin})"
     about = resolve_name(find_family(manifest.family).card)(manifest)
     lines = [
-        f"# {manifest.model}{' (random weights)' if random else ''}",
+        f"# {manifest.model}{f' ({weights.kind} weights)' if weights.warning else ''}",
         "",
         f"{manifest.summary}. Made by samexport {manifest.tools['samexport']}.",
         "",

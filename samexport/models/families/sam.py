@@ -148,6 +148,7 @@ _MODELS = (
         ),
         aliases=("vit_t", "sam_vit_t", "vitt", "mobilesam", "mobile_sam", "tiny_vit", "sam_t"),
         unread=_CLASSIFIER,
+        demo=("demo.0.safetensors", "demo.1.safetensors"),
     ),
     ModelSpec(
         name="tinysam.tinysam",

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from samexport.errors import CheckpointError, ConfigError
 from samexport.models.catalog import MODELS, find_family
 from samexport.models.spec import ModelSpec, WeightsInfo
+from samexport.models.weights.demo import demo_checkpoint
 from samexport.models.weights.downloads import official_checkpoint
 from samexport.models.weights.layouts import Dialect, few, find, official
 from samexport.models.weights.random_weights import random_state_dict
@@ -80,7 +81,10 @@ def load_weights(
     for note in notes:
         logging.getLogger(__name__).warning("note: %s", note)
     hashes = " + ".join(file.sha256 for _, file in files)
-    return Weights("checkpoint", " + ".join(path.name for path in paths), hashes, None, state)
+    kind: Literal["checkpoint", "demo"] = "checkpoint"
+    if spec.demo and tuple(path.absolute() for path in paths) == demo_checkpoint(spec):
+        kind = "demo"
+    return Weights(kind, " + ".join(path.name for path in paths), hashes, None, state)
 
 
 def _random_state(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
