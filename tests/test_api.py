@@ -10,7 +10,7 @@ import samexport
 NAMES = {
     "AnnotationError", "Bundle", "BundleError", "CheckpointError", "ConfigError", "ExportFailed", "ExportResult",
     "FileError", "ImageError", "MissingDependency", "ParityFailed", "ParityReport", "Prompt", "PromptError",
-    "SamExportError", "SegmentEverything", "Segmentation", "Segmenter", "Verdict", "export", "list_models",
+    "SamExportError", "SegmentEverything", "Segmentation", "Segmenter", "Verdict", "bench", "export", "list_models",
     "load_model", "open", "read_image", "verify",
 }  # fmt: skip
 

@@ -18,7 +18,8 @@ from samexport.models.weights.downloads import cache_folder
 from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
 from samexport.runtimes.registry import availability
 
-_EXPORT = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxslim", "safetensors", "requests", "pycocotools")
+_BASE = ("numpy", "pillow", "onnx", "pycocotools")
+_EXPORT = ("torch", "onnxscript", "onnxslim", "safetensors", "requests")
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
@@ -57,10 +58,12 @@ def _around() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    for package in _BASE:
+        version = _version(package)
+        yield Finding(package, bool(version), version, "" if version else install_hint(package=package))
     for package in _EXPORT:
         version = _version(package)
-        remedy = "" if version else install_hint(package=package)
-        yield Finding(f"export: {package}", bool(version), version, remedy)
+        yield Finding(f"export: {package}", bool(version), version, "" if version else install_hint("export"))
 
 
 def _runtimes() -> Iterator[Finding]:
