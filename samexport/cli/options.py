@@ -115,7 +115,7 @@ class ExportArguments:
         bool,
         typer.Option(
             "--small",
-            help="ONNX decoders of 16 instead of 27 MB, which compute their position terms when they are opened.",
+            help="ONNX decoders of 17 instead of 27 MB, which compute their position terms when they are opened.",
             rich_help_panel=GRAPHS,
         ),
     ] = False

@@ -236,15 +236,21 @@ def open_bundle(folder: Path) -> Bundle:
         BundleError: no bundle there, a damaged manifest, or file names that point outside the folder.
     """
     path = folder / MANIFEST
+    if folder.is_file() and (folder.parent / MANIFEST).is_file():
+        raise BundleError(f"{folder} is one file of a bundle; give the folder, {folder.parent}")
     if not path.exists():
         raise BundleError(f"{folder} is not a bundle (no {MANIFEST}); `samexport onnx` makes one")
     try:
         content = read_json(path)
         version = content.get("schema_version") if isinstance(content, dict) else None
+        if type(version) is int and version > Manifest.schema_version:
+            raise BundleError(f"{path} was written by a newer samexport (schema version {version}); update this one")
         if version != Manifest.schema_version:
             raise ValueError(f"schema version {version!r}, this samexport reads {Manifest.schema_version}")
         manifest = msgspec.convert(content, Manifest)
         manifest = replace(manifest, graphs=tuple(with_axes(graph) for graph in manifest.graphs))
+    except BundleError:
+        raise
     except (SamExportError, ValueError, TypeError) as error:
         raise BundleError(f"{path} cannot be read as a manifest ({reason(error)}); export the bundle again") from error
     for name in (*manifest.files, *(a.path for a in manifest.artifacts)):

@@ -17,11 +17,23 @@ def test_the_manifest_survives_a_round_trip(tiny_bundle):
     assert open_bundle(tiny_bundle.folder).manifest.to_json() == text
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}', "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": true}', "null"])
 def test_a_damaged_manifest_is_one_clear_error(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(BundleError, match="export the bundle again"):
         open_bundle(tmp_path)
+
+
+def test_a_manifest_of_a_later_version_asks_for_a_newer_samexport(tmp_path):
+    (tmp_path / MANIFEST).write_text('{"schema_version": 99}')
+    with pytest.raises(BundleError, match=r"newer samexport \(schema version 99\); update this one"):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "encoder.onnx"])
+def test_a_file_of_a_bundle_is_answered_with_its_folder(tiny_bundle, name):
+    with pytest.raises(BundleError, match=rf"{name} is one file of a bundle; give the folder, .*tiny$"):
+        open_bundle(tiny_bundle.folder / name)
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path):

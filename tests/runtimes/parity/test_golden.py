@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from samexport.errors import BundleError, FileError
 from samexport.runtimes.arrays import parse_npy, read_npz
 from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.verify import compare_cases
+from samexport.runtimes.verdicts import Verdict
 
 
 def npy(header: str, body: bytes = b"") -> bytes:
@@ -114,3 +117,25 @@ def test_every_bit_of_the_tensors_can_flip_without_a_traceback(own_bundle):
         except BundleError:
             refused += 1
     assert refused > len(places) // 2
+
+
+def test_numbers_beyond_float32_become_infinite_without_a_warning(own_bundle):
+    path = own_bundle.folder / "golden" / "tensors.npz"
+    with np.load(path) as archive:
+        tensors = dict(archive)
+    key = _key(own_bundle, "low_res_masks")
+    tensors[key] = tensors[key].astype(np.float64)
+    tensors[key].flat[0] = 1e300
+    np.savez_compressed(path, **tensors)
+    with warnings.catch_warnings(action="error"):
+        golden = load_golden(own_bundle.folder, own_bundle.manifest.frame)
+        rows = list(compare_cases(own_bundle, golden))
+    (case,) = (c for c in golden.cases if np.isinf(c.expected.get("low_res_masks", 0)).any())
+    wrong = [row for row in rows if (row.check.case, row.output) == (case.name, "low_res_masks")]
+    assert {row.verdict for row in wrong} == {Verdict.FAIL}
+
+
+def _key(bundle, output):
+    """Of the first case with that output."""
+    cases = json.loads((bundle.folder / "golden" / "cases.json").read_text())["cases"]
+    return next(case["expected"][output] for case in cases if output in case["expected"])
