@@ -58,10 +58,6 @@ def _around() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for package in _BASE:
-        version = _version(package)
-        yield Finding(package, bool(version), version, "" if version else install_hint(package=package))
-    for package in _EXPORT:
-    for package in _BASE:
         found = version(package)
         yield Finding(package, bool(found), found, "" if found else install_hint(package=package))
     for package in _EXPORT:
