@@ -8,6 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 import samexport
 from samexport.errors import ConfigError, ParityFailed
 from samexport.exporter.formats import Facts, Target, format_of, versions
@@ -27,6 +29,7 @@ from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.models.weights.demo import demo_checkpoint
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import (
+    CONSTANTS,
     MANIFEST,
     Artifact,
     Bundle,
@@ -38,7 +41,7 @@ from samexport.runtimes.bundle import (
 )  # fmt: skip
 from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases, picture_masks, run_frames
-from samexport.runtimes.torch_bundle import plain_bundle
+from samexport.runtimes.torch_bundle import constants_of, plain_bundle
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 if TYPE_CHECKING:
@@ -163,7 +166,7 @@ def reference(work: Work) -> None:
 
 
 def export(work: Work) -> None:
-    """A file for each graph."""
+    """A file for each graph, and one for the constants where the family has some."""
     from samexport.models.build import build_graph
 
     options, small = work.options, work.options.small
@@ -174,6 +177,8 @@ def export(work: Work) -> None:
         artifact = format_of(options.target).write(graph, module, work.folder, options.target, facts)
         form = {"form": "small"} if small and name != find_family(work.spec.family).first else {}
         work.artifacts += (replace(artifact, options=artifact.options | form),)
+    if constants := constants_of(work.spec, work.network):
+        np.savez_compressed(work.folder / CONSTANTS, allow_pickle=False, **constants)
     if work.sampler is not None:
         work.progress(f"exporting {SAMPLER}")
         work.artifacts += (write_sampler(work.sampler, work.folder, options.target, work.spec),)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from samexport.exporter.recipes import RECIPES, find_recipe
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
-from samexport.exporter.recipes import find_recipe
 from samexport.exporter.to_onnx.versions import OPSETS, ir_version
 from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason
@@ -122,7 +122,7 @@ def _convert(
     if graph.axes:
         # where every size is fixed, tools need no help
         name_places(model)
-    if options.recipe == "fp16":
+    if RECIPES[options.recipe].compute == "float16":
         model, written = _half(model, graph, examples, written)
     model = _clean(model, graph, options.opset)
     onnx.checker.check_model(model)
@@ -176,7 +176,7 @@ def _write_large(program: torch.onnx.ONNXProgram, graph: GraphSpec, path: Path, 
     import onnx
     import onnx_ir
 
-    if options.recipe != "fp32":
+    if RECIPES[options.recipe].compute != "float32":
         raise ConfigError(f"{graph.name} is above 2 GB, where only fp32 is supported; leave --precision away")
     onnx_ir.save(program.model, path, external_data=f"{path.name}.data")
     model = _clean(onnx.load(path, load_external_data=False), graph, options.opset)
