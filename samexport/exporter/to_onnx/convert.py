@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from samexport.exporter.recipes import RECIPES, find_recipe
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
+from samexport.exporter.recipes import RECIPES, find_recipe
 from samexport.exporter.to_onnx.versions import OPSETS, ir_version
 from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason

@@ -263,8 +263,8 @@ def test_each_simplifier_keeps_what_the_graph_computes(tiny, tmp_path):
         for tool in to_onnx.SIMPLIFIERS
     }
     assert [file.refused for file in written.values()] == ["", "", ""]
-    # without any the graph is as torch wrote it, which is larger
-    assert max(written["onnxslim"].nodes, written["onnxsim"].nodes) < written["none"].nodes
+    # why onnxslim is the default
+    assert written["onnxslim"].nodes < min(written["onnxsim"].nodes, written["none"].nodes)
     rng = np.random.default_rng(0)
     sizes = {"N": 5, "K": 3}
     inputs = {t.name: rng.uniform(t.low or 0, t.high or 1, t.resolved(sizes)).astype("float32") for t in graph.inputs}
