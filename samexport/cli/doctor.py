@@ -17,7 +17,8 @@ from samexport.models.weights.downloads import cache_folder
 from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
 from samexport.runtimes.registry import availability, version
 
-_EXPORT = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxslim", "safetensors", "requests", "pycocotools")
+_BASE = ("numpy", "pillow", "onnx", "pycocotools")
+_EXPORT = ("torch", "onnxscript", "onnxslim", "safetensors", "requests")
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
@@ -56,10 +57,12 @@ def _around() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    for package in _BASE:
+        found = version(package)
+        yield Finding(package, bool(found), found, "" if found else install_hint(package=package))
     for package in _EXPORT:
         found = version(package)
-        remedy = "" if found else install_hint(package=package)
-        yield Finding(f"export: {package}", bool(found), found, remedy)
+        yield Finding(f"export: {package}", bool(found), found, "" if found else install_hint("export"))
 
 
 def _runtimes() -> Iterator[Finding]:

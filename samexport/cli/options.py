@@ -178,6 +178,22 @@ def weight_files(weights: WeightsKind | None, checkpoints: list[Path] | None, en
     return demo_checkpoint(find_model(encoder))
 
 
+@dataclass(frozen=True)
+class ModelArguments(ExportArguments):
+    """The same with the model as the first argument."""
+
+    encoder: Annotated[str, typer.Argument(metavar="MODEL", help="Which model; `samexport list` shows all.")]
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for the bundles.",
+            show_default="here, each named after model and format",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+
+
 Arguments = TypeVar("Arguments")
 Command = Callable[..., None]
 
