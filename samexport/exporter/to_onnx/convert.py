@@ -28,7 +28,7 @@ _SAME = 1e-4
 # bytes by which an optimised file may be larger than the exported one, and of the constants that it gets otherwise
 _GROWTH, _FOLDED = 1 << 20, 100_000
 # Sizes that torch.export sees: 1 would be frozen into the graph.
-TRACED_SIZES = {"N": 3, "K": 2}
+TRACED_SIZES = {"N": 3, "K": 2, "F": 4, "R": 5}
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def optimise(exported: onnx.ModelProto, graph: GraphSpec) -> tuple[onnx.ModelPro
     import onnx
 
     rng = np.random.default_rng(0)
-    sizes = {"N": 4, "K": 3}
+    sizes = {"N": 4, "K": 3, "F": 2, "R": 6}
     drawn = {
         t.name: rng.uniform(t.low or 0, t.high or 1, [sizes[d] if isinstance(d, str) else d for d in t.shape])
         for t in graph.inputs

@@ -1,0 +1,1 @@
+"""Families of models: each is one object in one file, pure data."""
