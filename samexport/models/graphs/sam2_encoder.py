@@ -67,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
     if q.shape[2] <= chunk:
         return (q @ k.transpose(-1, -2)).softmax(-1) @ v
     keys = k.transpose(-1, -2)
-    return torch.cat([(part @ keys).softmax(-1) @ v for part in q.split(chunk, dim=2)], dim=2)
+    return torch.cat([(part @ keys).softmax(-1) @ v for part in torch.split(q, chunk, dim=2)], dim=2)
 
 
 class Attention(nn.Module):
@@ -85,7 +85,9 @@ class Attention(nn.Module):
         self.q, self.q_bias = frozen(q.T * scale), frozen(q_bias * scale)
         self.k, self.v = frozen(k.T), frozen(v.T)
         self.out = frozen(attention.proj.weight.T)
-        self.out_bias = frozen((attention.proj.bias.double() + attention.proj.weight.double() @ v_bias.double()).float())
+        self.out_bias = frozen(
+            (attention.proj.bias.double() + attention.proj.weight.double() @ v_bias.double()).float()
+        )
         self.chunk = max(64, _SCORE_BYTES // (4 * heads * max(window, side if not window else 1) ** 2))
 
     def forward(self, x: Tensor) -> Tensor:

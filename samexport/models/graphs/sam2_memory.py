@@ -29,19 +29,23 @@ from samexport.models.architectures.sam2 import MEMORY_FRAMES, Sam2
 from samexport.models.architectures.sam2_memory import MEMORY_WIDTH, rotary_angles, sine_2d
 from samexport.models.graphs.decoder import ABSENT
 from samexport.models.graphs.layers import LayerNorm, frozen, parts
+from samexport.models.graphs.sam2_encoder import Lateral
 
 QUERY_CHUNK = 512
 
 
 class Turned(nn.Module):
-    """A projection whose result is turned by its place on the map: [..., P, in] to [..., P, width], halves apart."""
+    """A projection whose result is turned by its place on the map: [..., P, in] to [..., P, width], halves apart.
 
-    def __init__(self, projection: nn.Linear, angles: Tensor, scale: float = 1.0) -> None:
+    ``turn`` has the cosines and sines of the angles, [P, width / 2]; all projections share them.
+    """
+
+    def __init__(self, projection: nn.Linear, turn: tuple[nn.Parameter, nn.Parameter], scale: float = 1.0) -> None:
         super().__init__()
         weight, bias = projection.weight * scale, projection.bias * scale
         self.even, self.odd = frozen(weight[::2].T), frozen(weight[1::2].T)
         self.even_bias, self.odd_bias = frozen(bias[::2]), frozen(bias[1::2])
-        self.cos, self.sin = frozen(angles.cos()), frozen(angles.sin())
+        self.cos, self.sin = turn
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The projection before it is turned."""
@@ -71,7 +75,7 @@ class Fold(nn.Module):
 def attend(queries: Tensor, keys: Tensor, values: Tensor, chunk: int) -> Tensor:
     """Attention of [1 or N, P, C] to [N, L, C] without a scale, ``chunk`` queries at a time."""
     turned = keys.transpose(-1, -2)
-    mixed = [(part @ turned).softmax(-1) @ values for part in queries.split(chunk, dim=1)]
+    mixed = [(part @ turned).softmax(-1) @ values for part in torch.split(queries, chunk, dim=1)]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
 
 
@@ -115,19 +119,23 @@ class Memory(nn.Module):
 class MemoryLayer(nn.Module):
     """The frame attends to itself, then to the memory."""
 
-    def __init__(self, layer: sam2_memory.MemoryAttentionLayer, angles: Tensor, chunk: int) -> None:
+    def __init__(
+        self, layer: sam2_memory.MemoryAttentionLayer, turn: tuple[nn.Parameter, nn.Parameter], chunk: int
+    ) -> None:
         super().__init__()
         own, cross = layer.self_attn, layer.cross_attn_image
         scale = 1 / math.sqrt(own.q_proj.out_features)
         self.chunk = chunk
-        self.own_query, self.own_key = Turned(own.q_proj, angles, scale), Turned(own.k_proj, angles)
-        self.query, self.key = Turned(cross.q_proj, angles, scale), Turned(cross.k_proj, angles)
+        self.own_query, self.own_key = Turned(own.q_proj, turn, scale), Turned(own.k_proj, turn)
+        self.query, self.key = Turned(cross.q_proj, turn, scale), Turned(cross.k_proj, turn)
         self.own_fold, self.fold = Fold(own), Fold(cross)
-        self.ones = frozen(torch.ones(1, len(angles), 1))
+        self.ones = frozen(torch.ones(1, len(turn[0]), 1))
         self.linear1, self.linear2 = layer.linear1, layer.linear2
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
 
-    def forward(self, x: Tensor, tokens: Tensor, maps: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tensor, maps: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """Update [1 or N, P, width].
 
         Args:
@@ -150,7 +158,7 @@ class MemoryLayer(nn.Module):
     def _keys(self, maps: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
         """[N, L, width + 1]."""
         (placed, bias), (placeless, pointer_bias) = maps, pointers
-        count, frames, cells, _ = placed.shape
+        count, cells = placed.shape[0], placed.shape[2]
         on_map = self.key(placed, bias.expand(-1, -1, cells, -1))
         pointer_bias = pointer_bias.expand(-1, -1, placeless.shape[2], -1)
         off_map = torch.cat([*self.key.halves(placeless), pointer_bias], dim=-1)
@@ -165,9 +173,10 @@ class Sam2MemoryAttention(nn.Module):
         super().__init__()
         width, grid = model.size.width, model.size.image_size // 16
         angles = rotary_angles(width, grid)
+        turn = frozen(angles.cos()), frozen(angles.sin())
         self.place = frozen(0.1 * sine_2d(width, grid))
         self.memory = Memory(model)
-        self.layers = nn.ModuleList(MemoryLayer(layer, angles, chunk) for layer in model.memory_attention.layers)
+        self.layers = nn.ModuleList(MemoryLayer(layer, turn, chunk) for layer in model.memory_attention.layers)
         self.norm = model.memory_attention.norm
         self.grid = grid
 
@@ -183,7 +192,8 @@ class Sam2MemoryAttention(nn.Module):
         x = (vision + self.place).flatten(2).transpose(1, 2)
         for layer in self.layers:
             x = layer(x, torch.cat(tokens, dim=1), maps, tuple(placeless))
-        return self.norm(x).transpose(1, 2).reshape(count, -1, self.grid, self.grid)
+        out: Tensor = self.norm(x).transpose(1, 2).reshape(count, -1, self.grid, self.grid)
+        return out
 
 
 def _bilinear(source: int, target: int) -> Tensor:
@@ -233,7 +243,7 @@ class Sam2MemoryEncoder(nn.Module):
         self.last, self.project = frozen(last.weight[:, :, 0, 0].T), frozen(encoder.pix_feat_proj.weight[:, :, 0, 0].T)
         self.bias = frozen(last.bias + encoder.pix_feat_proj.bias)
         self.fuser = nn.ModuleList(FuserBlock(block) for block in parts(encoder.fuser.layers))
-        self.out, self.out_bias = frozen(encoder.out_proj.weight[:, :, 0, 0].T), frozen(encoder.out_proj.bias)
+        self.out = Lateral(encoder.out_proj)
         nothing = torch.zeros(1, MEMORY_WIDTH)
         self.absent = frozen(model.no_obj_embed_spatial if model.size.absent_memory else nothing)
 
@@ -248,5 +258,6 @@ class Sam2MemoryEncoder(nn.Module):
         x = x @ self.last + (vision.permute(0, 2, 3, 1) @ self.project + self.bias)
         for block in self.fuser:
             x = block(x)
-        memory = x.flatten(1, 2) @ self.out + self.out_bias
-        return memory + (1 - object_present)[:, None, None] * self.absent
+        memory = self.out(x.flatten(1, 2)) + self.out.bias
+        marked: Tensor = memory + (1 - object_present)[:, None, None] * self.absent
+        return marked
