@@ -53,11 +53,12 @@ class Bank:
     """The memories of one object by the index of their frame.
 
     ``prompted`` are frames with prompts, in the order in which they got them; ``tracked`` are the others, and those
-    that got a prompt after they had been tracked.
+    that got a prompt after they had been tracked; these are in ``corrected`` and keep their masks, too.
     """
 
     prompted: dict[int, Remembered] = field(default_factory=dict)
     tracked: dict[int, Remembered] = field(default_factory=dict)
+    corrected: set[int] = field(default_factory=set)
 
     def get(self, frame: int) -> Remembered | None:
         """What is known of a frame."""
@@ -65,7 +66,15 @@ class Bank:
 
     def put(self, frame: int, kept: Remembered) -> None:
         """Remember a frame that had a prompt; one that was tracked before stays a tracked frame."""
-        (self.tracked if frame in self.tracked else self.prompted)[frame] = kept
+        if frame in self.tracked:
+            self.tracked[frame] = kept
+            self.corrected.add(frame)
+        else:
+            self.prompted[frame] = kept
+
+    def has_prompt(self, frame: int) -> bool:
+        """Whether a frame has a mask that was asked for."""
+        return frame in self.prompted or frame in self.corrected
 
     def follows(self, frame: int, *, backwards: bool = False) -> bool:
         """Whether a prompt is at ``frame`` or before it (after it, if the video runs backwards)."""
@@ -101,6 +110,7 @@ class Bank:
     def forget(self, frames: range) -> None:
         """Keep what was tracked on ``frames`` alone; prompts are never forgotten."""
         self.tracked = {when: kept for when, kept in self.tracked.items() if when in frames}
+        self.corrected &= self.tracked.keys()
 
 
 def batch(reads: Sequence[Read]) -> dict[str, Floats]:

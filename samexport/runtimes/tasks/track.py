@@ -221,14 +221,11 @@ class Tracker:
         if frame in self.waiting or self.image_hw is None:
             self._prompts(frame, picture())
         begun = {name: bank for name, bank in self.banks.items() if bank.follows(frame, backwards=backwards)}
-        if wanted := [name for name, bank in begun.items() if not self._is_prompted(name, frame)]:
+        if wanted := [name for name, bank in begun.items() if not bank.has_prompt(frame)]:
             self._track(frame, wanted, self._features(frame, picture()), backwards=backwards)
         found = [kept.mask for bank in begun.values() if (kept := bank.get(frame)) is not None]
         assert self.image_hw is not None
         return TrackedFrame(frame, self.image_hw, tuple(begun), tuple(found), dict(self._seconds))
-
-    def _is_prompted(self, object_id: int, frame: int) -> bool:
-        return frame in self.banks[object_id].prompted
 
     def _prompts(self, frame: int, picture: Picture) -> None:
         """Answer the prompts that wait for a frame; an object's last answer is remembered."""

@@ -18,9 +18,10 @@ from samexport.runtimes.host.object_masks import ObjectMask
 from samexport.runtimes.tasks.track import Tracker
 
 _CANDIDATES = 3
+_TRACKED, _PROMPTED, _CORRECTED = range(3)
 _LARGEST = 4 << 30
 _ARRAYS = {
-    "tracker": ("i", 1), "objects": ("i", 1), "object": ("i", 1), "frame": ("i", 1), "prompted": ("b", 1),
+    "tracker": ("i", 1), "objects": ("i", 1), "object": ("i", 1), "frame": ("i", 1), "kind": ("i", 1),
     "low_res": ("f", 3), "iou": ("f", 2), "pointer": ("f", 2), "score": ("f", 1), "memory": ("u", 3),
 }  # fmt: skip
 
@@ -33,7 +34,7 @@ def save(tracker: Tracker, path: Path, *, force: bool = False) -> None:
         FileError: the file exists, or cannot be written.
     """
     rows = [
-        (name, frame, place is whole.prompted, kept)
+        (name, frame, _kind(whole, frame), kept)
         for name, whole in tracker.banks.items()
         for place in (whole.prompted, whole.tracked)
         for frame, kept in place.items()
@@ -48,7 +49,7 @@ def save(tracker: Tracker, path: Path, *, force: bool = False) -> None:
         "objects": np.array(list(tracker.banks)),
         "object": np.array([name for name, *_ in rows]),
         "frame": np.array([frame for _, frame, *_ in rows]),
-        "prompted": np.array([prompted for *_, prompted, _ in rows]),
+        "kind": np.array([kind for *_, kind, _ in rows]),
         "low_res": np.stack([kept.mask.low_res for *_, kept in rows]),
         "iou": iou,
         "pointer": np.stack([kept.mask.pointer for *_, kept in rows]),
@@ -84,9 +85,17 @@ def resume(
             arrays["low_res"][item], iou[~np.isnan(iou)], arrays["pointer"][item], float(arrays["score"][item])
         )
         bank = tracker.banks[name]
-        place = bank.prompted if arrays["prompted"][item] else bank.tracked
-        place[int(arrays["frame"][item])] = Remembered(mask, arrays["memory"][item])
+        frame, kind = int(arrays["frame"][item]), int(arrays["kind"][item])
+        (bank.prompted if kind == _PROMPTED else bank.tracked)[frame] = Remembered(mask, arrays["memory"][item])
+        if kind == _CORRECTED:
+            bank.corrected.add(frame)
     return tracker
+
+
+def _kind(bank: Bank, frame: int) -> int:
+    if frame in bank.prompted:
+        return _PROMPTED
+    return _CORRECTED if frame in bank.corrected else _TRACKED
 
 
 def _check(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
