@@ -32,6 +32,8 @@ from samexport.models.graphs.layers import LayerNorm, frozen, parts
 from samexport.models.graphs.sam2_encoder import Lateral
 
 QUERY_CHUNK = 512
+# twice this is a step at 0 for every logit of 1e-9 and more
+_STEEP = 2.0**15
 
 
 class Turned(nn.Module):
@@ -75,8 +77,10 @@ class Fold(nn.Module):
 def attend(queries: Tensor, keys: Tensor, values: Tensor, chunk: int) -> Tensor:
     """Attention of [1 or N, P, C] to [N, L, C] without a scale, ``chunk`` queries at a time."""
     turned = keys.transpose(-1, -2)
-    mixed = [(part @ turned).softmax(-1) @ values for part in torch.split(queries, chunk, dim=1)]
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+    if queries.shape[1] <= chunk:
+        # converters do not split into one
+        return (queries @ turned).softmax(-1) @ values
+    return torch.cat([(part @ turned).softmax(-1) @ values for part in torch.split(queries, chunk, dim=1)], dim=1)
 
 
 class Memory(nn.Module):
@@ -152,15 +156,15 @@ class MemoryLayer(nn.Module):
         return out
 
     def _query(self, x: Tensor) -> Tensor:
-        out: Tensor = self.query(x, self.ones.expand(x.shape[0], -1, -1))
+        out: Tensor = self.query(x, self.ones.expand(x.shape[0], self.ones.shape[1], 1))
         return out
 
     def _keys(self, maps: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
         """[N, L, width + 1]."""
         (placed, bias), (placeless, pointer_bias) = maps, pointers
         count, cells = placed.shape[0], placed.shape[2]
-        on_map = self.key(placed, bias.expand(-1, -1, cells, -1))
-        pointer_bias = pointer_bias.expand(-1, -1, placeless.shape[2], -1)
+        on_map = self.key(placed, bias.expand(count, placed.shape[1], cells, 1))
+        pointer_bias = pointer_bias.expand(*placeless.shape[:3], 1)
         off_map = torch.cat([*self.key.halves(placeless), pointer_bias], dim=-1)
         width = on_map.shape[-1]
         return torch.cat([on_map.reshape(count, -1, width), off_map.reshape(count, -1, width)], dim=1)
@@ -236,7 +240,7 @@ class Sam2MemoryEncoder(nn.Module):
     def __init__(self, model: Sam2) -> None:
         super().__init__()
         encoder, size = model.memory_encoder, model.size.image_size
-        self.enlarge = frozen(_bilinear(size // 4, size))
+        self.enlarge = frozen(_bilinear(size // 4, size).T)
         *steps, last = parts(encoder.mask_downsampler.encoder)
         self.convs = nn.ModuleList(steps[::3])
         self.norms = nn.ModuleList(Normed(norm) for norm in steps[1::3])
@@ -249,10 +253,11 @@ class Sam2MemoryEncoder(nn.Module):
 
     def forward(self, vision: Tensor, mask_logits: Tensor, binary: Tensor, object_present: Tensor) -> Tensor:
         """Encode."""
-        mask = self.enlarge @ mask_logits @ self.enlarge.T
+        mask = (mask_logits.transpose(-1, -2) @ self.enlarge).transpose(-1, -2) @ self.enlarge
         hard = binary[:, None, None, None]
-        # relu(sign(x)) is x > 0 without a comparison
-        x = 20 * (hard * F.relu(torch.sign(mask)) + (1 - hard) * mask.sigmoid()) - 10
+        # x > 0 without a comparison, which phones' GPUs do not have, and in half precision too
+        inside = 1 - F.relu(1 - F.relu((mask * _STEEP).clamp(-1, 1) * _STEEP))
+        x = 20 * (hard * inside + (1 - hard) * mask.sigmoid()) - 10
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x if i == 0 else x.permute(0, 3, 1, 2)))
         x = x @ self.last + (vision.permute(0, 2, 3, 1) @ self.project + self.bias)
