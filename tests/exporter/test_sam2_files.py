@@ -1,0 +1,123 @@
+"""SAM 2's graphs as files of each format, against their export forms, and the whole loop on ONNX files."""
+
+import numpy as np
+import pytest
+import torch
+
+from samexport.exporter.to_coreml import convert as to_coreml
+from samexport.exporter.to_coreml.package import PackageTexts
+from samexport.exporter.to_onnx import convert as to_onnx
+from samexport.exporter.to_tflite import convert as to_tflite
+from samexport.models.architectures.hiera import HieraSize
+from samexport.models.architectures.sam2 import Sam2, Sam2Size
+from samexport.models.families.sam2 import VIDEO_GRAPHS, fixed, sam2_constants, sam2_graphs, sam2_module
+from samexport.models.graphs.sam2_memory import Sam2MemoryAttention
+from samexport.runtimes.adapters.litert import LiteRtRuntime
+from samexport.runtimes.adapters.mil import MilRuntime
+from samexport.runtimes.adapters.ort import OrtRuntime
+from samexport.runtimes.adapters.pytorch import PyTorchRuntime
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.tasks.track import Tracker
+from tests.models import sam2_golden
+
+# every kind of block once: padded windows, whole windows, a global block, three that pool
+SIZE = Sam2Size(HieraSize(16, 1, (1, 1, 3, 1), (3,), windows=(8, 4, 6, 3)), image_size=64, width=64, hidden=64)
+# converting takes seconds: of the decoders the one with everything
+ONE_OF_EACH = ("image_encoder", "mask_decoder_with_mask", "memory_attention", "memory_encoder")
+FLAGS = {"memory_row", "point_labels", "pointer_present", "binary", "object_present", "has_mask_input"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sam2_golden.randomise(Sam2(SIZE))
+
+
+def form(model, name):
+    """The form of a graph; queries go in chunks here too."""
+    return Sam2MemoryAttention(model, chunk=8).eval() if name == "memory_attention" else sam2_module(model, name)
+
+
+def graph_of(name, **sizes):
+    return fixed({graph.name: graph for graph in sam2_graphs(64, 64)}[name], sizes)
+
+
+def inputs_of(graph, sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    drawn = {}
+    for tensor in graph.inputs:
+        shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape]
+        value = rng.standard_normal(shape) if tensor.low is None else rng.uniform(tensor.low, tensor.high, shape)
+        drawn[tensor.name] = (np.round(value) if tensor.name in FLAGS else value).astype(np.float32)
+    return drawn
+
+
+def assert_same(runtime, module, graph, inputs):
+    found, expected = runtime.run(inputs), PyTorchRuntime(module, graph).run(inputs)
+    for name, wanted in expected.items():
+        # one score alone has no range
+        assert np.abs(found[name] - wanted).max() <= 1e-4 * max(np.ptp(wanted), 0.1), name
+
+
+@pytest.fixture(scope="module")
+def onnx_files(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sam2")
+    for name in VIDEO_GRAPHS:
+        written = to_onnx.convert(graph_of(name), form(model, name), folder / f"{name}.onnx", to_onnx.OnnxOptions())
+        assert written.refused == ""
+    return folder
+
+
+@pytest.mark.parametrize("name", VIDEO_GRAPHS)
+def test_onnx_file_computes_what_the_form_computes_at_every_size(model, onnx_files, name):
+    graph = graph_of(name)
+    with OrtRuntime(onnx_files / f"{name}.onnx", graph, threads=1) as runtime:
+        for sizes in ({"N": 1, "K": 1, "F": 1, "R": 1}, {"N": 2, "K": 4, "F": 9, "R": 16}):
+            assert_same(runtime, form(model, name), graph, inputs_of(graph, sizes))
+
+
+def test_objects_are_followed_on_onnx_files_as_on_the_forms(model, onnx_files):
+    rng = np.random.default_rng(0)
+    clip = [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(4)]
+
+    def follow(runtimes):
+        tracker = Tracker(runtimes, sam2_constants(model), frames=len(clip))
+        tracker.add(0, 1, Prompt.make([[20, 30]]))
+        tracker.add(0, 1, Prompt.make([[20, 30], [5, 5]], [1, 0]))
+        tracker.add(1, 2, rng.random((48, 64)) > 2)
+        return list(tracker.propagate(clip))
+
+    graphs = {name: graph_of(name) for name in VIDEO_GRAPHS}
+    files = {name: OrtRuntime(onnx_files / f"{name}.onnx", graph, threads=1) for name, graph in graphs.items()}
+    forms = {name: PyTorchRuntime(form(model, name), graph) for name, graph in graphs.items()}
+    for one, other in zip(follow(files), follow(forms), strict=True):
+        assert one.objects == other.objects
+        for a, b in zip(one.found, other.found, strict=True):
+            # bfloat16 turns the last bit of a memory into more than that
+            assert np.abs(a.low_res - b.low_res).mean() < 0.05
+            assert a.score == pytest.approx(b.score, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_tflite_file_computes_what_the_form_computes(model, tmp_path, name):
+    graph, path = graph_of(name, N=1, K=3, F=3, R=4), tmp_path / f"{name}.tflite"
+    to_tflite.convert(graph, form(model, name), path)
+    with LiteRtRuntime(path, graph, threads=1) as runtime:
+        assert_same(runtime, form(model, name), graph, inputs_of(graph, {}))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_coreml_package_computes_what_the_form_computes(model, tmp_path, name):
+    graph, path = graph_of(name, N=1, K=3, F=3, R=4), tmp_path / f"{name}.mlpackage"
+    texts = PackageTexts("samexport", "Apache-2.0", "0.1.0")
+    to_coreml.convert(graph, form(model, name), path, to_coreml.CoreMLOptions(precision="fp32"), texts)
+    with MilRuntime(path, graph, precision="fp32") as runtime:
+        assert_same(runtime, form(model, name), graph, inputs_of(graph, {}))
