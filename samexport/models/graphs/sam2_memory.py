@@ -108,16 +108,18 @@ class Memory(nn.Module):
         return memory + (self.sine + (chosen @ self.times)[:, :, None]), chosen[..., :1, None] * ABSENT
 
     def pointers(self, pointers: Tensor, age: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, R, width], [N, R], [N, R] to tokens, what their keys are made of, [N, R, parts, 64], and biases."""
+        """[N, R, width], [N, R], [N, R] to tokens, what their keys are made of, [N, R parts, 64], and biases."""
         count, slots, width = pointers.shape
-        tokens = pointers.reshape(count, slots, width // MEMORY_WIDTH, MEMORY_WIDTH)
-        bias = (present - 1)[..., None, None] * -ABSENT
+        parts = width // MEMORY_WIDTH
+        tokens = pointers.reshape(count, slots, parts, MEMORY_WIDTH)
+        bias = ((present - 1) * -ABSENT)[..., None].expand(count, slots, parts).reshape(count, -1, 1)
+        flat = tokens.reshape(count, -1, MEMORY_WIDTH)
         if not self.timed:
             # an input that nothing reads would vanish from the graph
-            return tokens, tokens + 0 * age[..., None, None], bias
+            return flat, (tokens + 0 * age[..., None, None]).reshape(count, -1, MEMORY_WIDTH), bias
         angle = age[..., None] * self.frequencies
         time = torch.cat([angle.sin(), angle.cos()], dim=-1) @ self.ages + self.ages_bias
-        return tokens, tokens + time[:, :, None], bias
+        return flat, (tokens + time[:, :, None]).reshape(count, -1, MEMORY_WIDTH), bias
 
 
 class MemoryLayer(nn.Module):
@@ -164,10 +166,8 @@ class MemoryLayer(nn.Module):
         (placed, bias), (placeless, pointer_bias) = maps, pointers
         count, cells = placed.shape[0], placed.shape[2]
         on_map = self.key(placed, bias.expand(count, placed.shape[1], cells, 1))
-        pointer_bias = pointer_bias.expand(*placeless.shape[:3], 1)
         off_map = torch.cat([*self.key.halves(placeless), pointer_bias], dim=-1)
-        width = on_map.shape[-1]
-        return torch.cat([on_map.reshape(count, -1, width), off_map.reshape(count, -1, width)], dim=1)
+        return torch.cat([on_map.reshape(count, -1, on_map.shape[-1]), off_map], dim=1)
 
 
 class Sam2MemoryAttention(nn.Module):
@@ -192,7 +192,7 @@ class Sam2MemoryAttention(nn.Module):
         count = memory.shape[0]
         pointer_tokens, *placeless = self.memory.pointers(pointers, pointer_age, pointer_present)
         maps = self.memory.maps(memory, memory_row)
-        tokens = [part.reshape(count, -1, MEMORY_WIDTH) for part in (memory, pointer_tokens)]
+        tokens = [memory.reshape(count, -1, MEMORY_WIDTH), pointer_tokens]
         x = (vision + self.place).flatten(2).transpose(1, 2)
         for layer in self.layers:
             x = layer(x, torch.cat(tokens, dim=1), maps, tuple(placeless))
