@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from samexport.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samexport.models.architectures.sam import Sam
+    from torch import nn
+
+    from samexport.benchmarks.results.rows import Results
     from samexport.models.spec import ModelSpec
     from samexport.runtimes.bundle import Bundle
     from samexport.runtimes.verdicts import ParityReport
@@ -49,7 +51,8 @@ def export(
     Args:
         model: a name of :func:`list_models`.
         format: of the files.
-        weights: "official" (cache or download), "random" (seeded, masks mean nothing), or files of a checkpoint.
+        weights: "official" (cache or download), "demo" (in the package, trained on drawn scenes), "random" (seeded,
+            masks mean nothing), or files of a checkpoint.
         seed: of random weights.
         recipe: fp32 or fp16; the default is the format's own (fp16 for CoreML, else fp32).
         out: the bundle's folder; the default is named after the model.
@@ -72,7 +75,7 @@ def export(
         ExportOptions(
             encoder=model,
             out=None if out is None else Path(out),
-            checkpoints=_files(weights),
+            checkpoints=_files(model, weights),
             random_seed=seed if weights == "random" else None,
             target=_target(format, recipe, options),
             force=force,
@@ -85,15 +88,14 @@ def export(
 
 
 def _target(file_format: str, recipe: str | None, options: dict[str, Any]) -> Any:
-    from samexport.exporter.formats import WRITERS
+    from samexport.exporter.formats import FORMATS
 
-    kinds = {writer.file_format: kind for kind, writer in WRITERS.items()}
-    if file_format not in kinds:
-        raise ConfigError(f"format is one of {', '.join(kinds)}, not {file_format!r}")
-    kind = kinds[file_format]
+    if file_format not in FORMATS:
+        raise ConfigError(f"format is one of {', '.join(FORMATS)}, not {file_format!r}")
+    kind = FORMATS[file_format].options
     if unknown := set(options) - {field.name for field in fields(kind)}:
         raise ConfigError(f"{file_format} has no option {', '.join(sorted(unknown))}")
-    return kind(**options) if recipe is None else kind(precision=recipe, **options)
+    return kind(**options) if recipe is None else kind(recipe=recipe, **options)
 
 
 def open(folder: AnyPath) -> Bundle:
@@ -142,6 +144,49 @@ def verify(
     return ParityReport((*report.rows, *verify_against(opened, other, threads=threads, progress=progress)))
 
 
+def bench(
+    bundles: Bundle | AnyPath | Sequence[Bundle | AnyPath],
+    out: AnyPath,
+    *,
+    show: Callable[[Results], None] = lambda _: None,
+    **options: Any,
+) -> Results:
+    """Time every graph of bundles on the runtimes that run here; writes results.json, .csv, .md, .html and plots.
+
+    Example:
+        ``rows = bench("mobilesam-tinyvit-onnx-fp32", "results", prompts=(1, 16)).rows``
+
+    Args:
+        bundles: a bundle or its folder, or several.
+        out: a folder for the results.
+        show: gets the results whenever a row was measured.
+        options: of :class:`samexport.benchmarks.command.BenchRequest` (``runtimes``, ``graphs``, ``threads``, ...).
+
+    Raises:
+        ConfigError: an option cannot be used, or there are results already.
+        MissingDependency: the extra [bench] is not installed.
+        BundleError: a folder is not a bundle.
+    """
+    from samexport.benchmarks.command import BenchRequest, run_bench
+    from samexport.benchmarks.contenders.baselines import write_baselines
+    from samexport.exporter.to_onnx.convert import OnnxOptions, convert
+    from samexport.runtimes.bundle import Bundle
+
+    if unknown := set(options) - {field.name for field in fields(BenchRequest)}:
+        raise ConfigError(f"bench has no option {', '.join(sorted(unknown))}")
+    several = [bundles] if isinstance(bundles, Bundle | str | PathLike) else list(bundles)
+    folders = tuple(each.folder if isinstance(each, Bundle) else Path(each) for each in several)
+    request = BenchRequest(folders, Path(out), **options)
+
+    def plain(bundle: Bundle, folder: Path) -> Bundle:
+        return write_baselines(
+            bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes,
+            request.checkpoints,
+        )  # fmt: skip
+
+    return run_bench(request, plain, show)
+
+
 def list_models() -> list[ModelSpec]:
     """The models that can be exported, as data: name, parameters, licence, where the weights are."""
     from samexport.models.catalog import MODELS
@@ -149,7 +194,7 @@ def list_models() -> list[ModelSpec]:
     return [model for model in MODELS.values() if not model.hidden]
 
 
-def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official", seed: int = 0) -> Sam:
+def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official", seed: int = 0) -> nn.Module:
     """A model in torch with its weights, in evaluation mode; CheckpointError if they cannot be used.
 
     ``model``, ``weights`` and ``seed`` are as for :func:`export`.
@@ -157,10 +202,15 @@ def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official",
     from samexport.models.catalog import find_model
     from samexport.models.loading import load_model as load
 
-    return load(find_model(model), _files(weights), seed if weights == "random" else None)[0]
+    return load(find_model(model), _files(model, weights), seed if weights == "random" else None)[0]
 
 
-def _files(weights: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:
+def _files(model: str, weights: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:
     if weights in ("official", "random"):
         return ()
+    if weights == "demo":
+        from samexport.models.catalog import find_model
+        from samexport.models.weights.demo import demo_checkpoint
+
+        return demo_checkpoint(find_model(model))
     return (Path(weights),) if isinstance(weights, str | PathLike) else tuple(Path(file) for file in weights)

@@ -11,8 +11,9 @@ from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
-from samexport.runtimes.host.image import to_frame, upscale_mask
-from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.host.frames import FrameMap, to_frame, upscale_mask
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import pack
 from samexport.runtimes.parity.compare import intersection_over_union, signal_to_noise
 from samexport.runtimes.tasks.segment import Segmenter
 
@@ -47,7 +48,7 @@ def test_masks_of_photographs_equal_pytorch(full_bundle, plain, name):
         Prompt.make(box=[width / 5, height / 5, width / 1.5, height / 1.2]),
     ]
     embeddings = plain["encoder"].run({"image": to_frame(picture, frame)})
-    tensors = pack(prompts, (height, width), frame)
+    tensors = pack(prompts, FrameMap((height, width), frame))
     expected = plain["decoder"].run({**embeddings, **tensors})
     with Segmenter(full_bundle) as segmenter:
         segmenter.set_image(picture)
@@ -56,7 +57,7 @@ def test_masks_of_photographs_equal_pytorch(full_bundle, plain, name):
     span = np.ptp(expected["low_res_masks"])
     np.testing.assert_allclose(logits, expected["low_res_masks"], atol=1e-4 * span)
     assert signal_to_noise(expected["low_res_masks"], logits) > 90
-    reference = upscale_mask(expected["low_res_masks"], (height, width), frame)
+    reference = upscale_mask(expected["low_res_masks"], FrameMap((height, width), frame))
     assert intersection_over_union(reference, np.stack([a.masks for a in answers])).min() >= 0.9999
     scores = np.stack([a.scores for a in answers])
     assert np.array_equal(scores.argmax(-1), expected["iou_predictions"].argmax(-1))

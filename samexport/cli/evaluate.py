@@ -18,6 +18,7 @@ from samexport.cli.options import (
     SamplerCheckpoint,
     Threads,
     Weights,
+    weight_files,
 )
 
 _PICTURES, _PROMPTS = "Pictures", "Prompts"
@@ -110,7 +111,7 @@ def evaluate(
         bundle=bundle,
         pytorch=pytorch or bool(checkpoint),
         encoder=encoder,
-        checkpoints=tuple(checkpoint or ()),
+        checkpoints=weight_files(weights, checkpoint, encoder),
         random_weights=weights == "random",
         prompts=tuple(dict.fromkeys(name for name in prompts.split(",") if name)),
         click=click,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from samexport.benchmarks.progress import Steps
 from samexport.cli.terminal import print_table, print_written
@@ -16,7 +16,7 @@ from samexport.errors import ConfigError, FileError, ImageError, ParityFailed
 from samexport.exporter.sampler_export import SamplerExport, load_sampler
 from samexport.files import check_output, reason, to_json, write_text
 from samexport.models.catalog import find_model
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.models.loading import load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.accuracy.annotations import AnnotatedImage, Annotations, read_annotations
@@ -35,14 +35,11 @@ from samexport.runtimes.accuracy.evaluate import (
     score_picture,
 )  # fmt: skip
 from samexport.runtimes.accuracy.report import Cells, difference, judge, table, to_markdown
-from samexport.runtimes.bundle import MANIFEST, Bundle, Manifest, SamplerInfo, WeightsInfo, open_bundle
+from samexport.runtimes.bundle import MANIFEST, Bundle, SamplerInfo, open_bundle
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.tasks.everything import DetectorBoxes, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
-from samexport.runtimes.torch_bundle import TorchBundle
-
-if TYPE_CHECKING:
-    from samexport.models.architectures.sam import Sam
+from samexport.runtimes.torch_bundle import TorchBundle, plain_bundle
 
 PYTORCH = "PyTorch"
 PROMPTS = ("click", "box", "everything")
@@ -163,8 +160,8 @@ class _State:
     def begin(self, name: str, bundle: Bundle, segmenter: Segmenter) -> None:
         """A model's turn."""
         weights = bundle.manifest.weights
-        if weights.kind == "random":
-            print(f"{name} has RANDOM weights: its masks mean nothing")
+        if weights.warning:
+            print(f"{name} has {weights.warning}")
         placement = segmenter.placement
         self.facts[name] = {"model": bundle.manifest.model, "weights": asdict(weights), "placement": placement}
 
@@ -264,7 +261,9 @@ class _State:
             print(f"no metric fell by more than {self.request.max_drop:g}")
         if failed:
             kind = ParityFailed if self.model_failed else ImageError
-            raise kind(f"{failed} of {total} pictures were not measured; the scores are of the other {total - failed}")
+            scored = f"the scores are of the other {total - failed}" if failed < total else "there are no scores"
+            nothing = ": no picture could be used" if failed == total and not self.model_failed else ""
+            raise kind(f"{failed} of {total} pictures were not measured{nothing}; {scored}")
 
 
 @contextlib.contextmanager
@@ -299,8 +298,8 @@ def _reference(bundle: Bundle, request: EvalRequest) -> TorchBundle:
     """PyTorch with the bundle's weights; ConfigError if the checkpoints are others."""
     wanted, info = bundle.manifest.weights, bundle.manifest.sampler
     spec = replace(find_model(bundle.manifest.model), mask_outputs=bundle.manifest.mask_outputs)
-    sam = reload_model(spec, wanted, request.checkpoints, request.decoder_checkpoint)
-    model = _plain_bundle(spec, sam, wanted)
+    network = reload_model(spec, wanted, request.checkpoints, request.decoder_checkpoint)
+    model = plain_bundle(spec, network, wanted, Path(PYTORCH))
     if request.sampler == DETECTOR and info is not None:
         return _with_detector(model, info, bundle.graph(SAMPLER), request.sampler_checkpoint)
     return model
@@ -325,21 +324,8 @@ def torch_bundle(
     decoder: Path | None = None,
 ) -> TorchBundle:
     """The architecture without any rewrite in PyTorch, to be used like a bundle; errors as ``load_model``."""
-    return _plain_bundle(spec, *load_model(spec, checkpoints, random_seed, decoder))
-
-
-def _plain_bundle(spec: ModelSpec, sam: Sam, weights: WeightsInfo) -> TorchBundle:
-    from samexport.models.build import build_graph
-
-    built = {name: build_graph(sam, spec, name, plain=True) for name in ("encoder", "decoder", "decoder_with_mask")}
-    manifest = _manifest(spec, weights)
-    return TorchBundle(Path(PYTORCH), manifest, {name: module for name, (_, module) in built.items()})
-
-
-def _manifest(spec: ModelSpec, weights: WeightsInfo) -> Manifest:
-    return Manifest(
-        spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, weights, spec.graphs, (), {}, {}, ()
-    )
+    network, weights = load_model(spec, checkpoints, random_seed, decoder)
+    return plain_bundle(spec, network, weights, Path(PYTORCH))
 
 
 def _check_out(out: Path, force: bool, request: EvalRequest) -> None:

@@ -12,7 +12,6 @@ import typer
 
 from samexport.cli.options import BundleFolder, Force, Json, RuntimeName, Threads
 from samexport.cli.pictures import (
-    RANDOM,
     RESULTS,
     Annotations,
     Masks,
@@ -172,7 +171,7 @@ class EverythingRequest:
         if is_grid:
             return GridPoints(GridOptions(**self.grid), name == HIERARCHICAL)
         if info is None or name != info.name:
-            has = f"its sampler is {info.name}" if info else "it has no sampler"
+            has = f"its sampler is {info.name}" if info else "it has none"
             raise ConfigError(
                 f"{bundle.folder.name} has no sampler {name!r}, {has}; use grid, hierarchical or a .json of boxes"
             )
@@ -255,7 +254,7 @@ def run_everything(
     Raises:
         SamExportError: a picture, option, bundle or path cannot be used; paths are checked before the model runs.
     """
-    from samexport.cli.results import Results, is_random
+    from samexport.cli.results import Results, least_weights
     from samexport.runtimes.bundle import open_bundle
     from samexport.runtimes.tasks.everything import SegmentEverything
 
@@ -267,8 +266,8 @@ def run_everything(
     with Results(sources, out, masks, None, force, inputs, annotations, reporter.announce) as results:
         bundle = open_bundle(request.bundle)
         with SegmentEverything(bundle, request.sampling(bundle), runtime=runtime, threads=threads) as model:
-            if is_random(model):
-                reporter.announce(RANDOM)
+            if warning := least_weights(model).warning:
+                reporter.announce(f"this bundle has {warning}")
             process(sources, _Work(model, request, results), reporter, max_pixels)
 
 
@@ -303,7 +302,7 @@ class _Work:
 
         sampling, best = self.model.sampling, self.model.best_iou
         if found:
-            return f"{len(found)} masks in {picture}"
+            return f"{len(found)} mask{'s' * (len(found) != 1)} in {picture}"
         if isinstance(sampling, DetectorBoxes):
             return f"no object was found in {picture}; a lower --confidence finds more"
         if isinstance(sampling, GridPoints) and best is not None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-EXPORT, CHECK, USE, LOOK = "Make files", "Check and measure", "Use files", "Look around"
+EXPORT, CHECK, USE = "Make files", "Check and measure", "Use files"
+TRAIN, LOOK = "Train", "Look around"
 
 
 _EXAMPLES = {
@@ -15,6 +16,7 @@ _EXAMPLES = {
         "samexport verify mobilesam-tinyvit-onnx-fp32-random",
         "samexport segment mobilesam-tinyvit-onnx-fp32-random photo.jpg --point 320,200 --out overlay.png",
     ),
+    "export": ("samexport export tinyvit --format onnx,tflite,coreml --out bundles",),
     "onnx": (
         "samexport onnx --encoder tinyvit",
         "samexport onnx --encoder vit_b --checkpoint sam_vit_b_01ec64.pth --precision fp16 --out sam-b",
@@ -41,6 +43,11 @@ _EXAMPLES = {
     "everything": ("samexport everything BUNDLE photo.jpg --out overlay.png --masks masks.json",),
     "eval": ("samexport eval BUNDLE --annotations instances_val2017.json --images val2017 --max-images 100",),
     "bench": ("samexport bench BUNDLE --out results", "samexport bench --compare old.json new.json"),
+    "train-demo": (
+        "samexport train-demo --budget 9m --out demo",
+        "samexport train-demo --budget 2h --out demo --resume",
+    ),
+    "draw-scenes": ("samexport draw-scenes --count 20 --out scenes",),
     "list": ("samexport list", "samexport list --json"),
     "doctor": ("samexport doctor", "samexport doctor --json"),
 }

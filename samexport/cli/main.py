@@ -14,10 +14,11 @@ from samexport.cli.bench import bench
 from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
-from samexport.cli.help import CHECK, EXPORT, LOOK, USE, GroupedCommand, GroupedCommands, examples
+from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, GroupedCommands, examples
 from samexport.cli.options import Json
 from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
+from samexport.cli.train import draw_scenes, train_demo
 from samexport.cli.verify import verify
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ def _command(name: str, group: str) -> Callable[[Callable[..., None]], Callable[
     return app.command(name, cls=GroupedCommand, rich_help_panel=group, epilog=examples(name))
 
 
+_command("export", EXPORT)(export_commands.export)
 _command("onnx", EXPORT)(export_commands.onnx)
 _command("tflite", EXPORT)(export_commands.tflite)
 _command("coreml", EXPORT)(export_commands.coreml)
@@ -70,6 +72,8 @@ _command("everything", USE)(everything)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("bench", CHECK)(bench)
+_command("train-demo", TRAIN)(train_demo)
+_command("draw-scenes", TRAIN)(draw_scenes)
 
 
 @_command("list", LOOK)

@@ -20,7 +20,7 @@ MAX_THREADS = max(256, os.cpu_count() or 1)
 MAX_SAMPLER_SIZE = 4096
 DEFAULT_SEED = 7
 
-WeightsKind = Literal["official", "random"]
+WeightsKind = Literal["official", "demo", "random"]
 
 
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]
@@ -42,7 +42,10 @@ Checkpoints = Annotated[
 ]
 Weights = Annotated[
     WeightsKind,
-    typer.Option(help="official: cache or download. random: seeded, means nothing.", rich_help_panel=WEIGHTS),
+    typer.Option(
+        help="official: cache or download. demo: in the package, trained on drawn scenes. random: seeded.",
+        rich_help_panel=WEIGHTS,
+    ),
 ]
 DecoderCheckpoint = Annotated[
     Path | None,
@@ -83,7 +86,7 @@ class ExportArguments:
     weights: Annotated[
         WeightsKind | None,
         typer.Option(
-            help="official: from the cache or downloaded. random: seeded, means nothing.",
+            help="official: cache or download. demo: in the package, trained on drawn scenes. random: seeded.",
             show_default="official",
             rich_help_panel=WEIGHTS,
         ),
@@ -112,7 +115,7 @@ class ExportArguments:
         bool,
         typer.Option(
             "--small",
-            help="ONNX decoders of 16 instead of 27 MB, which compute their position terms when they are opened.",
+            help="ONNX decoders of 17 instead of 27 MB, which compute their position terms when they are opened.",
             rich_help_panel=GRAPHS,
         ),
     ] = False
@@ -151,9 +154,44 @@ class ExportArguments:
             return DEFAULT_SEED if self.seed is None else self.seed
         if self.seed is not None:
             raise ConfigError("--seed is of random weights; it needs --weights random")
-        if self.weights == "official" and self.checkpoint:
-            raise ConfigError("--weights official and --checkpoint name two sources of weights; give one of them")
+        if self.weights is not None and self.checkpoint:
+            raise ConfigError(
+                f"--weights {self.weights} and --checkpoint name two sources of weights; give one of them"
+            )
         return None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of weights, those of the package with ``--weights demo``; none for official or random ones."""
+        return weight_files(self.weights, self.checkpoint, self.encoder)
+
+
+def weight_files(weights: WeightsKind | None, checkpoints: list[Path] | None, encoder: str) -> tuple[Path, ...]:
+    """The files that ``--weights`` and ``--checkpoint`` mean together; ConfigError for a model without demo weights."""
+    if weights != "demo":
+        return tuple(checkpoints or ())
+    from samexport.models.catalog import find_model
+    from samexport.models.weights.demo import demo_checkpoint
+
+    if checkpoints:
+        raise ConfigError("--weights demo and --checkpoint name two sources of weights; give one of them")
+    return demo_checkpoint(find_model(encoder))
+
+
+@dataclass(frozen=True)
+class ModelArguments(ExportArguments):
+    """The same with the model as the first argument."""
+
+    encoder: Annotated[str, typer.Argument(metavar="MODEL", help="Which model; `samexport list` shows all.")]
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for the bundles.",
+            show_default="here, each named after model and format",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
 
 
 Arguments = TypeVar("Arguments")

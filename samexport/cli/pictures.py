@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 """What is taken from a folder; a file that is named is tried whatever it is called."""
 
-RANDOM = "this bundle has RANDOM weights: its masks mean nothing"
-
 _STDIN, _STDIN_LIMIT = "-", 1 << 30
 
 Pictures = Annotated[

@@ -17,6 +17,7 @@ from PIL import Image
 from samexport.cli.pictures import Source
 from samexport.errors import ConfigError, FileError, SamExportError
 from samexport.files import check_output, new_file, new_folder, read_json, reason, to_json, write_text
+from samexport.models.spec import WeightsInfo
 from samexport.runtimes.host.masks import decode_rle
 from samexport.runtimes.tasks.everything import DetectorBoxes, SegmentEverything
 from samexport.runtimes.tasks.records import MaskResult
@@ -126,7 +127,8 @@ class Results:
         """One picture as an object for a program."""
         return {
             "bundle": str(model.bundle.folder),
-            "random_weights": is_random(model),
+            "random_weights": least_weights(model).kind == "random",
+            "weights": least_weights(model).kind,
             "placement": model.placement,
             "timings_ms": dict(timings),
             "masks": self._to_coco(source, masks),
@@ -214,12 +216,13 @@ class Results:
             self.announce(f"wrote {self._coco}: {len(self._records)} masks of {self._done} pictures")
 
 
-def is_random(model: Segmenter | SegmentEverything) -> bool:
-    """Whether the masks mean nothing, because weights that are used are random."""
+def least_weights(model: Segmenter | SegmentEverything) -> WeightsInfo:
+    """The weights of which most is to be said, of those that are used: random ones before all others."""
     manifest = model.bundle.manifest
     detects = isinstance(model, SegmentEverything) and isinstance(model.sampling, DetectorBoxes)
     detector = manifest.sampler if detects else None
-    return "random" in (manifest.weights.kind, detector.weights.kind if detector is not None else "")
+    used = [manifest.weights, *([detector.weights] if detector is not None else [])]
+    return next((weights for weights in used if weights.kind == "random"), used[0])
 
 
 def _is_json(path: str) -> bool:

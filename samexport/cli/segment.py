@@ -12,7 +12,6 @@ import typer
 
 from samexport.cli.options import BundleFolder, Force, Json, RuntimeName, Threads
 from samexport.cli.pictures import (
-    RANDOM,
     RESULTS,
     Annotations,
     Masks,
@@ -122,7 +121,7 @@ def run_segment(
     Raises:
         SamExportError: a picture, prompt, bundle or path cannot be used; paths are checked before the model runs.
     """
-    from samexport.cli.results import Results, is_random
+    from samexport.cli.results import Results, least_weights
     from samexport.runtimes.bundle import open_bundle
     from samexport.runtimes.tasks.segment import Segmenter
 
@@ -133,8 +132,8 @@ def run_segment(
         Results(sources, out, masks, logits, force, inputs, annotations, reporter.announce) as results,
         Segmenter(open_bundle(request.bundle), runtime=runtime, threads=threads) as segmenter,
     ):
-        if is_random(segmenter):
-            reporter.announce(RANDOM)
+        if warning := least_weights(segmenter).warning:
+            reporter.announce(f"this bundle has {warning}")
         if segmenter.notice:
             reporter.announce(segmenter.notice)
         work = _Work(segmenter, prompts, request, results)

@@ -103,9 +103,9 @@ class _Request:
 
     def check(self) -> None:
         """Refuse, before anything runs, what would fail at the end."""
-        from samexport.runtimes.base import check_runtime
         from samexport.runtimes.parity.against import check_comparable
         from samexport.runtimes.parity.gpu import require_gpu
+        from samexport.runtimes.registry import check_runtime
 
         check_runtime(self.runtime, {artifact.file_format for artifact in self.bundle.manifest.artifacts})
         if self.sampler is not None and self.bundle.manifest.sampler is None:
@@ -118,7 +118,7 @@ class _Request:
     @property
     def steps(self) -> int:
         """How many steps the checks tell of: a step a graph and one from picture to masks, on each runtime."""
-        from samexport.runtimes.base import checkers
+        from samexport.runtimes.registry import checkers
 
         formats = dict.fromkeys(artifact.file_format for artifact in self.bundle.manifest.artifacts)
         runtimes = 1 if self.runtime else sum(len(checkers(each)) for each in formats)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import samexport
+from samexport.errors import MissingDependency
 from samexport.exporter.to_coreml.convert import KEPT, CoreMLOptions
 from samexport.exporter.to_coreml.package import PackageTexts
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.files import sha256, to_json
-from samexport.models.spec import GraphSpec, ModelSpec
+from samexport.installation import install_hint
+from samexport.models.spec import GraphSpec, ModelSpec, is_picture
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, WeightsInfo
 from samexport.runtimes.formats.mlpackage import read_package
@@ -40,6 +42,7 @@ class Facts:
         return {
             "samexport": samexport.__version__,
             "model": self.model.name,
+            "family": self.model.family,
             "licence": self.model.licence,
             "frame": asdict(self.model.frame),
             "mask_outputs": list(self.model.mask_outputs),
@@ -52,12 +55,23 @@ Write = Callable[[GraphSpec, "nn.Module", Path, Any, Facts], Artifact]
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A format: its name in the manifest, the packages whose versions matter, and the function that writes."""
+class Format:
+    """What writes files: its name in manifests, its options, its packages and their extra, and the function.
 
-    file_format: str
+    In which numbers a file computes is the :class:`samexport.exporter.recipes.Recipe` that its options name.
+    """
+
+    name: str
+    options: type
     packages: tuple[str, ...]
+    extra: str
     write_file: Write
+
+    def check_packages(self) -> None:
+        """MissingDependency if a package is missing, before anything is written."""
+        missing = [package for package in self.packages if not versions((package,))]
+        if missing:
+            raise MissingDependency(f"{self.name} files need {missing[0]}: {install_hint(self.extra)}")
 
     def write(self, graph: GraphSpec, module: nn.Module, folder: Path, options: Any, facts: Facts) -> Artifact:
         """Write the file of a graph, and say what wrote it under which licence of the weights."""
@@ -68,32 +82,36 @@ class Writer:
 def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: OnnxOptions, facts: Facts) -> Artifact:
     from samexport.exporter.to_onnx import convert as to_onnx
 
-    path = folder / _file_name(graph, options.precision, "onnx")
+    path = folder / _file_name(graph, options.recipe, "onnx")
     written = to_onnx.convert(graph, module, path, options, facts.examples.get(graph.name, ()))
-    made = {"simplifier": f"none: {written.refused}" if written.refused else "onnxslim"}
+    made = {"simplifier": f"none: {written.refused}" if written.refused else options.simplify}
+    made |= versions(["onnxsim"]) if options.simplify == "onnxsim" else {}
     if written.kept_in_fp32:
         made["kept_in_fp32"] = ", ".join(written.kept_in_fp32)
-    artifact = _artifact(graph, path, "onnx", options.precision, options.opset, written.nodes)
+    artifact = _artifact(graph, path, "onnx", options.recipe, options.opset, written.nodes)
     return replace(artifact, options=made)
 
 
 def _write_tflite(graph: GraphSpec, module: nn.Module, folder: Path, options: TfliteOptions, facts: Facts) -> Artifact:
     from samexport.exporter.to_tflite import convert as to_tflite
 
-    path = folder / _file_name(graph, options.precision, "tflite")
+    path = folder / _file_name(graph, options.recipe, "tflite")
     found = to_tflite.convert(graph, module, path, options, facts.essentials(graph))
-    artifact = _artifact(graph, path, "tflite", options.precision, None, found.total)
+    artifact = _artifact(graph, path, "tflite", options.recipe, None, found.total)
     return replace(artifact, options=to_tflite.made_with(options))
 
 
 def _write_coreml(graph: GraphSpec, module: nn.Module, folder: Path, options: CoreMLOptions, facts: Facts) -> Artifact:
     from samexport.exporter.to_coreml import convert as to_coreml
 
-    if options.image_input and graph.name == "encoder":
+    frame = facts.model.frame
+    own = graph.name in {each.name for each in facts.model.graphs}
+    if options.image_input and own and any(map(is_picture, graph.inputs)) and frame.resize == "longest":
+        # a stretched picture has no padding
         from samexport.models.graphs.layers import FromPicture
 
-        module = FromPicture(module, facts.model.frame)
-    path = folder / _file_name(graph, options.precision, "mlpackage")
+        module = FromPicture(module, frame)
+    path = folder / _file_name(graph, options.recipe, "mlpackage")
     essentials = to_json(facts.essentials(graph))
     texts = PackageTexts("samexport", facts.model.licence, samexport.__version__, {"dev.samexport": essentials})
     # the interpreter is slow, and the checks after the export run the other examples
@@ -101,7 +119,7 @@ def _write_coreml(graph: GraphSpec, module: nn.Module, folder: Path, options: Co
     written = to_coreml.convert(graph, module, path, options, texts, examples)
     package = read_package(written)
     operations = sum(len(function.operations) for function in package.functions.values())
-    artifact = _artifact(graph, written, "coreml", options.precision, None, operations)
+    artifact = _artifact(graph, written, "coreml", options.recipe, None, operations)
     return replace(artifact, options={"kept_in_fp32": package.metadata[KEPT]} if KEPT in package.metadata else {})
 
 
@@ -114,21 +132,29 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _file_name(graph: GraphSpec, precision: str, ending: str) -> str:
+def _file_name(graph: GraphSpec, recipe: str, ending: str) -> str:
     """GRAPH.RECIPE.ENDING; fp32 needs no recipe."""
-    return f"{graph.name}.{ending}" if precision == "fp32" else f"{graph.name}.{precision}.{ending}"
+    return f"{graph.name}.{ending}" if recipe == "fp32" else f"{graph.name}.{recipe}.{ending}"
 
 
 def _artifact(
-    graph: GraphSpec, path: Path, file_format: str, precision: str, opset: int | None, nodes: int | None
+    graph: GraphSpec, path: Path, file_format: str, recipe: str, opset: int | None, nodes: int | None
 ) -> Artifact:
     parts = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
     size = sum(file.stat().st_size for file in parts if file.is_file())
-    return Artifact(graph.name, path.name, file_format, precision, sha256(path), size, opset, nodes)
+    return Artifact(graph.name, path.name, file_format, recipe, sha256(path), size, opset, nodes)
 
 
-WRITERS: dict[type, Writer] = {
-    OnnxOptions: Writer("onnx", ("onnx", "onnxruntime", "onnxscript", "onnxslim"), _write_onnx),
-    TfliteOptions: Writer("tflite", ("litert-torch", "ai-edge-litert"), _write_tflite),
-    CoreMLOptions: Writer("coreml", ("coremltools",), _write_coreml),
+FORMATS: dict[str, Format] = {
+    each.name: each
+    for each in (
+        Format("onnx", OnnxOptions, ("onnx", "onnxruntime", "onnxscript", "onnxslim"), "export", _write_onnx),
+        Format("tflite", TfliteOptions, ("litert-torch", "ai-edge-litert"), "tflite", _write_tflite),
+        Format("coreml", CoreMLOptions, ("coremltools",), "coreml", _write_coreml),
+    )
 }
+
+
+def format_of(options: Target) -> Format:
+    """The format that takes these options."""
+    return next(each for each in FORMATS.values() if isinstance(options, each.options))

@@ -1,17 +1,18 @@
-"""The whole job, in order: weights, reference, files, parity, card, bundle."""
+"""The whole job as stages in one list: weights, reference, files, comparison, what goes with the files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
-from numpy.typing import NDArray
+import numpy as np
 
 import samexport
 from samexport.errors import ConfigError, ParityFailed
-from samexport.exporter.formats import WRITERS, Facts, Target, versions
+from samexport.exporter.formats import Facts, Target, format_of, versions
 from samexport.exporter.sampler_export import (
     LoadedSampler,
     SamplerExport,
@@ -20,13 +21,15 @@ from samexport.exporter.sampler_export import (
     write_sampler,
 )
 from samexport.exporter.to_onnx.convert import OnnxOptions
-from samexport.files import new_folder
-from samexport.models.catalog import find_model
-from samexport.models.contracts import SAMPLER
+from samexport.files import check_new_folder, new_folder
+from samexport.models.catalog import find_family, find_model
+from samexport.models.families.detector import SAMPLER
 from samexport.models.loading import load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
+from samexport.models.weights.demo import demo_checkpoint
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import (
+    CONSTANTS,
     MANIFEST,
     Artifact,
     Bundle,
@@ -37,11 +40,12 @@ from samexport.runtimes.bundle import (
     relative_files,
 )  # fmt: skip
 from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
-from samexport.runtimes.parity.verify import compare_cases, run_chain
+from samexport.runtimes.parity.verify import compare_cases, picture_masks, run_frames
+from samexport.runtimes.torch_bundle import constants_of, plain_bundle
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 if TYPE_CHECKING:
-    from samexport.models.architectures.sam import Sam
+    from torch import nn
 
 Progress = Callable[[str], None]
 GOLDEN_SEED = 20
@@ -55,9 +59,10 @@ class ExportOptions:
     """What to export.
 
     ``checkpoints`` are files of weights, merged in order; empty takes the official one, unless
-    ``random_seed`` is set. ``out`` None names the folder after the model. ``target`` says format and precision.
+    ``random_seed`` is set. ``out`` None names the folder after the model. ``target`` says format and recipe.
     ``decoder_checkpoint`` is a file whose prompt encoder and mask decoder are used instead. With ``sampler`` a
     detector that proposes boxes joins the bundle; without a checkpoint of its own it is random like the rest.
+    ``features`` are what else a family can export, by its own names; ``split_decoder`` and ``small`` are two of SAM's.
     ``small`` leaves the decoders' position terms to the runtime, see :func:`samexport.models.build.build_graph`.
     """
 
@@ -72,6 +77,7 @@ class ExportOptions:
     threads: int | None = None
     decoder_checkpoint: Path | None = None
     sampler: SamplerExport | None = None
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.checkpoints or self.decoder_checkpoint) and self.random_seed is not None:
@@ -81,20 +87,132 @@ class ExportOptions:
         if self.sampler is not None:
             self.sampler.check(self.target, self.random_seed)
 
-    @property
-    def graphs(self) -> tuple[str, ...]:
-        """The graphs to write."""
-        decoder = ("decoder_prologue", "decoder_step") if self.split_decoder else ("decoder",)
-        return ("encoder", *decoder, "decoder_with_mask")
+    def graphs(self, spec: ModelSpec) -> tuple[str, ...]:
+        """The graphs to write; ConfigError for a feature that the model's family has not."""
+        asked = {"split-decoder": self.split_decoder, "small": self.small, **dict.fromkeys(self.features, True)}
+        features = [name for name, wanted in asked.items() if wanted]
+        family = find_family(spec.family)
+        if unknown := [name for name in features if name not in family.features]:
+            known = ", ".join(family.features) or "none"
+            raise ConfigError(f"{spec.name} has no feature {unknown[0]!r}; its family's features: {known}")
+        return family.graphs(features)
 
     def folder(self, spec: ModelSpec) -> Path:
-        """Where the bundle goes; the default name tells model, format, precision and random weights."""
-        random = "-random" if self.random_seed is not None else ""
-        writer = WRITERS[type(self.target)]
+        """Where the bundle goes; the default name tells model, format, recipe, and random or demo weights."""
+        kind = "-random" if self.random_seed is not None else ""
+        if spec.demo and self.checkpoints == demo_checkpoint(spec):
+            kind = "-demo"
         sampler = f"-{self.sampler.name}" if self.sampler else ""
         return self.out or Path(
-            f"{spec.name.replace('.', '-')}{sampler}-{writer.file_format}-{self.target.precision}{random}"
+            f"{spec.name.replace('.', '-')}{sampler}-{format_of(self.target).name}-{self.target.recipe}{kind}"
         )
+
+
+@dataclass
+class Work:
+    """An export on its way: each stage reads what earlier ones left here.
+
+    ``before`` is another export of the same graphs and weights, whose network and reference serve again. ``plain`` is
+    the reference of the family's graphs, ``golden`` that with the detector's.
+    """
+
+    options: ExportOptions
+    spec: ModelSpec
+    folder: Path
+    progress: Progress
+    network: nn.Module = field(init=False)
+    weights: WeightsInfo = field(init=False)
+    plain: Golden = field(init=False)
+    before: Work | None = None
+    sampler: LoadedSampler | None = None
+    golden: Golden = field(init=False)
+    artifacts: tuple[Artifact, ...] = ()
+    report: ParityReport = field(default_factory=lambda: ParityReport(()))
+
+    @property
+    def bundle(self) -> Bundle:
+        """What is there so far, unfinished."""
+        return Bundle(self.folder, _manifest(self))
+
+
+def load(work: Work) -> None:
+    """Weights into the network, and the detector's."""
+    options = work.options
+    work.progress("reading weights")
+    if work.before is not None:
+        work.network, work.weights = work.before.network, work.before.weights
+    else:
+        work.network, work.weights = load_model(
+            work.spec, options.checkpoints, options.random_seed, options.decoder_checkpoint
+        )
+    if options.sampler is not None:
+        # only ONNX files choose the best boxes themselves
+        ranked = isinstance(options.target, OnnxOptions)
+        work.sampler = load_sampler(options.sampler, ranked=ranked, random_seed=options.random_seed or 0)
+
+
+def reference(work: Work) -> None:
+    """What the untouched architecture computes, before any file is written."""
+    work.progress("running the reference")
+    if work.before is not None:
+        work.plain = work.before.plain
+    else:
+        work.plain = reference_golden(work.network, work.spec, work.options.graphs(work.spec), GOLDEN_SEED)
+    golden = work.plain
+    if work.sampler is not None:
+        golden = replace(golden, cases=(*golden.cases, work.sampler.golden(golden.picture)))
+    save_golden(golden, work.folder)
+    work.golden = golden
+
+
+def export(work: Work) -> None:
+    """A file for each graph, and one for the constants where the family has some."""
+    from samexport.models.build import build_graph
+
+    options, small = work.options, work.options.small
+    for name in options.graphs(work.spec):
+        work.progress(f"exporting {name}")
+        graph, module = build_graph(work.network, work.spec, name, small=small)
+        facts = Facts(work.spec, work.weights, {name: work.golden.inputs_of(graph)})
+        artifact = format_of(options.target).write(graph, module, work.folder, options.target, facts)
+        form = {"form": "small"} if small and name != find_family(work.spec.family).first else {}
+        work.artifacts += (replace(artifact, options=artifact.options | form),)
+    if constants := constants_of(work.spec, work.network):
+        np.savez_compressed(work.folder / CONSTANTS, allow_pickle=False, **constants)
+    if work.sampler is not None:
+        work.progress(f"exporting {SAMPLER}")
+        work.artifacts += (write_sampler(work.sampler, work.folder, options.target, work.spec),)
+
+
+def compare(work: Work) -> None:
+    """Every file against the reference; ParityFailed if one computes something else."""
+    rows = tuple(compare_cases(work.bundle, work.golden, threads=work.options.threads, progress=work.progress))
+    work.report = ParityReport(rows)
+    if not work.report.proves:
+        lines = tuple(str(row) for row in work.report.failures)
+        failed = f"{len(lines)} of {len(rows)} checks failed" if lines else "no numbers were compared"
+        raise ParityFailed(f"{failed}; nothing was written", lines)
+
+
+def deliver(work: Work) -> None:
+    """The card, the code that goes with the files and, last, the manifest with the hash of every other file."""
+    from samexport.exporter.deliver.card import write_card
+
+    bundle, folder = work.bundle, work.folder
+    manifest = replace(bundle.manifest, parity=tuple(row.kept() for row in work.report.rows))
+    extras = find_family(manifest.family).extras
+    formats = {artifact.file_format for artifact in manifest.artifacts}
+    texts = {"README.md": write_card(manifest)}
+    for path in (extras[name] for name in formats if formats == {name} and name in extras):
+        texts |= resolve_name(path)(bundle)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    files = relative_files(folder, {a.path: a for a in manifest.artifacts})
+    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+
+
+STAGES: tuple[Callable[[Work], None], ...] = (load, reference, export, compare, deliver)
+"""In this order. A stage that makes further files from files comes before ``compare``, one that judges after it."""
 
 
 def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -> tuple[Bundle, ParityReport]:
@@ -105,59 +223,58 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
         ExportFailed: a converter failed.
         ParityFailed: a file does not compute what PyTorch computes.
     """
-    from samexport.models.build import build_graph
+    return next(export_bundles([options], progress))
 
-    spec = find_model(options.encoder)
-    if options.decoder_checkpoint is not None:
+
+def export_bundles(
+    several: Sequence[ExportOptions], progress: Progress = lambda _: None
+) -> Iterator[tuple[Bundle, ParityReport]]:
+    """Export bundles of one model that differ in their targets alone: weights and reference are read and run once.
+
+    Each appears, complete and verified, before the next one is begun; all folders are checked before the first.
+
+    Raises:
+        ConfigError: an option, the checkpoint or the target folder cannot be used.
+        ExportFailed: a converter failed.
+        ParityFailed: a file does not compute what PyTorch computes.
+    """
+    spec = find_model(several[0].encoder)
+    for options in several:
+        options.graphs(spec)
+        check_new_folder(options.folder(spec), force=options.force, refusal=not_ours)
+    if several[0].decoder_checkpoint is not None:
         spec = replace(spec, mask_outputs=ALL_MASKS)
-    target, writer = options.folder(spec), WRITERS[type(options.target)]
-    with new_folder(target, force=options.force, refusal=not_ours) as folder:
-        progress("reading weights")
-        sam, weights = load_model(spec, options.checkpoints, options.random_seed, options.decoder_checkpoint)
-        sampler = None if options.sampler is None else _load_sampler(options.sampler, options)
-        progress("running the reference")
-        golden = reference_golden(sam, spec, options.graphs, GOLDEN_SEED)
-        if sampler is not None:
-            golden = replace(golden, cases=(*golden.cases, sampler.golden(golden.picture)))
-        save_golden(golden, folder)
-        artifacts = []
-        for name in options.graphs:
-            progress(f"exporting {name}")
-            graph, module = build_graph(sam, spec, name, small=options.small)
-            facts = Facts(spec, weights, {name: golden.inputs_of(graph)})
-            artifact = writer.write(graph, module, folder, options.target, facts)
-            form = {"form": "small"} if options.small and name != "encoder" else {}
-            artifacts.append(replace(artifact, options=artifact.options | form))
-        if sampler is not None:
-            progress(f"exporting {SAMPLER}")
-            artifacts.append(write_sampler(sampler, folder, options.target, spec))
-        bundle = Bundle(folder, _manifest(spec, weights, tuple(artifacts), options, sampler))
-        rows = tuple(compare_cases(bundle, golden, threads=options.threads, progress=progress))
-        report = ParityReport(rows)
-        if not report.proves:
-            lines = tuple(str(row) for row in report.failures)
-            failed = f"{len(lines)} of {len(rows)} checks failed" if lines else "no numbers were compared"
-            raise ParityFailed(f"{failed}; nothing was written", lines)
-        _finish(bundle, report)
-    return open_bundle(target), report
+    before: Work | None = None
+    for options in several:
+        target = options.folder(spec)
+        with new_folder(target, force=options.force, refusal=not_ours) as folder:
+            work = Work(options, spec, folder, progress, before=before)
+            for stage in STAGES:
+                stage(work)
+        before = work
+        yield open_bundle(target), work.report
 
 
-def reference_golden(sam: Sam, spec: ModelSpec, graphs: Sequence[str], seed: int) -> Golden:
+def reference_golden(network: nn.Module, spec: ModelSpec, graphs: Sequence[str], seed: int) -> Golden:
     """Golden cases computed by the untouched architecture in PyTorch."""
     from samexport.models.build import build_graph
     from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 
-    plain = ("encoder", "decoder", "decoder_with_mask")
-    modules = {name: build_graph(sam, spec, name, plain=True) for name in plain}
-    # the prologue alone has no plain form; prologue and step together are the plain decoder
-    modules["decoder_prologue"] = build_graph(sam, spec, "decoder_prologue")
-    runtimes = {name: PyTorchRuntime(module, graph) for name, (graph, module) in modules.items()}
+    family = find_family(spec.family)
+    plain = plain_bundle(spec, network, WeightsInfo("random", "the reference", None, 0))
+    runtimes = {name: plain.open(name) for name in plain.graph_names}
+    for name in set(graphs) - set(runtimes) - set(family.equal):
+        # a part of a chain has no plain form; its whole chain has one
+        graph, module = build_graph(network, spec, name)
+        runtimes[name] = PyTorchRuntime(module, graph)
 
-    def run(chain: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        whole = ("decoder",) if chain[-1] == "decoder_step" else chain
-        return run_chain(runtimes, whole, inputs)
+    def run(chain: tuple[str, ...], frames: Sequence[Tensors]) -> list[Tensors]:
+        whole = (family.equal[chain[-1]],) if chain[-1] in family.equal else chain
+        found = run_frames(runtimes, whole, frames, family.state)
+        return [outputs for _, outputs in found]
 
-    return make_golden(spec.frame, graphs, spec.mask_outputs, seed, run)
+    make_cases = resolve_name(family.cases)
+    return make_golden(spec, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0])
 
 
 def verify_against_pytorch(
@@ -176,9 +293,9 @@ def verify_against_pytorch(
     manifest = bundle.manifest
     spec = replace(find_model(manifest.model), mask_outputs=manifest.mask_outputs)
     progress("running the reference")
-    sam = reload_model(spec, manifest.weights, checkpoints, decoder)
+    network = reload_model(spec, manifest.weights, checkpoints, decoder)
     graphs = [name for name in bundle.graph_names if name != SAMPLER]
-    golden = reference_golden(sam, spec, graphs, GOLDEN_SEED + 1)
+    golden = reference_golden(network, spec, graphs, GOLDEN_SEED + 1)
     skipped: tuple[Row, ...] = ()
     if manifest.sampler is not None and sampler is not None:
         loaded = reload_sampler(manifest.sampler, bundle.graph(SAMPLER), sampler)
@@ -191,48 +308,14 @@ def verify_against_pytorch(
     return ParityReport((*report.rows, *compared))
 
 
-def _manifest(
-    spec: ModelSpec,
-    weights: WeightsInfo,
-    artifacts: tuple[Artifact, ...],
-    options: ExportOptions,
-    sampler: LoadedSampler | None,
-) -> Manifest:
-    tools = {
-        "samexport": samexport.__version__,
-        **versions(_TOOLS),
-    }
-    graphs: tuple[GraphSpec, ...] = tuple(spec.graph(name) for name in options.graphs)
+def _manifest(work: Work) -> Manifest:
+    spec, sampler = work.spec, work.sampler
+    graphs: tuple[GraphSpec, ...] = tuple(spec.graph(name) for name in work.options.graphs(spec))
     if sampler is not None:
         graphs += (sampler.graph,)
+    tools = {"samexport": samexport.__version__, **versions(_TOOLS)}
+    info = None if sampler is None else sampler.info
     return Manifest(
-        spec.name,
-        spec.summary,
-        spec.licence,
-        spec.frame,
-        spec.mask_outputs,
-        weights,
-        graphs,
-        artifacts,
-        {},
-        tools,
-        (),
-        None if sampler is None else sampler.info,
-    )
-
-
-def _load_sampler(export: SamplerExport, options: ExportOptions) -> LoadedSampler:
-    return load_sampler(export, ranked=isinstance(options.target, OnnxOptions), random_seed=options.random_seed or 0)
-
-
-def _finish(bundle: Bundle, report: ParityReport) -> None:
-    """Write the card, the code that goes with the files and, last, the manifest with the hash of every other file."""
-    from samexport.exporter.deliver.card import write_card
-    from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
-
-    manifest = replace(bundle.manifest, parity=tuple(row.kept() for row in report.rows))
-    if all(a.file_format == "coreml" for a in manifest.artifacts):
-        (bundle.folder / FILE_NAME).write_text(swift_source(bundle), encoding="utf-8")
-    (bundle.folder / "README.md").write_text(write_card(manifest), encoding="utf-8")
-    files = relative_files(bundle.folder, {a.path: a for a in manifest.artifacts})
-    (bundle.folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+        spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, work.weights, graphs, work.artifacts, {},
+        tools, (), info, spec.family,
+    )  # fmt: skip

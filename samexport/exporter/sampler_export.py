@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import CheckpointError, ConfigError
-from samexport.exporter.formats import WRITERS, Facts, Target
+from samexport.exporter.formats import Facts, Target, format_of
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.files import sha256
-from samexport.models.catalog import find_sampler
-from samexport.models.contracts import sampler_graph
+from samexport.models.families.detector import find_sampler, sampler_graph
 from samexport.models.loading import require_same
 from samexport.models.spec import GraphSpec, ModelSpec, SamplerSpec
 from samexport.runtimes.base import Tensors
@@ -59,7 +58,7 @@ class SamplerExport:
             CheckpointError: there is neither a file nor a seed.
             ConfigError: NMS is to be in a graph that cannot have it.
         """
-        if self.nms == "in-graph" and not (isinstance(target, OnnxOptions) and target.precision == "fp32"):
+        if self.nms == "in-graph" and not (isinstance(target, OnnxOptions) and target.recipe == "fp32"):
             raise ConfigError("--nms in-graph needs ONNX in fp32: other runtimes leave NMS to the host")
         if self.checkpoint is None and random_seed is None:
             raise CheckpointError(
@@ -170,7 +169,7 @@ def write_sampler(sampler: LoadedSampler, folder: Path, target: Target, model: M
     """Write the file of the graph ``prompt_sampler`` of a model's bundle; errors as the format's writer."""
     graph, module = sampler.build()
     facts = Facts(replace(model, licence=sampler.spec.licence), sampler.weights)
-    artifact = WRITERS[type(target)].write(graph, module, folder, target, facts)
+    artifact = format_of(target).write(graph, module, folder, target, facts)
     if sampler.nms == "host":
         return artifact
     import onnx

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from samexport.errors import CheckpointError, ConfigError
+from samexport.models.catalog import find_family
 from samexport.models.spec import ModelSpec, WeightsInfo
+from samexport.models.weights.demo import demo_checkpoint
 
 if TYPE_CHECKING:
-    from samexport.models.architectures.sam import Sam
+    from torch import nn
 
 
 def load_model(
@@ -18,28 +21,28 @@ def load_model(
     checkpoints: Sequence[Path] = (),
     random_seed: int | None = None,
     decoder: Path | None = None,
-) -> tuple[Sam, WeightsInfo]:
+) -> tuple[nn.Module, WeightsInfo]:
     """The torch model with its weights, in evaluation mode; arguments and errors as ``checkpoints.load_weights``.
 
     Without checkpoints and seed the official file is used.
     """
-    from samexport.models.architectures.sam import empty_sam
     from samexport.models.weights.checkpoints import load_weights
 
-    sam = empty_sam(spec)
-    found = load_weights(spec, sam.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
-    sam.load_state_dict(found.state, strict=True, assign=True)
-    sam.eval().requires_grad_(False)
-    return sam, WeightsInfo(found.kind, found.source, found.sha256, found.seed)
+    network: nn.Module = resolve_name(find_family(spec.family).network)(spec)
+    found = load_weights(spec, network.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
+    network.load_state_dict(found.state, strict=True, assign=True)
+    network.eval().requires_grad_(False)
+    return network, WeightsInfo(found.kind, found.source, found.sha256, found.seed)
 
 
 def reload_model(
     spec: ModelSpec, wanted: WeightsInfo, checkpoints: Sequence[Path] = (), decoder: Path | None = None
-) -> Sam:
+) -> nn.Module:
     """The torch model with the weights of a bundle.
 
-    Random weights are made again from their seed; others come from ``checkpoints``, or else from the official file
-    in the cache. A decoder's own file may be given as ``decoder``, or as the last of the checkpoints.
+    Random weights are made again from their seed, demo weights come with the package; others come from
+    ``checkpoints``, or else from the official file in the cache. A decoder's own file may be given as ``decoder``,
+    or as the last of the checkpoints.
 
     Raises:
         ConfigError: the weights are not those of the bundle.
@@ -47,14 +50,19 @@ def reload_model(
     """
     if wanted.kind == "random":
         return _with_random_weights(spec, wanted, checkpoints, decoder)
+    if wanted.kind == "demo" and not checkpoints:
+        checkpoints = demo_checkpoint(spec)
+    if not checkpoints and (spec.source is None or (spec.source.sha256 or "") not in _hashes(wanted)):
+        # the official file is not among them, so it is not downloaded to find that out
+        raise ConfigError(f"the bundle was made from {wanted.source}; give the files with --checkpoint")
     try:
-        sam, found = load_model(spec, checkpoints, decoder=decoder)
+        network, found = load_model(spec, checkpoints, decoder=decoder)
     except CheckpointError:
         if decoder or len(checkpoints) < 2:
             raise
-        sam, found = load_model(spec, checkpoints[:-1], decoder=checkpoints[-1])
+        network, found = load_model(spec, checkpoints[:-1], decoder=checkpoints[-1])
     require_same(wanted, found)
-    return sam
+    return network
 
 
 def require_same(wanted: WeightsInfo, found: WeightsInfo, option: str = "--checkpoint") -> None:
@@ -74,13 +82,13 @@ def _hashes(info: WeightsInfo) -> list[str]:
 
 def _with_random_weights(
     spec: ModelSpec, wanted: WeightsInfo, checkpoints: Sequence[Path], decoder: Path | None
-) -> Sam:
+) -> nn.Module:
     """From the seed; files may be given if they hold the same numbers."""
-    sam, found = load_model(spec, random_seed=wanted.seed)
+    network, found = load_model(spec, random_seed=wanted.seed)
     require_same(wanted, found)
     if checkpoints or decoder:
         other, found = load_model(spec, checkpoints, decoder=decoder)
-        own = sam.state_dict()
+        own = network.state_dict()
         if not all(tensor.equal(own[key]) for key, tensor in other.state_dict().items()):
             require_same(wanted, found)
-    return sam
+    return network

@@ -22,12 +22,42 @@ DType = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 Role = Literal["tensor", "mask_logits", "mask_scores", "ranked_boxes", "ranked_scores"]
 
 
+AxisRole = Literal["prompts", "points", "memories", "pointers"]
+"""What an axis counts. Prompts do not see each other, so they are cut, filled up and joined; slots of other axes are
+filled up. A file of fixed sizes has entry points for several numbers of prompts and points; others are ``usual``."""
+
+
+Sizes = dict[str, int]
+"""Of axes, by their names."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A size of a graph's tensors that a call decides.
+
+    Attributes:
+        name: as it stands in the shapes.
+        role: what it counts.
+        traced: the size that exporters see; 1 would be frozen into the graph.
+        usual: the size where a file has one default.
+        low, high: what the graph is good for.
+    """
+
+    name: Identifier
+    role: AxisRole
+    traced: Annotated[int, Meta(ge=2, le=1 << 16)]
+    usual: Annotated[int, Meta(ge=1, le=1 << 16)]
+    low: Annotated[int, Meta(ge=1, le=1 << 16)] = 1
+    high: Annotated[int, Meta(ge=1, le=1 << 16)] = 1 << 16
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output: a name, a shape of ints and named axes, a range and a one-line meaning.
 
     ``role`` tells parity checks what else to compare: thresholded masks, the ranking of the scores, or boxes
-    and their scores that come by falling score, where near-ties may change places.
+    and their scores that come by falling score, where near-ties may change places. ``fill`` is the value of slots
+    that are filled up along a named axis; where it is not 0, it marks them, and the graph does not see them.
     """
 
     name: Identifier
@@ -37,6 +67,11 @@ class TensorSpec:
     high: float | None = None
     role: Role = "tensor"
     dtype: DType = "float32"
+    fill: float = 0.0
+
+    def resolved(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with ``sizes`` of the axes by their names."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -53,11 +88,17 @@ class GraphSpec:
     meaning: str
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    axes: Annotated[tuple[Axis, ...], Meta(max_length=8)] = ()
 
     def __post_init__(self) -> None:
         names = [t.name for t in (*self.inputs, *self.outputs)]
         if len(set(names)) != len(names):
             raise ValueError(f"graph {self.name}: tensor names repeat: {names}")
+        known = [axis.name for axis in self.axes]
+        if self.axes and (sorted(known) != sorted(self.named_sizes) or len({a.role for a in self.axes}) < len(known)):
+            raise ValueError(
+                f"graph {self.name}: the axes {known} are not its named sizes {self.named_sizes}, one a role"
+            )
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -70,10 +111,18 @@ class GraphSpec:
         return tuple(t.name for t in self.outputs)
 
     @property
-    def axes(self) -> tuple[str, ...]:
-        """The named (dynamic) axes, in order of first appearance."""
+    def named_sizes(self) -> tuple[str, ...]:
+        """The names in the shapes of the inputs, in order of first appearance."""
         found = [d for t in self.inputs for d in t.shape if isinstance(d, str)]
         return tuple(dict.fromkeys(found))
+
+    def axis(self, role: AxisRole) -> Axis | None:
+        """The axis that counts ``role``, if there is one."""
+        return next((axis for axis in self.axes if axis.role == role), None)
+
+    def sizes(self, chosen: Mapping[AxisRole, int] | None = None, *, default: Literal["traced", "usual"]) -> Sizes:
+        """The size of each axis by its name: that of its role in ``chosen``, else its ``default``."""
+        return {axis.name: (chosen or {}).get(axis.role, getattr(axis, default)) for axis in self.axes}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``bundle.json``."""
@@ -85,25 +134,40 @@ Std = Annotated[float, Meta(gt=0, le=1024)]
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The square that a model sees: the long side of an image is scaled to ``size``, the rest is padded.
+class Preprocess:
+    """How a picture becomes the square that a model sees, its frame; the arithmetic is ``runtimes.host.frames``.
 
-    ``mean`` and ``std`` are RGB on the 0..255 scale; the padding colour is ``mean``.
+    Attributes:
+        size: side of the frame in pixels.
+        mean, std: RGB on the 0..255 scale.
+        resize: the long side becomes ``size`` and the rest is padded right and below, or each side becomes ``size``.
+        filter: Pillow's bilinear or bicubic on 8 bits, which widen when they shrink, or bilinear on floats, as
+            torch's with ``antialias``.
+        padding: the colour of the rest, ``mean`` (0 once normalised) or black.
+        white: what 255 becomes in the graph's input; normalisation is inside the graph.
+        stride: pixels of the frame that one cell of the embedding covers, along a side.
+        mask_stride: the same of a pixel of the low-resolution masks.
     """
 
     size: Annotated[int, Meta(ge=16, le=8192, multiple_of=16)]
     mean: tuple[Mean, Mean, Mean] = (123.675, 116.28, 103.53)
     std: tuple[Std, Std, Std] = (58.395, 57.12, 57.375)
+    resize: Literal["longest", "stretch"] = "longest"
+    filter: Literal["bilinear", "bicubic", "bilinear_float"] = "bilinear"
+    padding: Literal["mean", "black"] = "mean"
+    white: Annotated[float, Meta(gt=0, le=65535)] = 255.0
+    stride: Annotated[int, Meta(ge=1, le=64)] = 16
+    mask_stride: Annotated[int, Meta(ge=1, le=64)] = 4
 
     @property
     def grid(self) -> int:
-        """Side of the embedding grid (one cell is 16 pixels)."""
-        return self.size // 16
+        """Side of the embedding grid."""
+        return self.size // self.stride
 
     @property
     def low_res(self) -> int:
-        """Side of the low-resolution masks (one pixel is 4 pixels of the frame)."""
-        return self.size // 4
+        """Side of the low-resolution masks."""
+        return self.size // self.mask_stride
 
 
 @dataclass(frozen=True)
@@ -122,28 +186,35 @@ class CheckpointSource:
 class ModelSpec:
     """One model of the catalogue, named ``family.encoder``.
 
-    ``image_encoder`` and ``encoder_graph`` are dotted paths ``package.module:name``: a function without
-    arguments that builds the encoder, and the class that turns it into its export form.
-    ``mask_outputs`` lists the mask tokens that the weights were trained for (of 0..3).
-    ``aliases`` are other names that people use. ``unread`` are beginnings of state-dict names that checkpoints may
-    have and no graph reads.
+    Attributes:
+        name, summary, licence: for people.
+        frame: how a picture becomes its input.
+        graphs: every graph that it can be exported as.
+        parameters: how many.
+        size: the network's numbers, a record that its family alone reads.
+        family: name of the :class:`samexport.models.families.base.Family`.
+        source: the official weights.
+        mask_outputs: the masks of a prompt that the weights were trained for.
+        hidden: for tests.
+        aliases: other names that people use.
+        unread: beginnings of state-dict names that checkpoints may have and no graph reads.
+        demo: files of this package beside ``models/weights/demo.py`` with weights trained on drawn scenes.
     """
 
     name: str
     summary: str
-    image_encoder: str
-    encoder_graph: str
-    frame: Frame
+    frame: Preprocess
     graphs: tuple[GraphSpec, ...]
     parameters: int
     licence: str
+    size: Any = None
+    family: Name = "sam"
     source: CheckpointSource | None = None
-    embed_dim: int = 256
-    decoder_mlp_dim: int = 2048
     mask_outputs: tuple[int, ...] = (0, 1, 2, 3)
     hidden: bool = False
     aliases: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    demo: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> str:
@@ -157,16 +228,25 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Where weights came from: kind "checkpoint" (file names, sha256) or "random" (seed).
+    """Where weights came from: kind "checkpoint" or "demo" (file names, sha256), or "random" (seed).
 
     ``source`` has the name of each file, without its folder, in the order of merging; ``sha256`` has the hash of
     each. Both are joined by " + ". Random weights have a ``seed`` instead of a hash.
     """
 
-    kind: Literal["checkpoint", "random"]
+    kind: Literal["checkpoint", "demo", "random"]
     source: str
     sha256: Hashes | None
     seed: int | None
+
+    @property
+    def warning(self) -> str:
+        """What everything that is made from them says, after "has" or "with"; empty for weights of a user's file."""
+        told = {
+            "random": "RANDOM weights: its masks mean nothing",
+            "demo": "DEMO weights, trained on drawn scenes: no substitute for the official ones",
+        }
+        return told.get(self.kind, "")
 
 
 @dataclass(frozen=True)
@@ -205,3 +285,8 @@ def axis_sizes(tensors: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]
         if len(shape) != len(tensor.shape) or shape != wanted:
             raise ValueError(f"{tensor.name} has shape {shape}, expected {tensor.shape} with {sizes}")
     return sizes
+
+
+def is_picture(tensor: TensorSpec) -> bool:
+    """Whether an input is a whole picture, which some formats can take as one."""
+    return tensor.name == "image"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from samexport.errors import BundleError
+from samexport.models.catalog import find_family
+from samexport.models.spec import ModelSpec
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.base import Runtime, check_threads
-from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.bundle import Bundle, Manifest, WeightsInfo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +26,7 @@ class TorchBundle(Bundle):
     """Modules behind the interface of a bundle, so that all that runs bundles runs PyTorch; ``folder`` has no files."""
 
     modules: Mapping[str, nn.Module]
+    constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def graph_names(self) -> tuple[str, ...]:
@@ -36,3 +43,25 @@ class TorchBundle(Bundle):
         if threads is not None:
             torch.set_num_threads(threads)
         return PyTorchRuntime(self.modules[graph], self.graph(graph))
+
+
+def plain_bundle(
+    spec: ModelSpec, network: nn.Module, weights: WeightsInfo, folder: Path = Path("PyTorch")
+) -> TorchBundle:
+    """The untouched architecture with its weights, in place of a bundle: the reference."""
+    from samexport.models.build import plain_graphs
+
+    built = plain_graphs(network, spec)
+    graphs = tuple(graph for graph, _ in built.values())
+    manifest = Manifest(
+        spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, weights, graphs, (), {}, {}, (),
+        family=spec.family,
+    )  # fmt: skip
+    modules = {name: module for name, (_, module) in built.items()}
+    return TorchBundle(folder, manifest, modules, constants_of(spec, network))
+
+
+def constants_of(spec: ModelSpec, network: nn.Module) -> Mapping[str, NDArray[Any]]:
+    """What a session of the model needs besides its graphs."""
+    path = find_family(spec.family).constants
+    return resolve_name(path)(network) if path else {}

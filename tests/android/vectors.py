@@ -11,21 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from samexport.exporter.deliver.android import app_manifest
-from samexport.models.contracts import sam_graphs
-from samexport.models.spec import Frame
+from samexport.models.families.sam import sam_graphs
+from samexport.models.spec import Preprocess
 from samexport.runtimes.adapters.entry_points import Bucket, choose, plan
 from samexport.runtimes.adapters.litert import EntryPoints
 from samexport.runtimes.bundle import Artifact, Manifest, WeightsInfo
 from samexport.runtimes.host.detector import letterbox, postprocess
-from samexport.runtimes.host.image import resize_longest, to_frame, upscale_logits
-from samexport.runtimes.host.prompts import Prompt, count_tokens, pack, select_mask
+from samexport.runtimes.host.frames import FrameMap, resize_longest, to_frame, upscale_logits
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import count_tokens, pack, select_mask
 from samexport.runtimes.parity.golden import Golden
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import Check, Row, Verdict
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "android_demo_assets/core/src/test/resources/golden.json"
-FRAME = Frame(64)
+FRAME = Preprocess(64)
 # height, width, size of the longest side: enlarged, shrunk, unchanged, one pixel thin
 RESIZED = (
     (5, 3, 16), (27, 40, 64), (64, 64, 64), (150, 100, 64), (1, 200, 64), (1001, 33, 64), (3, 4, 1024),
@@ -93,7 +94,7 @@ def prompt_data(prompt):
 def packing():
     cases = []
     for count, frame_size in ((1, 64), (4, 64), (4, 1024)):
-        tensors = pack(PROMPTS[:count], (27, 40), Frame(frame_size))
+        tensors = pack(PROMPTS[:count], FrameMap((27, 40), Preprocess(frame_size)))
         cases.append(
             {
                 "size": frame_size,
@@ -131,7 +132,7 @@ def masks():
     cases = []
     for number, (height, width) in enumerate(((27, 40), (64, 64), (200, 3), (1, 90), (150, 100))):
         low_res = logits(FRAME.low_res, number)
-        upscaled = upscale_logits(low_res, (height, width), FRAME)
+        upscaled = upscale_logits(low_res, FrameMap((height, width), FRAME))
         assert np.abs(upscaled).min() > MARGIN, (height, width)
         case = {"height": height, "width": width, "seed": number, "mask": bits(upscaled > 0)}
         cases.append({**case, "sample": numbers(upscaled.ravel()[::97])})
@@ -208,7 +209,7 @@ def whole_way():
     with Segmenter(bundle, chunk=len(prompts)) as segmenter:
         segmenter.set_image(shown)
         answers = segmenter.predict(prompts)
-    upscaled = [upscale_logits(a.low_res_masks[0], shown.shape[:2], FRAME) for a in answers]
+    upscaled = [upscale_logits(a.low_res_masks[0], FrameMap(shown.shape[:2], FRAME)) for a in answers]
     assert min(np.abs(u).min() for u in upscaled) > MARGIN
     return {
         "manifest": json.dumps(data, sort_keys=True),

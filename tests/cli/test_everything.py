@@ -13,8 +13,10 @@ from pycocotools.coco import COCO
 
 from samexport.cli.everything import read_boxes
 from samexport.errors import PromptError
-from samexport.models.spec import Frame
-from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.models.spec import Preprocess
+from samexport.runtimes.host.frames import FrameMap
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import pack
 from samexport.runtimes.tasks import everything as everything_module
 from samexport.runtimes.tasks.everything import fit_boxes
 from samexport.runtimes.tasks.segment import Segmenter
@@ -199,7 +201,9 @@ def test_any_json_gives_boxes_inside_the_picture_or_a_prompt_error(tmp_path_fact
     path.write_text(json.dumps(content))
     with contextlib.suppress(PromptError):
         boxes, scores, _ = fit_boxes(read_boxes(path), (height, width))
-        pack([Prompt.make(box=box) for box in boxes] or [Prompt.make([0, 0])], (height, width), Frame(64))
+        pack(
+            [Prompt.make(box=box) for box in boxes] or [Prompt.make([0, 0])], FrameMap((height, width), Preprocess(64))
+        )
         assert np.isfinite(scores).all()
 
 

@@ -138,14 +138,14 @@ def work(tmp_path, monkeypatch):
 def nothing_runs(monkeypatch):
     """Fail where a model would be loaded or run."""
     from samexport.exporter import pipeline
-    from samexport.runtimes import base, bundle
+    from samexport.runtimes import bundle, registry
 
     def fail(*_, **__):
         pytest.fail("a model ran")
 
     monkeypatch.setattr(pipeline, "load_model", fail)
     monkeypatch.setattr(bundle, "open_runtime", fail)
-    monkeypatch.setattr(base, "open_runtime", fail)
+    monkeypatch.setattr(registry, "open_runtime", fail)
 
 
 @pytest.mark.parametrize(("command", "words"), [*PATHS, *NUMBERS, *CHOICES, *WITHOUT_EFFECT])

@@ -18,16 +18,16 @@ from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_onnx.half import to_half
 from samexport.exporter.to_onnx.nms import append_nms
 from samexport.exporter.to_tflite.convert import TfliteOptions
-from samexport.models.catalog import SAMPLERS, find_model, find_sampler
-from samexport.models.contracts import SAMPLER, sampler_graph
+from samexport.models.catalog import find_model
+from samexport.models.families.detector import SAMPLER, SAMPLERS, find_sampler, sampler_graph
 from samexport.models.loading import load_model
 from samexport.models.weights.checkpoints import load_weights
-from samexport.runtimes.base import open_runtime
 from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.formats.tflite_lint import lint
 from samexport.runtimes.host.detector import SamplerOptions, nms
 from samexport.runtimes.parity.golden import load_golden, structured_picture
-from samexport.runtimes.parity.verify import compare_case, verify_bundle
+from samexport.runtimes.parity.verify import compare_step, verify_bundle
+from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.verdicts import Check, ParityReport, Verdict
 from tests.signing import sign
 
@@ -65,7 +65,7 @@ def test_random_scores_spread_and_the_golden_ones_are_the_best_of_all(sampler_bu
 
 @pytest.mark.parametrize(
     "target",
-    [TfliteOptions(target="gpu"), CoreMLOptions(precision="fp32"), CoreMLOptions()],
+    [TfliteOptions(target="gpu"), CoreMLOptions(recipe="fp32"), CoreMLOptions()],
     ids=["tflite", "coreml-fp32", "coreml-fp16"],
 )
 def test_every_format_finds_the_boxes_that_pytorch_finds(target, tmp_path):
@@ -74,7 +74,7 @@ def test_every_format_finds_the_boxes_that_pytorch_finds(target, tmp_path):
     artifact = write_sampler(sampler, tmp_path, target, find_model("test.tinyvit64"))
     with open_runtime(tmp_path / artifact.path, sampler.graph, artifact.file_format) as runtime:
         found = runtime.run(case.inputs)
-    rows = list(compare_case(Check("case"), case, sampler.graph, found, [artifact.recipe]))
+    rows = list(compare_step(Check("case"), case, [sampler.graph], found, [artifact.recipe]))
     assert [str(row) for row in rows if row.verdict is not Verdict.PASS] == []
     assert len(rows) == 2
     if artifact.file_format == "tflite":
@@ -89,7 +89,7 @@ def test_half_precision_finds_them_too_and_keeps_coordinates_in_full(sampler_bun
     assert {w.data_type for w in half.graph.initializer if len(w.dims) == 4} == {onnx.TensorProto.FLOAT16}
     boxes, scores = run_onnx(half, case.inputs["image"])
     graph = sampler_bundle.graph(SAMPLER)
-    rows = list(compare_case(Check("case"), case, graph, {"boxes": boxes, "scores": scores}, ["fp16"]))
+    rows = list(compare_step(Check("case"), case, [graph], {"boxes": boxes, "scores": scores}, ["fp16"]))
     assert [str(row) for row in rows if row.verdict is not Verdict.PASS] == []
     assert rows[0].max_error < 0.05  # pixels
 
@@ -134,7 +134,7 @@ def test_a_file_with_nms_is_compared_with_the_hosts(sampler_bundle):
     model = onnx.load(sampler_bundle.folder / "prompt_sampler.onnx")
     append_nms(model, sampler.graph, sampler.options.nms_iou)
     boxes, scores = run_onnx(model, case.inputs["image"])
-    rows = list(compare_case(Check("case"), case, sampler.graph, {"boxes": boxes, "scores": scores}, ["fp32"]))
+    rows = list(compare_step(Check("case"), case, [sampler.graph], {"boxes": boxes, "scores": scores}, ["fp32"]))
     assert {row.verdict for row in rows} == {Verdict.PASS}
     assert 0 < np.count_nonzero(case.expected["scores"] == 0) < 60
 

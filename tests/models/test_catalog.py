@@ -9,7 +9,7 @@ import torch
 from samexport.errors import ConfigError
 from samexport.models.architectures.sam import Sam
 from samexport.models.catalog import MODELS, find_model, names_of
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 
 PUBLIC = {"mobilesam.tinyvit", "tinysam.tinysam", "sam.vit_b", "sam.vit_l", "sam.vit_h"}
 
@@ -22,8 +22,8 @@ def test_catalogue_has_these_models_and_hides_those_for_tests():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_dotted_paths_lead_to_the_builders(name):
-    assert callable(resolve_name(MODELS[name].image_encoder))
-    assert isinstance(resolve_name(MODELS[name].encoder_graph), type)
+    assert callable(resolve_name(MODELS[name].size.image_encoder))
+    assert isinstance(resolve_name(MODELS[name].size.encoder_graph), type)
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
@@ -45,7 +45,9 @@ def test_source_is_an_https_address_with_a_whole_sha256_or_none(name):
 
 
 def test_frames_are_sams():
-    assert {MODELS[name].frame for name in PUBLIC} == {Frame(1024, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))}
+    assert {MODELS[name].frame for name in PUBLIC} == {
+        Preprocess(1024, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    }
 
 
 def test_tiny_sam_offers_no_single_mask():

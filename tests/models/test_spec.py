@@ -5,12 +5,13 @@ import msgspec
 import pytest
 
 from samexport.models.catalog import MODELS, find_model
-from samexport.models.spec import Frame, GraphSpec, TensorSpec, axis_sizes
+from samexport.models.families.sam import POINTS, PROMPTS
+from samexport.models.spec import Axis, GraphSpec, Preprocess, TensorSpec, axis_sizes
 
 COORDS = TensorSpec("point_coords", ("N", "K", 2), "x, y")
 LABELS = TensorSpec("point_labels", ("N", "K"), "labels")
 MASKS = TensorSpec("low_res_masks", ("N", 4, 16, 16), "logits", role="mask_logits")
-GRAPH = GraphSpec("decoder", "points to masks", (COORDS, LABELS), (MASKS,))
+GRAPH = GraphSpec("decoder", "points to masks", (COORDS, LABELS), (MASKS,), (PROMPTS, POINTS))
 
 
 @pytest.mark.parametrize("name", ["", "image embeddings", "1st", "image-embeddings"])
@@ -33,8 +34,19 @@ def test_tensor_names_of_a_graph_must_differ_across_inputs_and_outputs():
 def test_names_and_axes_keep_their_order():
     assert GRAPH.input_names == ("point_coords", "point_labels")
     assert GRAPH.output_names == ("low_res_masks",)
-    assert GRAPH.axes == ("N", "K")
+    assert GRAPH.named_sizes == ("N", "K")
     assert GraphSpec("encoder", "", (TensorSpec("image", (1, 3), ""),), ()).axes == ()
+
+
+def test_axes_are_those_in_the_shapes_one_for_each_role():
+    assert GRAPH.axis("prompts") == PROMPTS
+    assert GRAPH.axis("memories") is None
+    assert GRAPH.sizes({"points": 5}, default="traced") == {"N": PROMPTS.traced, "K": 5}
+    assert GRAPH.sizes(default="usual") == {"N": 1, "K": 2}
+    assert MASKS.resolved({"N": 7}) == (7, 4, 16, 16)
+    for axes in ((PROMPTS,), (PROMPTS, POINTS, Axis("M", "memories", 3, 9)), (PROMPTS, Axis("K", "prompts", 2, 2))):
+        with pytest.raises(ValueError, match="axes"):
+            GraphSpec("decoder", "", (COORDS, LABELS), (MASKS,), axes)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -42,15 +54,15 @@ def test_every_graph_and_frame_survives_json(model):
     spec = find_model(model)
     for graph in spec.graphs:
         assert msgspec.json.decode(json.dumps(graph.to_json()), type=GraphSpec) == graph
-    assert msgspec.json.decode(json.dumps(dataclasses.asdict(spec.frame)), type=Frame) == spec.frame
+    assert msgspec.json.decode(json.dumps(dataclasses.asdict(spec.frame)), type=Preprocess) == spec.frame
 
 
 def test_frame_counts_cells_of_16_and_mask_pixels_of_4_image_pixels():
-    assert (Frame(1024).grid, Frame(1024).low_res) == (64, 256)
-    assert (Frame(64).grid, Frame(64).low_res) == (4, 16)
+    assert (Preprocess(1024).grid, Preprocess(1024).low_res) == (64, 256)
+    assert (Preprocess(64).grid, Preprocess(64).low_res) == (4, 16)
 
 
-@pytest.mark.parametrize("record", [COORDS, GRAPH, Frame(64), find_model("tinyvit")])
+@pytest.mark.parametrize("record", [COORDS, GRAPH, Preprocess(64), find_model("tinyvit")])
 def test_records_cannot_be_changed_and_can_be_keys(record):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(record, dataclasses.fields(record)[0].name, "other")

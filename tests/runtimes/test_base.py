@@ -10,8 +10,9 @@ from onnx import TensorProto, helper
 
 from samexport.errors import BundleError, ConfigError, ParityFailed, RuntimeFailed, SamExportError
 from samexport.models.spec import GraphSpec, TensorSpec
-from samexport.runtimes import base
-from samexport.runtimes.base import MOST_THREADS, RUNTIMES, Runtime, check_runtime, check_threads, open_runtime, version
+from samexport.runtimes import registry
+from samexport.runtimes.base import MOST_THREADS, Runtime, check_threads
+from samexport.runtimes.registry import RUNTIMES, check_runtime, open_runtime, version
 
 GRAPH = GraphSpec("twice", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),))
 X = {"x": np.ones((2, 3), np.float32)}
@@ -184,7 +185,7 @@ import sys
 from pathlib import Path
 import samexport.runtimes.adapters.ort
 import numpy as np
-from samexport.runtimes.base import open_runtime
+from samexport.runtimes.registry import open_runtime
 from samexport.models.spec import GraphSpec, TensorSpec
 graph = GraphSpec("twice", "", (TensorSpec("x", ("N", 3), ""),), (TensorSpec("y", ("N", 3), ""),))
 with open_runtime(Path(sys.argv[1]), graph, "onnx", runtime=sys.argv[2], threads=1) as runtime:
@@ -238,6 +239,6 @@ def test_interpreting_a_package_without_torch_says_what_to_install(coreml_bundle
 
 
 def test_a_runtime_whose_arithmetic_is_not_installed_is_not_available(monkeypatch):
-    monkeypatch.setattr(base, "version", lambda package: "" if package == "torch" else "1")
+    monkeypatch.setattr(registry, "version", lambda package: "" if package == "torch" else "1")
     assert RUNTIMES["mil"].missing.startswith("pip install ")
     assert RUNTIMES["litert"].missing == ""

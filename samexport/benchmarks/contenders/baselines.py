@@ -7,30 +7,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from samexport.errors import ConfigError
 from samexport.files import sha256
-from samexport.models.catalog import find_model, find_sampler
-from samexport.models.contracts import SAMPLER
+from samexport.models.catalog import find_family, find_model
+from samexport.models.families.detector import SAMPLER, find_sampler
 from samexport.models.loading import reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.runtimes.bundle import MANIFEST, Artifact, Bundle, Manifest, SamplerInfo
-from samexport.runtimes.torch_bundle import TorchBundle
+from samexport.runtimes.torch_bundle import TorchBundle, plain_bundle
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from samexport.models.architectures.sam import Sam
-
-PLAIN_GRAPHS = ("encoder", "decoder", "decoder_with_mask")
-"""The graphs that have a plain form."""
 
 Convert = Callable[[GraphSpec, "nn.Module", Path], int]
 """Writes a module as an ONNX file and returns the number of nodes: ``exporter.to_onnx.convert``."""
 
 
-def rebuild(manifest: Manifest, checkpoints: Sequence[Path] = ()) -> tuple[ModelSpec, Sam]:
+def rebuild(manifest: Manifest, checkpoints: Sequence[Path] = ()) -> tuple[ModelSpec, nn.Module]:
     """The model with the bundle's weights, in evaluation mode.
 
     ``checkpoints`` and errors as :func:`samexport.models.loading.reload_model`; a decoder's own file is the last, and
@@ -85,16 +82,14 @@ def torch_bundle(bundle: Bundle, checkpoints: Sequence[Path] = (), *, detector: 
     Raises:
         ConfigError, CheckpointError: see :func:`rebuild` and :func:`detector_graph`.
     """
-    from samexport.models.build import build_graph
-
-    spec, sam = rebuild(bundle.manifest, checkpoints)
-    built = {name: build_graph(sam, spec, name, plain=True) for name in PLAIN_GRAPHS}
-    if detector:
-        built[SAMPLER] = detector_graph(bundle, checkpoints, plain=True)
-    graphs = tuple(graph for graph, _ in built.values())
-    sampler = bundle.manifest.sampler if detector else None
-    manifest = replace(bundle.manifest, graphs=graphs, artifacts=(), sampler=sampler)
-    return TorchBundle(bundle.folder, manifest, {name: module for name, (_, module) in built.items()})
+    spec, network = rebuild(bundle.manifest, checkpoints)
+    spec = replace(spec, mask_outputs=bundle.manifest.mask_outputs)
+    plain = plain_bundle(spec, network, bundle.manifest.weights, bundle.folder)
+    if not detector:
+        return plain
+    graph, module = detector_graph(bundle, checkpoints, plain=True)
+    manifest = replace(plain.manifest, graphs=(*plain.manifest.graphs, graph), sampler=bundle.manifest.sampler)
+    return replace(plain, manifest=manifest, modules={**plain.modules, SAMPLER: module})
 
 
 def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints: Sequence[Path] = ()) -> Bundle:
@@ -110,12 +105,11 @@ def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints:
         ConfigError, CheckpointError: see :func:`rebuild`.
         ExportFailed: ``convert`` failed.
     """
-    from samexport.models.build import build_graph
+    from samexport.models.build import plain_graphs
 
-    spec, sam = rebuild(bundle.manifest, checkpoints)
+    spec, network = rebuild(bundle.manifest, checkpoints)
     artifacts, graphs = [], []
-    for name in PLAIN_GRAPHS:
-        graph, module = build_graph(sam, spec, name, plain=True)
+    for name, (graph, module) in plain_graphs(network, spec).items():
         path = folder / f"{name}.plain.onnx"
         nodes = convert(graph, module, path)
         size = sum(p.stat().st_size for p in folder.glob(f"{path.name}*"))
@@ -137,17 +131,17 @@ def gmac(model: str, graph: str, form: str, prompts: int, points: int) -> float 
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from samexport.models.architectures.sam import Sam
     from samexport.models.build import build_graph
 
     spec = find_model(model)
     with FakeTensorMode(), torch.inference_mode():
+        network = resolve_name(find_family(spec.family).network)(spec).to_empty(device="cpu").eval()
         try:
-            spec_of_graph, module = build_graph(Sam(spec).eval(), spec, graph, plain=form == "plain")
+            spec_of_graph, module = build_graph(network, spec, graph, plain=form == "plain")
         except ConfigError:
             return None
-        sizes = {"N": prompts, "K": points}
-        shapes = [[sizes[d] if isinstance(d, str) else d for d in t.shape] for t in spec_of_graph.inputs]
+        sizes = spec_of_graph.sizes({"prompts": prompts, "points": points}, default="usual")
+        given = [torch.zeros(t.resolved(sizes), dtype=getattr(torch, t.dtype)) for t in spec_of_graph.inputs]
         with FlopCounterMode(display=False) as counter:
-            module(*(torch.zeros(shape) for shape in shapes))
+            module(*given)
     return float(counter.get_total_flops()) / 2e9

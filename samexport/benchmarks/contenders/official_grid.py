@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 from samexport.runtimes.host.detector import nms
+from samexport.runtimes.host.frames import resized_size
 from samexport.runtimes.host.grid import Decode, GridOptions, grid_points
-from samexport.runtimes.host.image import resized_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ _SLICE = 16
 
 
 def official_grid(
-    decode: Decode, image_hw: tuple[int, int], frame: Frame, options: GridOptions, timings: dict[str, float]
+    decode: Decode, image_hw: tuple[int, int], frame: Preprocess, options: GridOptions, timings: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Masks of a grid over the whole picture, by falling predicted IoU: rle, bbox (xyxy), predicted_iou and point.
 
@@ -57,7 +57,7 @@ def official_grid(
 
 
 def _filtered(
-    logits: NDArray[Any], scores: NDArray[Any], points: NDArray[Any], image_hw: tuple[int, int], frame: Frame,
+    logits: NDArray[Any], scores: NDArray[Any], points: NDArray[Any], image_hw: tuple[int, int], frame: Preprocess,
     options: GridOptions,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """What passes the filters of logits [M, L, L], all of them at the picture's size; ``points`` [M, 2] made them."""
@@ -75,7 +75,7 @@ def _filtered(
         yield {"rle": _run_lengths(mask), "bbox": _box(mask), "predicted_iou": float(score), "point": tuple(point)}
 
 
-def _upscale(logits: Tensor, image_hw: tuple[int, int], frame: Frame) -> Tensor:
+def _upscale(logits: Tensor, image_hw: tuple[int, int], frame: Preprocess) -> Tensor:
     from torch.nn import functional as F
 
     height, width = resized_size(*image_hw, frame.size)

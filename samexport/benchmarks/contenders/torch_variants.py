@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from samexport.benchmarks.contenders.baselines import detector_graph, rebuild
 from samexport.benchmarks.results.rows import Job
 from samexport.errors import ConfigError, ParityFailed
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle
@@ -77,7 +77,10 @@ class TorchVariant(Runtime):
                 values = self._captured(given)(*given) if self._mode.cuda_graph else self._call(*given)
         except torch.OutOfMemoryError as error:
             raise ParityFailed(f"{self.graph.name} does not fit the device: {error}") from error
-        return {n: v.float().cpu().numpy() for n, v in zip(self.graph.output_names, values, strict=True)}
+        found = {
+            n: v.float() if v.is_floating_point() else v for n, v in zip(self.graph.output_names, values, strict=True)
+        }
+        return {name: value.cpu().numpy() for name, value in found.items()}
 
     def _captured(self, inputs: list[Tensor]) -> _Captured:
         """One CUDA graph for each set of shapes."""

@@ -21,7 +21,8 @@ from samexport.benchmarks.plan import Plan, recipe_of
 from samexport.benchmarks.results.rows import BenchRow, Job, Measurement, Parity, Status
 from samexport.errors import ConfigError, MissingDependency
 from samexport.files import reason
-from samexport.runtimes.adapters.entry_points import LABELS
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.adapters.entry_points import of_file
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats import tflite
 from samexport.runtimes.verdicts import Verdict
@@ -183,7 +184,7 @@ def jobs_on_phone(bundles: Sequence[Bundle], run: PhoneRun, plan: Plan) -> list[
         for artifact in (a for a in bundle.manifest.artifacts if a.file_format == "tflite"):
             precision, options = recipe_of(artifact)
             source = plan.source(bundle, artifact.graph)
-            for signature, prompts in signatures(bundle.folder / artifact.path):
+            for signature, prompts in signatures(bundle.folder / artifact.path, bundle.graph(artifact.graph)):
                 for accelerator in run.accelerators:
                     job = Job(
                         str(bundle.folder), artifact.graph, artifact.path, "export", precision,
@@ -230,14 +231,15 @@ def _push(serial: str, path: Path, name: str) -> str:
     return target
 
 
-def signatures(path: Path) -> list[tuple[str, int]]:
-    """Names of a TFLite file's signatures, each with its number of prompts (0 for an encoder).
+def signatures(path: Path, graph: GraphSpec) -> list[tuple[str, int]]:
+    """Names of a TFLite file's signatures, each with its number of prompts (0 where it takes none).
 
     Raises:
         MissingDependency: the schema of TFLite files is not installed.
         BundleError: this is no TFLite file.
     """
-    return [(name, inputs.get(LABELS, (0,))[0]) for name, (inputs, _) in tflite.signatures(path).items()]
+    counted = graph.axis("prompts") is not None
+    return [(b.name, b.prompts if counted else 0) for b in of_file(path.name, graph, tflite.signatures(path))]
 
 
 def arguments(run: PhoneRun, file: str, signature: str, accelerator: str) -> list[str]:

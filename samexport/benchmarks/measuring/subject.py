@@ -6,7 +6,7 @@ import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +18,22 @@ from numpy.typing import NDArray
 from samexport.benchmarks.contenders.known import find
 from samexport.benchmarks.results.rows import Job, Parity
 from samexport.errors import ConfigError
-from samexport.models.spec import Frame, GraphSpec
-from samexport.runtimes.base import RUNTIMES, Runtime, Tensors
+from samexport.models.catalog import find_family
+from samexport.models.spec import GraphSpec
+from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle
+from samexport.runtimes.host.frames import FrameMap
+from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.compare import tier
 from samexport.runtimes.parity.golden import Case, Golden, load_golden
-from samexport.runtimes.parity.verify import compare_case, run_chain
+from samexport.runtimes.parity.verify import compare_step, expected_of, run_frames
+from samexport.runtimes.registry import RUNTIMES
+from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 POINTS = 2
 """Slots of a timed prompt: a box, or a click and its padding point."""
 _SEED = 5
-_SPLIT = ("decoder_prologue", "decoder_step")
 
 
 class Subject(ABC):
@@ -80,7 +84,7 @@ class GraphSubject(Subject):
 
     def prepare(self) -> None:
         """Make the inputs, import the runtime's module, do what the contender wants done before."""
-        self.inputs = timing_inputs(self.graph, self.bundle.manifest.frame, self.golden, self.job.prompts)
+        self.inputs = timing_inputs(self.graph, self.bundle, self.golden, self.job.prompts)
         self._open = pkgutil.resolve_name(self.contender.opener)
         if self.contender.prepare:
             prepared = pkgutil.resolve_name(self.contender.prepare)(self.job, self.bundle)
@@ -120,14 +124,18 @@ class GraphSubject(Subject):
         except ConfigError as error:
             return Parity(Verdict.SKIPPED, str(error))
         rows: list[Row] = []
+        family = find_family(self.bundle.manifest.family)
         with ExitStack() as stack:
             chained: dict[str, Runtime] = {self.job.graph: _Batched(self.runtime, self.job.batch)}
-            for case, chain in cases_of(self.job.graph, self.golden.cases):
+            for case, chain in cases_of(self.job.graph, self.golden.cases, family.equal):
                 for name in chain:
                     if name not in chained:
                         chained[name] = stack.enter_context(self._opened(_sibling(self.job, self.bundle, name)))
-                actual = run_chain(chained, chain, case.inputs)
-                rows += compare_case(Check("case", tuple(chain), case.name), case, self.graph, actual, recipes)
+                graphs = [self.bundle.graph(name) for name in chain]
+                frames = run_frames(chained, chain, (step.inputs for step in case.steps), family.state)
+                for step, (_, outputs) in zip(case.steps, frames, strict=True):
+                    actual = expected_of(chained, chain, outputs, step.expected)
+                    rows += compare_step(Check("case", tuple(chain), case.name), step, graphs, actual, recipes)
         return summarise(rows)
 
     def close(self) -> None:
@@ -152,7 +160,8 @@ class _Batched(Runtime):
 
 def run_batched(runtime: Runtime, inputs: Mapping[str, NDArray[Any]], batch: int) -> Tensors:
     """Run N prompts ``batch`` at a time (0: all at once) into outputs that are allocated once."""
-    per_prompt = [t.name for t in runtime.graph.inputs if t.shape[0] == "N"]
+    axis = runtime.graph.axis("prompts")
+    per_prompt = [t.name for t in runtime.graph.inputs if axis and t.shape[0] == axis.name]
     count = len(inputs[per_prompt[0]]) if per_prompt else 0
     if batch == 0 or batch >= count:
         return runtime.run(inputs)
@@ -165,33 +174,39 @@ def run_batched(runtime: Runtime, inputs: Mapping[str, NDArray[Any]], batch: int
     return outputs
 
 
-def timing_inputs(graph: GraphSpec, frame: Frame, golden: Golden, prompts: int) -> Tensors:
-    """Inputs for timing: the golden picture and its embedding, ``prompts`` seeded boxes, else seeded noise."""
+def timing_inputs(graph: GraphSpec, bundle: Bundle, golden: Golden, prompts: int) -> Tensors:
+    """Inputs for timing: the golden picture and what it becomes, ``prompts`` seeded boxes, else seeded noise."""
     known: Tensors = {}
     for case in golden.cases:
         known |= case.inputs | {n: v for n, v in case.expected.items() if case.strides.get(n, 1) == 1}
-    rng = np.random.default_rng(_SEED)
-    corners = np.sort(rng.uniform(0, frame.size - 1, (prompts, POINTS, 2)), axis=1)
-    known["point_coords"] = corners.round(2).astype(np.float32)
-    known["point_labels"] = np.tile(np.array([2, 3], np.float32), (prompts, 1))
+    rng, frame = np.random.default_rng(_SEED), bundle.manifest.frame
+    sizes = graph.sizes({"prompts": prompts, "points": POINTS}, default="usual")
+    if graph.axis("prompts"):
+        corners = np.sort(rng.uniform(0, frame.size - 1, (prompts, POINTS, 2)), axis=1).round(2)
+        corners[:, 1] = np.maximum(corners[:, 1], corners[:, 0] + 0.01)
+        boxes = [Prompt.make(box=box.ravel()) for box in corners]
+        session = open_session(OpenGraphs(bundle))
+        known |= session.pack(boxes, FrameMap((frame.size, frame.size), frame))
     inputs: Tensors = {}
     for tensor in graph.inputs:
-        shape = tuple({"N": prompts, "K": POINTS}[d] if isinstance(d, str) else d for d in tensor.shape)
+        shape = tensor.resolved(sizes)
         if tensor.name in known and known[tensor.name].shape == shape:
             inputs[tensor.name] = known[tensor.name]
         elif tensor.low is not None and tensor.high is not None:
             inputs[tensor.name] = rng.uniform(tensor.low, tensor.high, shape).astype(tensor.dtype)
         else:
-            inputs[tensor.name] = rng.standard_normal(shape, np.float32)
+            inputs[tensor.name] = rng.standard_normal(shape, np.float32).astype(tensor.dtype)
     return inputs
 
 
-def cases_of(graph: str, cases: Iterable[Case]) -> list[tuple[Case, tuple[str, ...]]]:
-    """The cases that end in ``graph`` and the chain to run; prologue and step together are the decoder."""
+def cases_of(graph: str, cases: Sequence[Case], equal: Mapping[str, str]) -> list[tuple[Case, tuple[str, ...]]]:
+    """The cases that end in ``graph`` and the chain to run; a chain that is ``equal`` to it counts as well.
+
+    Where there is none, those in which it takes part.
+    """
     found = [(case, case.graphs) for case in cases if case.graphs[-1] == graph]
-    if graph == "decoder":
-        found += [(case, ("decoder",)) for case in cases if case.graphs == _SPLIT]
-    return found
+    found += [(case, (graph,)) for case in cases if equal.get(case.graphs[-1]) == graph]
+    return found or [(case, case.graphs) for case in cases if graph in case.graphs]
 
 
 def _sibling(job: Job, bundle: Bundle, graph: str) -> Job:

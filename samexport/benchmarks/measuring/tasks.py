@@ -18,11 +18,12 @@ from samexport.benchmarks.measuring.masks import FoundMask, Reference, compare_f
 from samexport.benchmarks.measuring.subject import Subject, import_runtime, summarise
 from samexport.benchmarks.results.rows import Job, Parity
 from samexport.errors import ConfigError
-from samexport.models.contracts import SAMPLER
+from samexport.models.catalog import find_family
+from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.detector import SamplerOptions
+from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.grid import GridOptions, grid_points
-from samexport.runtimes.host.image import resized_size
 from samexport.runtimes.host.masks import trace
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.compare import TIERS, tier
@@ -71,7 +72,8 @@ class Task:
 
     def suits(self, bundle: Bundle) -> bool:
         """Whether the bundle has what it takes."""
-        return "encoder" in bundle.graph_names and (not self.detector or SAMPLER in bundle.graph_names)
+        first = find_family(bundle.manifest.family).first
+        return first in bundle.graph_names and (not self.detector or SAMPLER in bundle.graph_names)
 
 
 def _one_click(subject: TaskSubject) -> tuple[Stages, Masks]:
@@ -221,12 +223,16 @@ class TaskSubject(Subject):
     @cached_property
     def _sample(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Predicted IoU of the masks of 64 points, and the logits [M, L, L] of the better half of them."""
-        height, width = resized_size(*self.image_hw, self.bundle.manifest.frame.size)
+        height, width = self._place.inside
         logits, scores = self.segmenter.decode_points(grid_points(8) * (width, height))
         return scores, logits[scores > np.median(scores)]
 
+    @property
+    def _place(self) -> FrameMap:
+        return FrameMap(self.image_hw, self.bundle.manifest.frame)
+
     def _stability(self, logits: NDArray[np.float32], offset: float) -> float:
-        found = trace(logits, self.image_hw, self.bundle.manifest.frame, offset=offset)
+        found = trace(logits, self._place, offset=offset)
         return float(np.nan_to_num(found.stability))
 
     def sureness(self) -> dict[str, float]:

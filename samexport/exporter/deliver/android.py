@@ -20,7 +20,7 @@ import samexport
 from samexport.errors import BundleError, ConfigError, MissingDependency
 from samexport.files import new_folder, reason, sha256, to_json
 from samexport.installation import install_hint
-from samexport.models.contracts import LABELS
+from samexport.models.families.sam import LABELS
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import Bucket, of_file
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours
@@ -107,6 +107,8 @@ def _check_bundle(bundle: Bundle) -> None:
     if formats != {"tflite"}:
         found = ", ".join(sorted(formats))
         raise BundleError(f"{bundle.folder} is {found}; the Android demo takes TFLite, `samexport tflite` makes it")
+    if bundle.manifest.family != "sam":
+        raise BundleError(f"the Android demo runs SAM's decoder; {bundle.manifest.model} is another kind of model")
     damaged = bundle.damaged_files()
     if damaged:
         name, problem = next(iter(damaged.items()))
@@ -119,8 +121,8 @@ def _check_bundle(bundle: Bundle) -> None:
 
 def _model_name(manifest: Manifest) -> str:
     precisions = {a.recipe for a in manifest.artifacts} - {"fp32"}
-    random = ["random"] if manifest.weights.kind == "random" else []
-    return "-".join([manifest.model.replace(".", "-"), *sorted(precisions), *random])
+    kind = [manifest.weights.kind] if manifest.weights.warning else []
+    return "-".join([manifest.model.replace(".", "-"), *sorted(precisions), *kind])
 
 
 def _write_model(bundle: Bundle, golden: Golden, folder: Path) -> dict[str, tuple[Bucket, ...]]:
@@ -152,7 +154,7 @@ def entry_points(path: Path, graph: GraphSpec) -> tuple[Bucket, ...]:
     try:
         found = of_file(path.name, graph, signatures(path))
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
+        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('litert')}") from error
     return tuple(sorted(found, key=lambda bucket: (bucket.prompts, bucket.points)))
 
 

@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pkgutil import resolve_name
+
 from samexport.exporter.to_onnx.versions import oldest_onnxruntime
-from samexport.models.spec import GraphSpec, TensorSpec
+from samexport.models.catalog import find_family
+from samexport.models.spec import GraphSpec, Preprocess, TensorSpec
 from samexport.runtimes.bundle import Manifest, SamplerInfo
 
-_EXAMPLE = """import numpy as np, onnxruntime as ort
-from PIL import Image
 
-image = Image.open("golden/picture.png").convert("RGB")
-scale = {size} / max(image.size)
-width, height = (int(side * scale + 0.5) for side in image.size)
-pixels = np.tile(np.float32({mean}), ({size}, {size}, 1))
-pixels[:height, :width] = image.resize((width, height), Image.Resampling.BILINEAR)
-encoder, {sessions}
-embeddings = encoder.run(None, {{"image": pixels.transpose(2, 0, 1)[None]}})[0]
-x, y = image.width / 2 * scale, image.height / 2 * scale
-prompt = {{"point_coords": np.float32([[[x, y], [0, 0]]]), "point_labels": np.float32([[1, -1]])}}
-{decode}
-best = 1 + scores[0, 1:].argmax()  # one click is ambiguous: the best of masks 1..3
-print(f"score {{scores[0, best]:.3f}}, {{(masks[0, best] > 0).mean():.1%}} of the frame")
-"""
-_WHOLE = 'masks, scores = decoder.run(None, {"image_embeddings": embeddings, **prompt})'
-_SPLIT = """shared = dict(zip(({names}), prologue.run(None, {{"image_embeddings": embeddings}})))
-masks, scores = step.run(None, {{**shared, **prompt}})"""
+@dataclass(frozen=True)
+class About:
+    """A family's part of the card, lines of Markdown: how prompts become inputs and masks come back; and an example."""
 
-
-_COREML = """## On Apple's systems
-
-`Segmenter.swift` loads the packages, frames a picture, fills in prompts, calls, and scales the masks back; its names,
-shapes and codes were read from these packages. It was not compiled or run on Apple's systems, only parsed. A folder
-`.mlpackages` holds one package for each number of prompts, for systems before iOS 18 and macOS 15. An encoder that
-takes a picture gets whole numbers: pad with the rounded mean, which it replaces by the mean itself.
-
-## How the packages were checked
-
-Where they were made, the saved packages were interpreted on a CPU, operation by operation. That shows that names,
-shapes, graph and weights are right and what rounding to fp16 does. It does not show Apple's compiler and kernels, on
-which compute unit a package runs, its speed or its memory. On a Mac, `samexport verify .` runs CoreML itself as well.
-"""
+    prompts: list[str]
+    example: list[str]
 
 
 def write_card(manifest: Manifest) -> str:
     """Markdown text of the card."""
     weights = manifest.weights
-    random = weights.kind == "random"
     origin = f"{weights.source}, sha256 `{weights.sha256}`"
-    if random:
+    if weights.kind == "random":
         origin = f"RANDOM weights, seed {weights.seed}: for tests and timing, the masks mean nothing"
-    size, mean = manifest.frame.size, list(manifest.frame.mean)
+    elif weights.warning:
+        origin = f"{weights.warning} ({origin})"
+    about = resolve_name(find_family(manifest.family).card)(manifest)
     lines = [
-        f"# {manifest.model}{' (random weights)' if random else ''}",
+        f"# {manifest.model}{f' ({weights.kind} weights)' if weights.warning else ''}",
         "",
         f"{manifest.summary}. Made by samexport {manifest.tools['samexport']}.",
         "",
@@ -74,13 +52,8 @@ def write_card(manifest: Manifest) -> str:
         "",
         "## Preprocessing",
         "",
-        f"Scale the long side to {size} pixels, `int(side * {size} / long + 0.5)`, with Pillow's bilinear filter on",
-        f"8-bit RGB. Pad right and bottom to {size}x{size} with the pixel mean {mean}.",
-        "Normalisation is inside the encoder. Points and boxes: multiply x by (scaled width / width) and y by (scaled",
-        "height / height), each with the rounded size from above. A prompt of points ends with the padding point",
-        "(0, 0), label -1; a box is two points labelled 2 and 3 and takes no padding point.",
-        f"Fill shorter prompts of a batch with label -2. Masks: scale the logits to {size}x{size} (bilinear), cut the",
-        "padding off, scale to the picture, threshold at 0.",
+        *_preprocessing(manifest.frame),
+        *about.prompts,
         "",
         *(_sampler_section(manifest.sampler) if manifest.sampler else ()),
         "## Graphs",
@@ -88,11 +61,22 @@ def write_card(manifest: Manifest) -> str:
     ]
     for name in dict.fromkeys(a.graph for a in manifest.artifacts):
         lines += _graph_section(next(g for g in manifest.graphs if g.name == name))
-    if all(a.file_format == "onnx" for a in manifest.artifacts):
-        lines += ["## Example", "", "```python", _example(manifest).rstrip(), "```", ""]
-    if all(a.file_format == "coreml" for a in manifest.artifacts):
-        lines.append(_COREML)
+    lines += about.example
     return "\n".join(lines)
+
+
+def _preprocessing(frame: Preprocess) -> list[str]:
+    """In words, what ``runtimes.host.frames.to_frame`` does."""
+    size, mean = frame.size, list(frame.mean)
+    kinds = {"bilinear": "Pillow's bilinear filter on\n8-bit RGB", "bicubic": "Pillow's bicubic filter on\n8-bit RGB"}
+    kind = kinds.get(frame.filter, "a bilinear filter on\nfloating-point RGB that widens when it shrinks")
+    fill = f"the pixel mean {mean}" if frame.padding == "mean" else "black"
+    scaled = f"Scale the long side to {size} pixels, `int(side * {size} / long + 0.5)`, with {kind}."
+    rest = f"Pad right and bottom to {size}x{size} with {fill}."
+    if frame.resize == "stretch":
+        scaled, rest = f"Scale to {size}x{size} pixels, whatever the picture's proportions, with {kind}.", ""
+    whole = f"{scaled} {rest}" if rest else scaled
+    return [*whole.split("\n"), *([] if frame.white == 255 else [f"Multiply the pixels by {frame.white:g} / 255."])]
 
 
 def _sampler_section(sampler: SamplerInfo) -> list[str]:
@@ -139,17 +123,3 @@ def _graph_section(graph: GraphSpec) -> list[str]:
 
 def _range(tensor: TensorSpec) -> str:
     return "" if tensor.low is None else f"{tensor.low:g} to {tensor.high:g}"
-
-
-def _example(manifest: Manifest) -> str:
-    path = {a.graph: a.path for a in manifest.artifacts}
-    graphs = {g.name: g for g in manifest.graphs}
-    split = "decoder_step" in path
-    names = ["encoder", *(("decoder_prologue", "decoder_step") if split else ("decoder",))]
-    shared = ", ".join(f'"{n}"' for n in graphs["decoder_prologue"].output_names) if split else ""
-    decode = _SPLIT.format(names=shared) if split else _WHOLE
-    variables = ", ".join(n.removeprefix("decoder_") for n in names[1:])
-    files = ", ".join(f'"{path[n]}"' for n in names)
-    sessions = f"{variables} = (ort.InferenceSession(f) for f in ({files}))"
-    mean = [float(f"{v:g}") for v in manifest.frame.mean]
-    return _EXAMPLE.format(size=manifest.frame.size, mean=mean, sessions=sessions, decode=decode)

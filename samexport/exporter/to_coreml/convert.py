@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
+from samexport.exporter.recipes import RECIPES, find_recipe
 from samexport.exporter.to_coreml.package import PackageTexts, check_package, write_package
-from samexport.exporter.to_onnx.convert import TRACED_SIZES
+from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason
 from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
-from samexport.models.spec import GraphSpec
+from samexport.models.spec import GraphSpec, Sizes, TensorSpec, axis_sizes, is_picture
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import LABELS, Bucket, plan
+from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, plan, takes_prompts
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.formats.mlpackage import SEVERAL
 
@@ -32,10 +33,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-Precision = Literal["fp16", "fp32"]
 DeploymentTarget = Literal["iOS16", "iOS17", "iOS18"]
 
-_DEFAULT_SIZES = {"N": 1, "K": 2}
 # what coremltools appends to the name of an operation that it turns to fp16
 _HALF_NAME = "_cast_fp16"
 _NUMPY_LIMIT = (2, 4)
@@ -46,7 +45,7 @@ class CoreMLOptions:
     """How to write CoreML packages.
 
     Attributes:
-        precision: of computing and weights; inputs and outputs stay float32.
+        recipe: of computing and weights; inputs and outputs stay float32.
         deployment_target: the oldest system that can load the package.
         image_input: the encoder takes a picture (RGB, 8 bits) instead of a tensor.
         prompt_buckets: N of each fixed-shape entry point; None for one with flexible N and K.
@@ -57,7 +56,7 @@ class CoreMLOptions:
         ConfigError: a value is not one of those allowed.
     """
 
-    precision: Precision = "fp16"
+    recipe: str = "fp16"
     deployment_target: DeploymentTarget = "iOS16"
     image_input: bool = False
     prompt_buckets: tuple[int, ...] | None = None
@@ -66,9 +65,9 @@ class CoreMLOptions:
     maximum_points: int = 16
 
     def __post_init__(self) -> None:
-        for value, allowed in ((self.precision, Precision), (self.deployment_target, DeploymentTarget)):
-            if value not in get_args(allowed):
-                raise ConfigError(f"{value!r} is not one of {', '.join(get_args(allowed))}")
+        find_recipe(self.recipe, "coreml")
+        if self.deployment_target not in get_args(DeploymentTarget):
+            raise ConfigError(f"{self.deployment_target!r} is not one of {', '.join(get_args(DeploymentTarget))}")
         if self.prompt_buckets is not None:
             plan(self.prompt_buckets, self.points)
         elif self.points:
@@ -107,7 +106,8 @@ def convert(
         OSError: the disk is full.
         KeyboardInterrupt: Ctrl-C, within seconds.
     """
-    buckets = plan(options.prompt_buckets, options.points) if graph.axes and options.prompt_buckets else ()
+    counts = options.prompt_buckets if takes_prompts(graph) else None
+    buckets = plan(counts, options.points) if counts else ()
     joined = len(buckets) == 0 or options.deployment_target == "iOS18"
     target = out if joined else out.with_suffix(SEVERAL)
     if out.suffix != ".mlpackage" or os.path.lexists(target):
@@ -120,7 +120,7 @@ def convert(
     ):
         folder = Path(private)
         sources = [_convert_one(coremltools, graph, module, folder, options, b) for b in buckets or (None,)]
-        wide = _overflows(graph, sources, examples) if options.precision == "fp16" else frozenset()
+        wide = _overflows(graph, sources, examples) if RECIPES[options.recipe].compute == "float16" else frozenset()
         if wide:
             again = folder / "again"
             again.mkdir()
@@ -164,14 +164,14 @@ def _convert_one(
     """A package of coremltools' own in ``folder``; ``bucket`` None means flexible axes; ``wide`` see :class:`_Half`."""
     name = bucket.name if bucket else "main"
     precision = coremltools.precision.FLOAT32
-    if options.precision == "fp16":
+    if RECIPES[options.recipe].compute == "float16":
         precision = coremltools.transform.FP16ComputePrecision(op_selector=_Half(wide))
     path = folder / f"{name}.mlpackage"
     try:
         coremltools.convert(
             _export(graph, module, options, bucket),
-            inputs=[_input_type(coremltools, tensor, options, bucket) for tensor in graph.inputs],
-            outputs=[coremltools.TensorType(name=tensor.name, dtype=np.float32) for tensor in graph.outputs],
+            inputs=[_input_type(coremltools, graph, tensor, options, bucket) for tensor in graph.inputs],
+            outputs=[coremltools.TensorType(name=tensor.name, dtype=_type(tensor)) for tensor in graph.outputs],
             minimum_deployment_target=getattr(coremltools.target, options.deployment_target),
             compute_precision=precision,
             convert_to="mlprogram",
@@ -185,21 +185,27 @@ def _convert_one(
     return path
 
 
-def _sizes(bucket: Bucket | None) -> dict[str, int]:
-    return {"N": bucket.prompts, "K": bucket.points} if bucket else dict(TRACED_SIZES)
+def _sizes(graph: GraphSpec, bucket: Bucket | None) -> Sizes:
+    return bucket.sizes(graph) if bucket else graph.sizes(default="traced")
 
 
-def _bounds(options: CoreMLOptions) -> dict[str, int]:
-    return {"N": options.maximum_prompts, "K": options.maximum_points}
+def _bounds(graph: GraphSpec, options: CoreMLOptions) -> Sizes:
+    """The largest size of each axis of a flexible entry point."""
+    asked = {"prompts": options.maximum_prompts, "points": options.maximum_points}
+    return {axis.name: asked.get(axis.role, axis.high) for axis in graph.axes}
+
+
+def _type(tensor: TensorSpec) -> type[np.generic]:
+    """CoreML knows floats of 32 bits and integers of 32 bits."""
+    return np.float32 if tensor.dtype.startswith("float") else np.int32
 
 
 def _export(graph: GraphSpec, module: nn.Module, options: CoreMLOptions, bucket: Bucket | None) -> Any:
     """The module as a program of core ATen operations, as coremltools wants it."""
     import torch
 
-    sizes, bounds = _sizes(bucket), _bounds(options)
-    example = tuple(torch.zeros([sizes[d] if isinstance(d, str) else d for d in t.shape]) for t in graph.inputs)
-    axes = {} if bucket else {d: torch.export.Dim(d, min=1, max=bounds[d]) for d in graph.axes}
+    bounds, example = _bounds(graph, options), example_inputs(graph, _sizes(graph, bucket))
+    axes = {} if bucket else {a.name: torch.export.Dim(a.name, min=a.low, max=bounds[a.name]) for a in graph.axes}
     shapes = tuple({i: axes[str(d)] for i, d in enumerate(t.shape) if d in axes} or None for t in graph.inputs)
     program = torch.export.export(module, example, dynamic_shapes=shapes if axes else None).run_decompositions({})
     nodes = program.graph_module.graph
@@ -210,17 +216,19 @@ def _export(graph: GraphSpec, module: nn.Module, options: CoreMLOptions, bucket:
     return program
 
 
-def _input_type(coremltools: ModuleType, tensor: Any, options: CoreMLOptions, bucket: Bucket | None) -> Any:
-    if tensor.name == "image" and options.image_input:
-        return coremltools.ImageType(name="image", shape=tensor.shape, color_layout=coremltools.colorlayout.RGB)
-    sizes, bounds = _sizes(bucket), _bounds(options)
-    shape = [
-        d if isinstance(d, int)
-        else sizes[d] if bucket
-        else coremltools.RangeDim(1, bounds[d], default=_DEFAULT_SIZES[d])
-        for d in tensor.shape
-    ]  # fmt: skip
-    return coremltools.TensorType(name=tensor.name, shape=tuple(shape), dtype=np.float32)
+def _input_type(
+    coremltools: ModuleType, graph: GraphSpec, tensor: TensorSpec, options: CoreMLOptions, bucket: Bucket | None
+) -> Any:
+    if options.image_input and is_picture(tensor):
+        return coremltools.ImageType(name=tensor.name, shape=tensor.shape, color_layout=coremltools.colorlayout.RGB)
+    bounds, usual = _bounds(graph, options), graph.sizes(default="usual")
+    if bucket:
+        shape: Sequence[Any] = tensor.resolved(bucket.sizes(graph))
+    else:
+        shape = [
+            d if isinstance(d, int) else coremltools.RangeDim(1, bounds[d], default=usual[d]) for d in tensor.shape
+        ]
+    return coremltools.TensorType(name=tensor.name, shape=tuple(shape), dtype=_type(tensor))
 
 
 class _Half:
@@ -251,7 +259,9 @@ def _overflows(graph: GraphSpec, sources: Sequence[Path], examples: Sequence[Ten
     for source in sources if examples else ():
         with MilRuntime(source, graph, precision="fp32") as runtime:
             for inputs in examples:
-                if graph.axes and inputs[LABELS].shape[1] > max(b.points for b in runtime.buckets):
+                sizes = axis_sizes(graph.inputs, {name: value.shape for name, value in inputs.items()})
+                room = max((bucket.points for bucket in runtime.buckets), default=None)
+                if room is not None and bucket_of("", graph, sizes).points > room:
                     continue
                 for seen in runtime.ranges(inputs).near_limit:
                     if not (seen.finite and max(-seen.low, seen.high) <= FP16_MAX):

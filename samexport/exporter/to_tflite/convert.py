@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
+from samexport.exporter.recipes import find_recipe
 from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
+from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason
 from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket, plan
+from samexport.runtimes.adapters.entry_points import Bucket, plan, takes_prompts
 from samexport.runtimes.formats.tflite import append_metadata, parse_model, write_model
 from samexport.runtimes.formats.tflite_lint import Lint, lint
 
@@ -42,11 +44,12 @@ class TfliteOptions:
     prompt_buckets: tuple[int, ...] = (1, 4, 16)
     points: tuple[int, ...] = (8, 2, 2)
     target: Target = "cpu"
-    precision: Literal["fp32"] = "fp32"
+    recipe: str = "fp32"
     converter: Converter = "litert-torch"
     python: Path | None = None
 
     def __post_init__(self) -> None:
+        find_recipe(self.recipe, "tflite")
         if self.converter not in get_args(Converter):
             raise ConfigError(f"--converter is {' or '.join(get_args(Converter))}, not {self.converter!r}")
         if self.target not in get_args(Target):
@@ -59,7 +62,7 @@ class TfliteOptions:
 
 def signatures(graph: GraphSpec, options: TfliteOptions) -> tuple[Bucket, ...]:
     """The entry points of the graph's file; a graph without prompts has one, with the graph's name."""
-    if PROMPT_AXIS in graph.axes:
+    if takes_prompts(graph):
         return plan(options.prompt_buckets, options.points)
     return (Bucket(graph.name, 1, 1),)
 
@@ -151,12 +154,8 @@ def _litert_torch(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket]
 
 
 def _example(graph: GraphSpec, entry: Bucket) -> dict[str, Tensor]:
-    """Inputs of one entry point; the values do not matter."""
-    import torch
-
-    sizes = {PROMPT_AXIS: entry.prompts, POINT_AXIS: entry.points}
-    shapes = {t.name: [sizes[d] if isinstance(d, str) else d for d in t.shape] for t in graph.inputs}
-    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+    """Inputs of one entry point."""
+    return dict(zip(graph.input_names, example_inputs(graph, entry.sizes(graph)), strict=True))
 
 
 def _named(graph: GraphSpec, module: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.to_tflite.merge import keep_layout, merge
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.models.weights.downloads import cache_folder
-from samexport.runtimes.adapters.entry_points import POINT_AXIS, PROMPT_AXIS, Bucket
+from samexport.runtimes.adapters.entry_points import Bucket
 from samexport.runtimes.formats.tflite import read_model
 
 if TYPE_CHECKING:
@@ -139,12 +139,12 @@ def write(graph: GraphSpec, module: nn.Module, entries: Sequence[Bucket], python
 
 def fixed_graph(graph: GraphSpec, entry: Bucket) -> GraphSpec:
     """The contract of one entry point: no named axes."""
-    sizes: Mapping[str | int, int] = {PROMPT_AXIS: entry.prompts, POINT_AXIS: entry.points}
+    sizes = entry.sizes(graph)
 
     def fixed(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(replace(t, shape=tuple(sizes.get(d, d) for d in t.shape)) for t in tensors)
+        return tuple(replace(t, shape=t.resolved(sizes)) for t in tensors)
 
-    return replace(graph, inputs=fixed(graph.inputs), outputs=fixed(graph.outputs))
+    return replace(graph, inputs=fixed(graph.inputs), outputs=fixed(graph.outputs), axes=())
 
 
 def _run(inside: Path, graph: GraphSpec, source: Path) -> Path:

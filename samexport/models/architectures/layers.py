@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 class LayerNorm2d(nn.Module):
@@ -30,3 +35,21 @@ def neck(channels: int, out_channels: int) -> nn.Sequential:
         nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
         LayerNorm2d(out_channels),
     )
+
+
+class _NoInit(TorchFunctionMode):
+    """Skips ``torch.nn.init``; drawing on the meta device makes torch import its compiler, which takes seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        drawn = getattr(func, "__module__", "") == "torch.nn.init"
+        return given.get("tensor") if drawn else func(*args, **given)
+
+
+@contextmanager
+def no_values() -> Iterator[None]:
+    """Modules made inside have tensors with shapes and no values."""
+    with torch.device("meta"), _NoInit():
+        yield

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
@@ -40,7 +40,7 @@ class Normalise(nn.Module):
     The mean cannot move there: a convolution pads with zeros, which are the mean only after this step.
     """
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Preprocess) -> None:
         super().__init__()
         self.mean = frozen(torch.tensor(frame.mean).view(1, 3, 1, 1))
         self._std = torch.tensor(frame.std, dtype=torch.float64)
@@ -63,7 +63,7 @@ class FromPicture(nn.Module):
     a step too; all others stay as they are.
     """
 
-    def __init__(self, encoder: nn.Module, frame: Frame) -> None:
+    def __init__(self, encoder: nn.Module, frame: Preprocess) -> None:
         super().__init__()
         mean = torch.tensor(frame.mean).view(1, 3, 1, 1)
         self.encoder = encoder

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from samexport.models.architectures.sam import Sam
 from samexport.models.graphs.decoder import ABSENT
 from samexport.models.graphs.layers import frozen
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 
 
 class PlainEncoder(nn.Module):
     """Normalisation and the encoder as published."""
 
-    def __init__(self, encoder: nn.Module, frame: Frame) -> None:
+    def __init__(self, encoder: nn.Module, frame: Preprocess) -> None:
         super().__init__()
         self.image_encoder = encoder
         self.mean = frozen(torch.tensor(frame.mean).view(1, 3, 1, 1))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from samexport.models.architectures import sam_vit
 from samexport.models.graphs.layers import Neck, Normalise, frozen, merge, partition
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 
 
 class GridAttention(nn.Module):
@@ -84,7 +84,7 @@ class Block(nn.Module):
 class SamViTEncoder(nn.Module):
     """Image [1, 3, S, S] in 0..255 to embedding [1, out, S / 16, S / 16]."""
 
-    def __init__(self, encoder: sam_vit.SamViT, frame: Frame) -> None:
+    def __init__(self, encoder: sam_vit.SamViT, frame: Preprocess) -> None:
         super().__init__()
         self.normalise = Normalise(frame)
         source = encoder.patch_embed.proj

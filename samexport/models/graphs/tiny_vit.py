@@ -29,7 +29,7 @@ from samexport.models.graphs.layers import (
     partition,
     parts,
 )
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 
 
 def _fold(conv: tiny_vit.ConvBN) -> nn.Conv2d:
@@ -101,7 +101,7 @@ class Block(nn.Module):
 class TinyViTEncoder(nn.Module):
     """Image [1, 3, S, S] in 0..255 to embedding [1, out, S / 16, S / 16]."""
 
-    def __init__(self, encoder: tiny_vit.TinyViT, frame: Frame) -> None:
+    def __init__(self, encoder: tiny_vit.TinyViT, frame: Preprocess) -> None:
         super().__init__()
         self.normalise = Normalise(frame)
         first, _, second = parts(encoder.patch_embed.seq)

@@ -8,20 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal
 
 from samexport.errors import CheckpointError, ConfigError
-from samexport.models.catalog import MODELS
+from samexport.models.catalog import MODELS, find_family
 from samexport.models.spec import ModelSpec, WeightsInfo
+from samexport.models.weights.demo import demo_checkpoint
 from samexport.models.weights.downloads import official_checkpoint
-from samexport.models.weights.layouts import few, find, official, transformers
+from samexport.models.weights.layouts import Dialect, few, find, official
 from samexport.models.weights.random_weights import random_state_dict
 from samexport.models.weights.reading import WeightFile, read_weight_file, show
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ENCODER = "image_encoder."
 _COUNTER = ".num_batches_tracked"
 _PIXELS = {"pixel_mean": "mean", "pixel_std": "std"}
 # bfloat16 has 8 bits
@@ -80,7 +81,10 @@ def load_weights(
     for note in notes:
         logging.getLogger(__name__).warning("note: %s", note)
     hashes = " + ".join(file.sha256 for _, file in files)
-    return Weights("checkpoint", " + ".join(path.name for path in paths), hashes, None, state)
+    kind: Literal["checkpoint", "demo"] = "checkpoint"
+    if spec.demo and tuple(path.absolute() for path in paths) == demo_checkpoint(spec):
+        kind = "demo"
+    return Weights(kind, " + ".join(path.name for path in paths), hashes, None, state)
 
 
 def _random_state(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -97,18 +101,19 @@ def _assemble(
     merged: dict[str, Tensor] = {}
     unexpected: list[str] = []
     notes: list[str] = []
+    encoder = find_family(spec.family).encoder_parts
     for index, (path, file) in enumerate(files):
         held = _held(spec, expected, path, file)
         notes += held.notes
         if with_decoder and index == len(files) - 1:
-            of_decoder = {key: value for key, value in held.tensors.items() if not key.startswith(_ENCODER)}
+            of_decoder = {key: value for key, value in held.tensors.items() if not key.startswith(encoder)}
             if not of_decoder:
                 raise CheckpointError(
                     f"{path} has no prompt encoder and no mask decoder; give Prompt_guided_Mask_Decoder.pt or a file"
                     " with the keys of either"
                 )
             merged |= of_decoder
-            unexpected += [key for key in held.unexpected if not key.startswith(_ENCODER)]
+            unexpected += [key for key in held.unexpected if not key.startswith(encoder)]
         else:
             notes += _merge(merged, held.tensors, _needed(spec, expected), path)
             unexpected += held.unexpected
@@ -127,7 +132,7 @@ class _Held:
 
 def _held(spec: ModelSpec, expected: Mapping[str, Tensor], path: Path, file: WeightFile) -> _Held:
     try:
-        found = find(file.content, (official(expected), transformers(expected)))
+        found = find(file.content, _dialects(spec, expected))
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
     _check_pixels(path, found.unexpected, spec)
@@ -137,6 +142,12 @@ def _held(spec: ModelSpec, expected: Mapping[str, Tensor], path: Path, file: Wei
         for key, value in found.tensors.items()
     }
     return _Held(tensors, unexpected, [f"{path.name}: {'; '.join(found.notes)}"] if found.notes else [])
+
+
+def _dialects(spec: ModelSpec, expected: Mapping[str, Tensor]) -> list[Dialect]:
+    """The official names, and the others that the family knows."""
+    others = [resolve_name(path) for path in find_family(spec.family).dialects]
+    return [official(expected), *(names(expected) for names in others)]
 
 
 def _counts(tensor: Tensor) -> bool:
@@ -251,9 +262,7 @@ def _kind(tensor: Tensor) -> str:
 
 @cache
 def _own_state(spec: ModelSpec) -> dict[str, Any]:
-    from samexport.models.architectures.sam import empty_sam
-
-    return dict(empty_sam(spec).state_dict())
+    return dict(resolve_name(find_family(spec.family).network)(spec).state_dict())
 
 
 def _with_model_that_fits(error: _Misfit, spec: ModelSpec, files: Files, with_decoder: bool) -> CheckpointError:

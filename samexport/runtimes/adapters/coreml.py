@@ -14,7 +14,7 @@ from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import run_in_buckets
 from samexport.runtimes.adapters.packages import buckets_of, check_names, whole_pixels
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, declared
 from samexport.runtimes.formats.mlpackage import read_package
 
 
@@ -38,7 +38,7 @@ class CoreMLRuntime(Runtime):
         self._package = read_package(path)
         check_names(self._package, graph, path.name)
         self._compute_units = compute_units
-        self._buckets = buckets_of(self._package) if graph.axes else ()
+        self._buckets = buckets_of(self._package, graph)
         self._models: dict[str, Any] = {}
 
     def _model(self, name: str) -> Any:
@@ -47,7 +47,7 @@ class CoreMLRuntime(Runtime):
             try:
                 import coremltools
             except ModuleNotFoundError as error:
-                raise MissingDependency(f"CoreML needs coremltools: {install_hint('coreml')}") from error
+                raise MissingDependency(f"CoreML needs coremltools: {install_hint('coremltools')}") from error
             file = self._package.files[name]
             function = {"function_name": name} if [*self._package.files.values()].count(file) > 1 else {}
             units = coremltools.ComputeUnit[self._compute_units]
@@ -59,12 +59,12 @@ class CoreMLRuntime(Runtime):
         return self._models[name]
 
     def _run(self, inputs: Tensors) -> Tensors:
-        if not self.graph.axes:
+        if not self._buckets:
             return self._predict(self._package.default, inputs)
         return run_in_buckets(self.graph, inputs, self._buckets, lambda b, part: self._predict(b.name, part))
 
     def _predict(self, name: str, inputs: Tensors) -> Tensors:
-        features: dict[str, Any] = dict(inputs)
+        features: dict[str, Any] = {n: v.astype(np.int32) if v.dtype.kind in "iub" else v for n, v in inputs.items()}
         for image in self._package.image_inputs:
             features[image] = _picture(inputs[image])
         model = self._model(name)
@@ -73,7 +73,7 @@ class CoreMLRuntime(Runtime):
         except Exception as error:
             # as above
             raise RuntimeFailed(f"{self.graph.name} does not run in {name}: {reason(error)}") from error
-        return {output: np.asarray(found[output], np.float32) for output in self.graph.output_names}
+        return declared(self.graph, found)
 
     def placement(self) -> str:
         """The compute units that CoreML was allowed to use; which it did use is not known here."""

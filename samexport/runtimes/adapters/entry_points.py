@@ -1,8 +1,9 @@
 """Fixed-shape decoders behind the flexible contract: choose, fill up, drop, chunk. Numpy only.
 
-A fixed decoder takes exactly N prompts of K points. Slots that are missing are absent (label -2) and change
-nothing; surplus prompts are computed and dropped; what is more than the largest decoder takes is done in
-chunks. So any number of prompts with up to the largest K points gives what one unpadded call would give.
+A fixed decoder takes exactly N prompts of K points. Slots that are missing are filled up with what the graph does not
+see (``TensorSpec.fill``) and change nothing; surplus prompts are computed and dropped; what is more than the largest
+decoder takes is done in chunks. So any number of prompts with up to the largest K points gives what one unpadded call
+would give.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, ConfigError
-from samexport.models.spec import GraphSpec, axis_sizes
-from samexport.runtimes.host.prompts import ABSENT
+from samexport.models.spec import AxisRole, GraphSpec, Sizes, axis_sizes
 
 Tensors = dict[str, NDArray[Any]]
-PROMPT_AXIS, POINT_AXIS = "N", "K"
-LABELS = "point_labels"
 ROOMY_POINTS, COMMON_POINTS = 8, 2
+_ROLES: tuple[AxisRole, AxisRole] = ("prompts", "points")
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,21 @@ class Bucket:
     prompts: int
     points: int
     flexible: bool = False
+
+    def sizes(self, graph: GraphSpec) -> Sizes:
+        """The size of each axis of ``graph`` in this entry point."""
+        return graph.sizes({"prompts": self.prompts, "points": self.points}, default="usual")
+
+
+def takes_prompts(graph: GraphSpec) -> bool:
+    """Whether a call decides how many prompts or points a graph gets: its file may have several entry points."""
+    return bool(graph.axis("prompts") or graph.axis("points"))
+
+
+def bucket_of(name: str, graph: GraphSpec, sizes: Mapping[str, int], *, flexible: bool = False) -> Bucket:
+    """The bucket of an entry point from the sizes of the graph's axes."""
+    prompts, points = (graph.axis(role) for role in _ROLES)
+    return Bucket(name, sizes[prompts.name] if prompts else 1, sizes[points.name] if points else 1, flexible)
 
 
 def plan(prompts: Sequence[int], points: Sequence[int] = ()) -> tuple[Bucket, ...]:
@@ -83,7 +97,7 @@ def of_file(
             sizes = axis_sizes((*graph.inputs, *graph.outputs), {n: tuple(s) for n, s in {**inputs, **outputs}.items()})
         except ValueError as error:
             raise BundleError(f"{where}: {error}") from error
-        buckets.append(Bucket(name, sizes.get(PROMPT_AXIS, 1), sizes.get(POINT_AXIS, 1)))
+        buckets.append(bucket_of(name, graph, sizes))
     if not buckets:
         raise BundleError(f"{file_name} has no entry points; export it again")
     return tuple(buckets)
@@ -105,17 +119,20 @@ def choose(buckets: Sequence[Bucket], prompts: int, points: int) -> Bucket:
     return max(roomy, key=lambda bucket: (bucket.prompts, -bucket.points))
 
 
-def pad_prompts(graph: GraphSpec, inputs: Mapping[str, NDArray[Any]], prompts: int, points: int) -> Tensors:
-    """Fill the axes N and K of every input up to these sizes: labels with -2, all else with 0."""
-    wanted = {PROMPT_AXIS: prompts, POINT_AXIS: points}
+def pad_prompts(graph: GraphSpec, inputs: Mapping[str, NDArray[Any]], bucket: Bucket) -> Tensors:
+    """Fill every input up to the sizes of an entry point, each with its own ``fill``.
+
+    Raises:
+        ConfigError: an axis is longer than the entry point has room for.
+    """
+    wanted = bucket.sizes(graph)
     padded = {}
     for tensor in graph.inputs:
         value = inputs[tensor.name]
-        missing = [
-            (0, wanted[d] - size) if isinstance(d, str) else (0, 0)
-            for d, size in zip(tensor.shape, value.shape, strict=True)
-        ]
-        padded[tensor.name] = np.pad(value, missing, constant_values=ABSENT if tensor.name == LABELS else 0)
+        missing = [(0, to - size) for to, size in zip(tensor.resolved(wanted), value.shape, strict=True)]
+        if min((after for _, after in missing), default=0) < 0:
+            raise ConfigError(f"{tensor.name} {list(value.shape)} is more than this file takes, {wanted}")
+        padded[tensor.name] = np.pad(value, missing, constant_values=tensor.fill)
     return padded
 
 
@@ -128,8 +145,8 @@ def run_in_buckets(
     """Run a decoder of any number of prompts on entry points of limited size.
 
     Args:
-        graph: the contract; its axes N and K are the flexible ones.
-        inputs: as the contract says, any N >= 1 and K.
+        graph: the contract.
+        inputs: as the contract says, at least one prompt.
         buckets: at least one.
         call: runs the entry point of a bucket on tensors of its size.
 
@@ -139,36 +156,46 @@ def run_in_buckets(
     Raises:
         ConfigError: there is no prompt, or one has more points than any bucket takes.
     """
-    total = axis_sizes(graph.inputs, {name: value.shape for name, value in inputs.items()})[PROMPT_AXIS]
+    found = axis_sizes(graph.inputs, {name: value.shape for name, value in inputs.items()})
+    total = bucket_of("", graph, found).prompts
     if total < 1:
         raise ConfigError("there is no prompt; give at least one")
     chunks: list[Tensors] = []
     start = 0
     while start < total:
-        rest = _cut(graph, inputs, start, total)
-        bucket = choose(buckets, total - start, _used_slots(rest[LABELS]))
-        part = _cut(graph, rest, 0, bucket.prompts, bucket.points)
-        count = part[LABELS].shape[0]
+        rest = _cut(graph, inputs, slice(start, total), slice(None))
+        bucket = choose(buckets, total - start, _used_slots(graph, rest))
+        part = _cut(graph, rest, slice(bucket.prompts), slice(bucket.points))
+        count = min(bucket.prompts, total - start)
         if not bucket.flexible:
-            part = pad_prompts(graph, part, bucket.prompts, bucket.points)
+            part = pad_prompts(graph, part, bucket)
         result = call(bucket, part)
+        if graph.axis("prompts") is None:
+            return result
         chunks.append({tensor.name: result[tensor.name][:count] for tensor in graph.outputs})
         start += count
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _cut(
-    graph: GraphSpec, inputs: Mapping[str, NDArray[Any]], start: int, stop: int, points: int | None = None
-) -> Tensors:
-    """The prompts from ``start`` to ``stop`` and the first ``points`` slots; other tensors as they are."""
-    slices = {PROMPT_AXIS: slice(start, stop), POINT_AXIS: slice(points)}
-    return {
-        t.name: inputs[t.name][tuple(slices[d] if isinstance(d, str) else slice(None) for d in t.shape)]
-        for t in graph.inputs
-    }
+def _cut(graph: GraphSpec, inputs: Mapping[str, NDArray[Any]], prompts: slice, points: slice) -> Tensors:
+    """Some prompts and some of their slots; other tensors as they are."""
+    chosen = {axis.name: part for axis in graph.axes for role, part in zip(_ROLES, (prompts, points), strict=True)
+              if axis.role == role}  # fmt: skip
+    return {t.name: inputs[t.name][tuple(chosen.get(str(d), slice(None)) for d in t.shape)] for t in graph.inputs}
 
 
-def _used_slots(point_labels: NDArray[Any]) -> int:
-    """One more than the last slot that any prompt uses."""
-    used = np.flatnonzero((point_labels != ABSENT).any(axis=0))
-    return int(used[-1]) + 1 if used.size else 0
+def _used_slots(graph: GraphSpec, inputs: Mapping[str, NDArray[Any]]) -> int:
+    """One more than the last slot that any prompt uses; all of them where no tensor marks those that are filled up."""
+    points = graph.axis("points")
+    if points is None:
+        return 1
+    slotted = [(tensor, tensor.shape.index(points.name)) for tensor in graph.inputs if points.name in tensor.shape]
+    marked = [(tensor, place) for tensor, place in slotted if tensor.fill]
+    if not marked:
+        return int(inputs[slotted[0][0].name].shape[slotted[0][1]])
+    last = 0
+    for tensor, place in marked:
+        others = tuple(axis for axis in range(len(tensor.shape)) if axis != place)
+        used = np.flatnonzero((inputs[tensor.name] != tensor.fill).any(axis=others))
+        last = max(last, int(used[-1]) + 1 if used.size else 0)
+    return last

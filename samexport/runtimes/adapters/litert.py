@@ -13,8 +13,8 @@ from samexport.errors import BundleError, RuntimeFailed
 from samexport.files import reason
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import PROMPT_AXIS, Bucket, of_file, run_in_buckets
-from samexport.runtimes.base import Runtime, Tensors, check_file
+from samexport.runtimes.adapters.entry_points import Bucket, of_file, run_in_buckets
+from samexport.runtimes.base import Runtime, Tensors, check_file, declared
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -36,7 +36,7 @@ class EntryPoints(Runtime):
 
     def _run(self, inputs: Tensors) -> Tensors:
         with self._lock:
-            if PROMPT_AXIS in self.graph.axes:
+            if self.graph.axes:
                 return run_in_buckets(self.graph, inputs, self.entry_points, self._call)
             return self._call(self.entry_points[0], inputs)
 
@@ -72,6 +72,10 @@ class LiteRtRuntime(EntryPoints):
                 }
         except (ValueError, RuntimeError, OSError) as error:
             raise BundleError(f"{path.name} cannot be opened by LiteRT: {reason(error)}") from error
+        self._types = {
+            name: {key: detail["dtype"] for key, detail in runner.get_input_details().items()}
+            for name, runner in self._runners.items()
+        }
         self._read_entry_points(
             {
                 name: (_shapes(runner.get_input_details()), _shapes(runner.get_output_details()))
@@ -81,10 +85,12 @@ class LiteRtRuntime(EntryPoints):
 
     def _call(self, bucket: Bucket, inputs: Tensors) -> Tensors:
         try:
-            outputs: Tensors = self._runners[bucket.name](**inputs)
+            # the converter makes 32 bits of 64
+            given = {name: value.astype(self._types[bucket.name][name], copy=False) for name, value in inputs.items()}
+            outputs: Tensors = self._runners[bucket.name](**given)
         except (ValueError, RuntimeError) as error:
             raise RuntimeFailed(f"{self.graph.name} does not run in {bucket.name}: {reason(error)}") from error
-        return outputs
+        return declared(self.graph, outputs)
 
     def placement(self) -> str:
         """Delegate and threads."""

@@ -27,7 +27,7 @@ from samexport.files import reason
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import run_in_buckets
 from samexport.runtimes.adapters.packages import buckets_of, check_names, whole_pixels
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, declared
 from samexport.runtimes.formats.mil_arithmetic import Arithmetic, HalfAccumulation
 from samexport.runtimes.formats.mil_ops import MOVES, OPERATIONS
 from samexport.runtimes.formats.mlpackage import Function, Operation, Value, read_package
@@ -93,7 +93,7 @@ class MilRuntime(Runtime):
         check_names(self._package, graph, path.name)
         self._threads, self._precision = threads, precision
         self._functions = {n: _Executable(f, precision) for n, f in self._package.functions.items()}
-        self.buckets = buckets_of(self._package) if graph.axes else ()
+        self.buckets = buckets_of(self._package, graph)
 
     def _run(self, inputs: Tensors) -> Tensors:
         outputs = self._execute(inputs)
@@ -107,11 +107,13 @@ class MilRuntime(Runtime):
         for name in self._package.image_inputs:
             inputs[name] = whole_pixels(inputs[name])
         with _torch_threads(self._threads):
-            if not self.graph.axes:
-                return self._functions[self._package.default].run(inputs, observer)
-            return run_in_buckets(
-                self.graph, inputs, self.buckets, lambda b, part: self._functions[b.name].run(part, observer)
-            )
+            if not self.buckets:
+                found = self._functions[self._package.default].run(inputs, observer)
+            else:
+                found = run_in_buckets(
+                    self.graph, inputs, self.buckets, lambda b, part: self._functions[b.name].run(part, observer)
+                )
+        return declared(self.graph, found)
 
     def ranges(self, inputs: Tensors) -> RangeReport:
         """Run, and say where numbers leave or come near the end of float16; inputs as for :meth:`run`."""

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError
-from samexport.models.spec import GraphSpec
-from samexport.runtimes.adapters.entry_points import LABELS, Bucket
+from samexport.models.spec import GraphSpec, Sizes
+from samexport.runtimes.adapters.entry_points import Bucket, bucket_of
 from samexport.runtimes.formats.mlpackage import Package
 
 
@@ -32,19 +32,26 @@ def whole_pixels(image: NDArray[Any]) -> NDArray[Any]:
     return rounded
 
 
-def buckets_of(package: Package) -> tuple[Bucket, ...]:
-    """The entry points of a decoder with the prompts and points that each takes.
+def buckets_of(package: Package, graph: GraphSpec) -> tuple[Bucket, ...]:
+    """The entry points of a graph with the prompts and points that each takes; none where it has no axis.
 
     Raises:
         BundleError: a size is flexible and has no bound.
     """
     buckets = []
-    for name, function in package.functions.items():
-        shape = {value.name: value.shape for value in function.inputs}[LABELS]
-        bounds = function.bounds[LABELS] or ((0, 0),) * len(shape)
-        most = [size if size is not None else bound[1] for size, bound in zip(shape, bounds, strict=True)]
-        if min(most) < 1:
-            raise BundleError(f"{name} takes {LABELS} of any size; export it with bounds")
-        buckets.append(Bucket(name, most[0], most[1], flexible=None in shape))
+    for name, function in package.functions.items() if graph.axes else ():
+        values = {value.name: value for value in function.inputs}
+        most: Sizes = {}
+        flexible = False
+        for tensor in graph.inputs:
+            shape = values[tensor.name].shape
+            bounds = function.bounds[tensor.name] or ((0, 0),) * len(shape)
+            for axis, size, bound in zip(tensor.shape, shape, bounds, strict=True):
+                if isinstance(axis, str):
+                    most[axis] = size if size is not None else bound[1]
+                    flexible |= size is None
+                    if most[axis] < 1:
+                        raise BundleError(f"{name} takes {tensor.name} of any size; export it with bounds")
+        buckets.append(bucket_of(name, graph, most, flexible=flexible))
     # the functions of a package have no order
     return tuple(sorted(buckets, key=lambda bucket: (bucket.prompts, bucket.points)))

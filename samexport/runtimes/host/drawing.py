@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from samexport.errors import ImageError
-from samexport.runtimes.host.image import check_image, resize_longest, strips
+from samexport.runtimes.host.frames import resize_longest
+from samexport.runtimes.host.image import check_image, strips
 
 PALETTE = (
     (30, 144, 255),

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import ConfigError
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 from samexport.runtimes.host.detector import nms
-from samexport.runtimes.host.image import resized_size
+from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.masks import (
     Box,
     Rle,
@@ -168,7 +168,7 @@ def count_points(options: GridOptions) -> int:
 
 
 def generate(
-    image: NDArray[np.uint8], encode: Encode, frame: Frame, options: GridOptions = GridOptions()
+    image: NDArray[np.uint8], encode: Encode, frame: Preprocess, options: GridOptions = GridOptions()
 ) -> list[MaskRecord]:
     """Every object that a grid of clicks finds, by falling predicted IoU (with crops: small crops first).
 
@@ -197,7 +197,7 @@ def generate(
 def generate_hierarchical(
     image: NDArray[np.uint8],
     encode: Encode,
-    frame: Frame,
+    frame: Preprocess,
     options: GridOptions = GridOptions(),
     high_score_thresh: float = 8.5,
 ) -> list[MaskRecord]:
@@ -223,7 +223,7 @@ def generate_hierarchical(
     points = grid_points(options.points_per_side // 4) * (width, height)
     for mask, low_res_mask in _sample(decode, points, whole, (height, width), frame, options):
         coarse.append(mask)
-        sure = trace(low_res_mask, (height, width), frame, threshold=high_score_thresh)
+        sure = trace(low_res_mask, FrameMap((height, width), frame), threshold=high_score_thresh)
         rows, columns = sure.inside.shape
         explained[sure.top : sure.top + rows, sure.left : sure.left + columns] |= sure.inside
     left = _unexplained(points, explained, options.points_per_side)
@@ -260,24 +260,23 @@ def _sample(
     points: NDArray[np.float64],
     crop: Box,
     image_hw: tuple[int, int],
-    frame: Frame,
+    frame: Preprocess,
     options: GridOptions,
 ) -> Iterator[tuple[_Found, NDArray[np.floating[Any]]]]:
     """Masks of ``points`` [P, 2] (pixels of the crop) that pass all filters, each with its logits [L, L]."""
     x0, y0, x1, y1 = crop
     crop_hw = y1 - y0, x1 - x0
-    resized = resized_size(*crop_hw, frame.size)
-    to_frame = np.array([resized[1] / crop_hw[1], resized[0] / crop_hw[0]])
+    place = FrameMap(crop_hw, frame)
     for start in range(0, len(points), options.points_per_batch):
         batch = points[start : start + options.points_per_batch]
-        low_res_masks, iou_predictions = decode(batch * to_frame)
+        low_res_masks, iou_predictions = decode(place.to_frame(batch))
         scores = iou_predictions.astype(np.float32)
         likely = np.ones(scores.shape, np.bool_)
         if options.pred_iou_thresh > 0:
             likely = scores > np.float32(options.pred_iou_thresh)
         for prompt, output in np.argwhere(likely):
             low_res_mask = low_res_masks[prompt, output]
-            mask = trace(low_res_mask, crop_hw, frame, offset=options.stability_score_offset)
+            mask = trace(low_res_mask, place, offset=options.stability_score_offset)
             left, top, right, bottom = mask.box
             box = (left + x0, top + y0, right + x0, bottom + y0)
             if _stable(mask, options.stability_score_thresh) and not _is_cut(box, crop, image_hw):

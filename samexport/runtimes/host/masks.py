@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import ConfigError
-from samexport.models.spec import Frame
-from samexport.runtimes.host.image import axis_weights, resized_size
+from samexport.runtimes.host.frames import FrameMap, axis_weights
 
 Box = tuple[int, int, int, int]
 Rle = dict[str, Any]
@@ -55,8 +54,7 @@ class TracedMask:
 
 def trace(
     low_res_mask: NDArray[Any],
-    image_hw: tuple[int, int],
-    frame: Frame,
+    place: FrameMap,
     *,
     threshold: float = 0.0,
     offset: float = 0.0,
@@ -69,12 +67,12 @@ def trace(
     Raises:
         ConfigError: the logits do not have the frame's low-resolution size.
     """
-    side = frame.low_res
+    side, image_hw = place.frame.low_res, place.image_hw
     if low_res_mask.shape != (side, side):
         raise ConfigError(f"a mask of this model is [{side}, {side}], got {list(low_res_mask.shape)}")
-    height, width = resized_size(*image_hw, frame.size)
-    row_weights, row_taps = _axis(side, frame.size, height, image_hw[0])
-    column_weights, column_taps = _axis(side, frame.size, width, image_hw[1])
+    size, (height, width) = place.masks
+    row_weights, row_taps = _axis(side, size, height, image_hw[0])
+    column_weights, column_taps = _axis(side, size, width, image_hw[1])
     thresholds = threshold - offset, threshold, threshold + offset
     possible_rows, possible_columns = np.nonzero(low_res_mask > thresholds[0])
     rows, columns = _reach(possible_rows, row_taps), _reach(possible_columns, column_taps)

@@ -7,10 +7,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from samexport.errors import ConfigError
+from samexport.models.catalog import find_family
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.parity.compare import compare_masks, tier
 from samexport.runtimes.parity.golden import Case, load_golden
-from samexport.runtimes.parity.verify import cases_by_chain, compare_chains, picture_masks, recipes, run_chain
+from samexport.runtimes.parity.verify import (
+    cases_by_chain,
+    compare_chains,
+    expected_of,
+    picture_masks,
+    recipes,
+    run_frames,
+)
 from samexport.runtimes.verdicts import Check, Row
 
 Progress = Callable[[str], None]
@@ -61,13 +69,18 @@ def verify_against(
         runtimes = {name: stack.enter_context(other.open(name, threads=threads)) for name in names}
         for case in (case for cases in chains.values() for case in cases):
             progress(f"running {case.graphs[-1]} of {other.folder.name}")
-            outputs = run_chain(runtimes, case.graphs, case.inputs)
-            expected[case.graphs].append(replace(case, expected=outputs, strides={}))
+            state = find_family(other.manifest.family).state
+            frames = run_frames(runtimes, case.graphs, (step.inputs for step in case.steps), state)
+            first, *later = (
+                replace(step, expected=expected_of(runtimes, case.graphs, outputs, step.expected), strides={})
+                for step, (_, outputs) in zip(case.steps, frames, strict=True)
+            )
+            expected[case.graphs].append(replace(case, expected=first.expected, strides={}, later=tuple(later)))
     name = other.folder.resolve().name
     rows = [*compare_chains(bundle, expected, runtime=runtime, threads=threads, against=name, progress=progress)]
     progress("checking from picture to masks")
-    wanted = picture_masks(other, golden, None, threads)[0]
-    found = picture_masks(bundle, golden, runtime, threads)[0]
+    wanted = picture_masks(other, golden.picture, None, threads)[0]
+    found = picture_masks(bundle, golden.picture, runtime, threads)[0]
     check = Check("end_to_end", bundle.graph_names, against=name)
     limits = tier(*recipes(bundle, bundle.graph_names), *recipes(other, other.graph_names))
     return (*rows, compare_masks(check, "masks", wanted, found, limits))

@@ -101,8 +101,8 @@ def _inputs(bundle: Bundle, chain: Sequence[str], cases: Sequence[Case]) -> dict
     graph = bundle.graph(name)
     with LiteRtRuntime(bundle.folder / bundle.artifact(name).path, graph) as runtime:
         entries = runtime.entry_points
-    sizes = [entry.prompts for entry in entries] if graph.axes else []
-    found = [case_of_size(cases, entries, size) for size in sizes] or [cases[0]]
+    sizes = [entry.prompts for entry in entries] if graph.axis("prompts") else []
+    found = [case_of_size(cases, graph, entries, size) for size in sizes] or [cases[0]]
     chosen = [case for case in found if case is not None]
     shared: Tensors = {}
     for graph_name in before:

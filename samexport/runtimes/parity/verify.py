@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, MissingDependency, SamExportError
+from samexport.models.catalog import find_family
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.onnx_ranges import half_range
-from samexport.runtimes.base import RUNTIMES, Runtime, Tensors, check_runtime, checkers
+from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Artifact, Bundle
 from samexport.runtimes.parity.compare import TIERS, check_names, compare_boxes, compare_masks, compare_output, tier
-from samexport.runtimes.parity.golden import Case, Golden, check_resize, entry_point_cases, load_golden, picture_prompts
+from samexport.runtimes.parity.golden import (
+    Case,
+    Golden,
+    Step,
+    check_resize,
+    entry_point_cases,
+    load_golden,
+    picture_prompts,
+)
 from samexport.runtimes.parity.lint import lint_rows
+from samexport.runtimes.registry import RUNTIMES, check_runtime, checkers
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import NUMERIC, Check, ParityReport, Row, Verdict
 
@@ -30,13 +40,39 @@ def run_chain(runtimes: Mapping[str, Runtime], chain: Sequence[str], inputs: Map
 
     BundleError if an input is neither given nor an output of an earlier graph.
     """
-    return _chain(runtimes, chain, inputs)[1]
+    known = _chain(runtimes, chain, inputs)[1]
+    return {name: known[name] for name in runtimes[chain[-1]].graph.output_names}
+
+
+def run_frames(
+    runtimes: Mapping[str, Runtime],
+    chain: Sequence[str],
+    frames: Iterable[Mapping[str, NDArray[Any]]],
+    state: Mapping[str, str],
+) -> Iterator[tuple[dict[str, Tensors], Tensors]]:
+    """Run a chain frame by frame: what each graph was fed, and the outputs of all graphs.
+
+    The outputs that are the keys of ``state`` are inputs of the next frame, under the names that are its values.
+    """
+    carried: Tensors = {}
+    for inputs in frames:
+        fed, outputs = _chain(runtimes, chain, {**inputs, **carried})
+        yield fed, outputs
+        carried = {target: outputs[source] for source, target in state.items() if source in outputs}
+
+
+def expected_of(
+    runtimes: Mapping[str, Runtime], chain: Sequence[str], outputs: Tensors, others: Container[str]
+) -> Tensors:
+    """What a case compares: the outputs of the last graph, and those of earlier ones that are among ``others``."""
+    last = runtimes[chain[-1]].graph.output_names
+    return {name: value for name, value in outputs.items() if name in last or name in others}
 
 
 def _chain(
     runtimes: Mapping[str, Runtime], chain: Sequence[str], inputs: Mapping[str, NDArray[Any]]
 ) -> tuple[dict[str, Tensors], Tensors]:
-    """What each graph was fed, and the outputs of the last one."""
+    """What each graph was fed, and all outputs."""
     known: Tensors = dict(inputs)
     fed: dict[str, Tensors] = {}
     outputs: Tensors = {}
@@ -45,8 +81,9 @@ def _chain(
         if missing := set(runtime.graph.input_names) - set(known):
             raise BundleError(f"nothing gives {name} its inputs {', '.join(sorted(missing))}")
         fed[name] = {tensor: known[tensor] for tensor in runtime.graph.input_names}
-        outputs = runtime.run(fed[name])
-        known |= outputs
+        found = runtime.run(fed[name])
+        known |= found
+        outputs |= found
     return fed, outputs
 
 
@@ -80,12 +117,12 @@ def verify_bundle(
 
 
 def picture_masks(
-    bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None
+    bundle: Bundle, picture: NDArray[np.uint8], runtime: str | None = None, threads: int | None = None
 ) -> tuple[NDArray[np.bool_], str, str]:
     """The masks of the golden picture, with the code that ``samexport segment`` runs; runtime and its placement."""
     with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
-        segmenter.set_image(golden.picture)
-        results = segmenter.predict(picture_prompts(golden.picture), multimask=False)
+        segmenter.set_image(picture)
+        results = segmenter.predict(picture_prompts(picture), multimask=False)
         name, _, where = segmenter.runtime.partition(": ")
     return np.concatenate([r.masks for r in results]), name, where
 
@@ -147,7 +184,7 @@ def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | Non
     """From picture to masks with the code that ``samexport segment`` runs."""
     check = Check("end_to_end", bundle.graph_names, artifacts=tuple(a.path for a in bundle.manifest.artifacts))
     try:
-        masks, name, where = picture_masks(bundle, golden, runtime, threads)
+        masks, name, where = picture_masks(bundle, golden.picture, runtime, threads)
     except MissingDependency:
         raise
     except SamExportError as error:
@@ -193,7 +230,7 @@ def compare_chains(
             last = runtimes[chain[-1]]
             check = replace(check, runtime=last.name, placement=last.placement())
             fed: dict[str, list[Tensors]] = {name: [] for name in chain}
-            todo = (*cases, *entry_point_cases(cases, last.entry_points))
+            todo = (*cases, *entry_point_cases(cases, last.graph, last.entry_points))
             for number, case in enumerate(todo, 1):
                 progress(f"checking {chain[-1]}: case {number} of {len(todo)}")
                 yield from _check(replace(check, case=case.name), case, runtimes, bundle, fed)
@@ -243,26 +280,32 @@ def _check(
     check: Check, case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle, fed: dict[str, list[Tensors]]
 ) -> Iterator[Row]:
     """Rows of a case; what its graphs were fed is added to ``fed``."""
-    try:
-        inputs, actual = _chain(runtimes, case.graphs, case.inputs)
-    except SamExportError as error:
-        yield Row(check, "run", Verdict.FAIL, str(error))
-        return
-    for name, tensors in inputs.items():
-        fed[name].append(tensors)
-    yield from compare_case(check, case, bundle.graph(case.graphs[-1]), actual, recipes(bundle, case.graphs))
+    graphs = [bundle.graph(name) for name in case.graphs]
+    state = find_family(bundle.manifest.family).state
+    frames = run_frames(runtimes, case.graphs, (step.inputs for step in case.steps), state)
+    for number, step in enumerate(case.steps, 1):
+        here = check if not case.later else replace(check, case=f"{case.name}, frame {number}")
+        try:
+            inputs, outputs = next(frames)
+        except SamExportError as error:
+            yield Row(here, "run", Verdict.FAIL, str(error))
+            return
+        for name, tensors in inputs.items():
+            fed[name].append(tensors)
+        actual = expected_of(runtimes, case.graphs, outputs, step.expected)
+        yield from compare_step(here, step, graphs, actual, recipes(bundle, case.graphs))
 
 
-def compare_case(
-    check: Check, case: Case, graph: GraphSpec, actual: Tensors, recipes_used: Sequence[str]
+def compare_step(
+    check: Check, step: Step | Case, graphs: Sequence[GraphSpec], actual: Tensors, recipes_used: Sequence[str]
 ) -> Iterator[Row]:
-    """Judge the outputs that the last graph of a case computed, in the loosest tier of the recipes that took part."""
+    """Judge the outputs of a chain of graphs, in the loosest tier of the recipes that took part."""
     limits = tier(*recipes_used)
-    yield from check_names(check, case.expected, actual)
-    if "ranked_boxes" in {spec.role for spec in graph.outputs}:
-        yield from compare_boxes(check, graph, case.expected, actual, limits)
+    yield from check_names(check, step.expected, actual)
+    if "ranked_boxes" in {spec.role for spec in graphs[-1].outputs}:
+        yield from compare_boxes(check, graphs[-1], step.expected, actual, limits)
         return
-    for spec in graph.outputs:
-        if spec.name in case.expected and spec.name in actual:
-            found = case.sample(spec.name, actual[spec.name])
-            yield compare_output(check, spec, case.expected[spec.name], found, limits)
+    for spec in (spec for graph in graphs for spec in graph.outputs):
+        if spec.name in step.expected and spec.name in actual:
+            found = step.sample(spec.name, actual[spec.name])
+            yield compare_output(check, spec, step.expected[spec.name], found, limits)

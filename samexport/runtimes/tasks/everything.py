@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, PromptError
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
+from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.grid import Decode, GridOptions, MaskRecord, count_points, generate, generate_hierarchical
 from samexport.runtimes.host.image import Picture, as_pixels
 from samexport.runtimes.host.masks import Rle, encode_rle, trace
-from samexport.runtimes.host.prompts import Prompt, clip_boxes, look_normalised, pack, select_mask
-from samexport.runtimes.tasks.segment import DEFAULT_CHUNK, Segmenter, check_numbers
+from samexport.runtimes.host.prompts import Prompt, clip_boxes, look_normalised
+from samexport.runtimes.session import check_numbers
+from samexport.runtimes.tasks.segment import DEFAULT_CHUNK, Segmenter
 
 MAX_BOXES = 100_000
 """Given boxes of a picture: hours of work, but no more than memory holds."""
@@ -248,17 +250,21 @@ class SegmentEverything:
         for place, logits, predicted, _ in self._decode_boxes(boxes):
             yield place, logits, predicted
 
+    @property
+    def _place(self) -> FrameMap:
+        return FrameMap(self._image_hw, self.bundle.manifest.frame)
+
     def _decode_boxes(
         self, boxes: NDArray[np.float64]
     ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32], list[int]]]:
-        outputs = self.bundle.manifest.mask_outputs
         prompts = [Prompt.make(box=box) for box in boxes]
-        tensors = pack(prompts, self._image_hw, self.bundle.manifest.frame) if prompts else {}
+        tensors = self._segmenter.session.pack(prompts, self._place) if prompts else {}
         for begin in range(0, len(prompts), self._segmenter.chunk):
             place = slice(begin, min(begin + self._segmenter.chunk, len(prompts)))
             start = time.perf_counter()
-            logits, predicted = self._segmenter.decode({name: value[place] for name, value in tensors.items()})
-            chosen = [select_mask(scores, 2, outputs, boxed=True) for scores in predicted]
+            part = {name: value[place] for name, value in tensors.items()}
+            logits, predicted = self._segmenter.decode(part)
+            chosen = self._segmenter.session.choose(part, predicted)
             rows = np.arange(len(logits))
             self.timings["decode"] += 1e3 * (time.perf_counter() - start)
             yield place, logits[rows, chosen], predicted[rows, chosen], chosen
@@ -273,7 +279,7 @@ class SegmentEverything:
     ) -> ObjectMask:
         """Logits [L, L] of one box to its mask at the picture's size, as run lengths."""
         start = time.perf_counter()
-        mask = trace(logits, self._image_hw, self.bundle.manifest.frame)
+        mask = trace(logits, self._place)
         x0, y0, x1, y1 = mask.box
         area = mask.area
         bbox = (x0, y0, x1 - x0 + 1, y1 - y0 + 1) if area else (0, 0, 0, 0)
@@ -307,7 +313,7 @@ class SegmentEverything:
         yield from (_from_record(record) for record in records)
 
     def _decode_points(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Points [B, 2] in the frame, one prompt each, to the multimask outputs: logits [B, 3, L, L], IoU [B, 3]."""
+        """Points [B, 2] in the frame, one prompt each, to the masks of ambiguous clicks."""
         start = time.perf_counter()
         found = self._segmenter.decode_points(points)
         self.timings["decode"] += 1e3 * (time.perf_counter() - start)

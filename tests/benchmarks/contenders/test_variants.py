@@ -11,8 +11,7 @@ from samexport.benchmarks.measuring.roofline import probe
 from samexport.errors import BundleError, ConfigError
 from samexport.files import sha256
 from samexport.models.build import build_graph
-from samexport.models.catalog import find_sampler
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER, find_sampler
 from samexport.models.weights import detector_checkpoint
 from samexport.models.weights.detector_checkpoint import random_detector
 from samexport.runtimes.verdicts import Verdict
@@ -24,6 +23,11 @@ def test_every_level_of_optimisation_computes_the_same(tiny_bundle, runtime):
     subject = opened(job_of(tiny_bundle, "decoder", runtime=runtime, prompts=2))
     assert subject.check().verdict is Verdict.PASS
     assert subject.placement().startswith("CPUExecutionProvider ")
+
+
+def test_what_computes_in_float32_is_told_whatever_the_file_holds():
+    computes = {name: find(name).computes("fp16") for name in ("onnxruntime", "openvino", "openvino-bf16", "pytorch")}
+    assert computes == {"onnxruntime": "fp16", "openvino": "fp32", "openvino-bf16": "bf16", "pytorch": "fp32"}
 
 
 def test_the_levels_are_those_of_their_names(tiny_bundle):

@@ -167,7 +167,9 @@ def test_without_adb_the_error_says_what_to_install(monkeypatch):
 def test_every_signature_is_pushed_and_timed(phone, tflite_bundle):
     run = PhoneRun(find_phone(), phone / "benchmark_model", ("cpu", "gpu"))
     rows = rows_of(tflite_bundle, run)
-    names = signatures(tflite_bundle.folder / tflite_bundle.manifest.artifacts[0].path)
+    names = signatures(
+        tflite_bundle.folder / tflite_bundle.manifest.artifacts[0].path, tflite_bundle.manifest.graphs[0]
+    )
     assert [n for _, n in names] == [1, 4]
     assert [(r.job.prompts, r.job.runtime) for r in rows] == [
         (n, f"litert-{a}") for _, n in names for a in ("cpu", "gpu")
@@ -239,7 +241,8 @@ def test_a_run_that_fails_on_the_phone_is_a_failed_row(phone, tflite_bundle, out
 def test_an_encoder_has_no_prompts():
     from tests.tflite_models import built
 
-    assert signatures(built("test.tinyvit64", "encoder").path)[0][1] == 0
+    encoder = built("test.tinyvit64", "encoder")
+    assert signatures(encoder.path, encoder.graph)[0][1] == 0
     run = PhoneRun(Phone("S", "P"), Path(__file__))
     program, graph, *flags = arguments(run, "encoder.tflite", "encode", "cpu")
     assert program == "/data/local/tmp/samexport/benchmark_model"

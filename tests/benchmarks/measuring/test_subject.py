@@ -8,9 +8,9 @@ from samexport.benchmarks.measuring import subject as subject_module
 from samexport.benchmarks.measuring.subject import GraphSubject, cases_of, run_batched, summarise, timing_inputs
 from samexport.benchmarks.plan import Plan
 from samexport.benchmarks.results.rows import Job
-from samexport.models.contracts import SAMPLER
+from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.base import Runtime
-from samexport.runtimes.host.prompts import check_tensors
+from samexport.runtimes.host.sam_prompts import check_tensors
 from samexport.runtimes.parity.compare import TIERS, tier
 from samexport.runtimes.parity.golden import load_golden
 from samexport.runtimes.verdicts import Check, Row, Verdict
@@ -47,7 +47,7 @@ def test_prompts_in_batches_give_what_one_call_gives(tiny_bundle, batch):
 def test_timed_prompts_are_boxes_that_a_decoder_accepts(tiny_bundle):
     frame = tiny_bundle.manifest.frame
     golden = load_golden(tiny_bundle.folder, frame)
-    inputs = timing_inputs(tiny_bundle.graph("decoder_with_mask"), frame, golden, 9)
+    inputs = timing_inputs(tiny_bundle.graph("decoder_with_mask"), tiny_bundle, golden, 9)
     check_tensors(inputs["point_coords"], inputs["point_labels"])
     assert inputs["point_coords"].shape == (9, 2, 2)
     assert (inputs["point_coords"][:, 1] >= inputs["point_coords"][:, 0]).all()
@@ -55,20 +55,20 @@ def test_timed_prompts_are_boxes_that_a_decoder_accepts(tiny_bundle):
     assert inputs["mask_input"].shape == (9, 1, 16, 16)
     picture = golden.cases[0]
     np.testing.assert_array_equal(inputs["image_embeddings"], picture.expected["image_embeddings"])
-    image = timing_inputs(tiny_bundle.graph("encoder"), frame, golden, 0)["image"]
+    image = timing_inputs(tiny_bundle.graph("encoder"), tiny_bundle, golden, 0)["image"]
     np.testing.assert_array_equal(image, picture.inputs["image"])
 
 
 def test_timed_inputs_are_the_same_in_every_process(tiny_bundle):
     frame, graph = tiny_bundle.manifest.frame, tiny_bundle.graph("decoder_with_mask")
     golden = load_golden(tiny_bundle.folder, frame)
-    first, second = (timing_inputs(graph, frame, golden, 4) for _ in range(2))
+    first, second = (timing_inputs(graph, tiny_bundle, golden, 4) for _ in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("graph", ["encoder", "decoder_prologue", "decoder_step", "decoder_with_mask"])
 def test_every_graph_is_checked_against_its_golden_cases(split_bundle, graph):
-    subject = opened(job_of(split_bundle, graph, prompts=2 if "N" in split_bundle.graph(graph).axes else 0))
+    subject = opened(job_of(split_bundle, graph, prompts=2 if split_bundle.graph(graph).axis("prompts") else 0))
     subject.call()
     found = subject.check()
     assert found.verdict is Verdict.PASS
@@ -108,10 +108,19 @@ def test_a_precision_without_a_tolerance_is_skipped_not_passed(tiny_bundle):
 
 def test_the_plain_decoder_is_checked_by_the_cases_of_the_halves(split_bundle):
     golden = load_golden(split_bundle.folder, split_bundle.manifest.frame)
-    found = cases_of("decoder", golden.cases)
+    found = cases_of("decoder", golden.cases, {"decoder_step": "decoder"})
     assert found
     assert {chain for _, chain in found} == {("decoder",)}
     assert all(case.graphs == ("decoder_prologue", "decoder_step") for case, _ in found)
+
+
+def test_the_graph_before_is_of_the_same_precision(split_bundle):
+    (prologue,) = (a for a in split_bundle.manifest.artifacts if a.graph == "decoder_prologue")
+    half = replace(prologue, recipe="fp16", path="decoder_prologue.half.onnx")
+    manifest = replace(split_bundle.manifest, artifacts=(half, *split_bundle.manifest.artifacts))
+    bundle, job = replace(split_bundle, manifest=manifest), job_of(split_bundle, "decoder_step", prompts=4, batch=2)
+    found = [subject_module._sibling(replace(job, precision=p), bundle, "decoder_prologue") for p in ("fp32", "fp16")]
+    assert [(j.file, j.prompts, j.batch) for j in found] == [(prologue.path, 0, 0), (half.path, 0, 0)]
 
 
 def test_nothing_checked_is_skipped():
@@ -123,6 +132,7 @@ def test_the_summary_has_the_worst_of_each_number():
     rows = [
         Row(Check("case", ("a",)), "x", Verdict.PASS, max_error=1.0, value_range=10.0, snr_db=50.0, mask_iou=1.0),
         Row(Check("case", ("b",), "1x2"), "x", Verdict.FAIL, "why", max_error=1.0, value_range=4.0, mask_iou=0.5),
+        Row(Check("case", ("a",)), "x", Verdict.PASS, max_error=1.0, value_range=20.0, snr_db=60.0, mask_iou=0.9),
     ]
     found = summarise(rows)
     assert (found.verdict, found.max_error, found.snr_db, found.mask_iou) == (Verdict.FAIL, 0.25, 50.0, 0.5)

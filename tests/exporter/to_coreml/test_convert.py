@@ -16,6 +16,7 @@ from samexport.exporter.to_coreml.convert import KEPT, CoreMLOptions, convert
 from samexport.exporter.to_coreml.package import PackageTexts
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.families.sam import POINTS, PROMPTS
 from samexport.models.loading import load_model
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.entry_points import Bucket
@@ -42,9 +43,10 @@ TOY = GraphSpec(
     (
         TensorSpec("image_embeddings", (1, 64), "what the encoder saw"),
         TensorSpec("point_coords", ("N", "K", 2), "x, y in pixels", 0, 63),
-        TensorSpec("point_labels", ("N", "K"), "-2 absent", -2, 3),
+        TensorSpec("point_labels", ("N", "K"), "-2 absent", -2, 3, fill=-2),
     ),
     (TensorSpec("low_res_masks", ("N", 512), "logits"),),
+    (PROMPTS, POINTS),
 )
 
 
@@ -144,7 +146,7 @@ def inputs_of(graph, prompts, points, seed=0):
     [
         ("encoder", CoreMLOptions(image_input=True, deployment_target="iOS17"), ()),
         ("decoder", CoreMLOptions(), ((1, 1), (3, 2), (7, 5))),
-        ("decoder_with_mask", CoreMLOptions(precision="fp32", prompt_buckets=(2,)), ((1, 1), (5, 4))),
+        ("decoder_with_mask", CoreMLOptions(recipe="fp32", prompt_buckets=(2,)), ((1, 1), (5, 4))),
         ("decoder_prologue", CoreMLOptions(), ()),
         (
             "decoder_step",
@@ -164,7 +166,7 @@ def test_a_package_computes_what_pytorch_computes(tiny, tmp_path, name, options,
         expected = run_module(reference, graph, inputs)
         for precision, least in (("fp32", 45), ("fp16", 40), ("fp16_accumulate", 30)):
             actual = MilRuntime(package, graph, precision=precision).run(inputs)
-            least = 100 if options.precision == "fp32" else least
+            least = 100 if options.recipe == "fp32" else least
             for output in graph.output_names:
                 assert signal_to_noise(actual[output], expected[output]) > least
 
@@ -209,7 +211,7 @@ def test_fixed_entry_points_give_what_an_unpadded_call_gives(joined, prompts, po
 
 def test_functions_of_one_package_share_the_weights(joined, tmp_path):
     package = read_package(joined)
-    assert [(b.name, b.prompts, b.points, b.flexible) for b in buckets_of(package)] == [
+    assert [(b.name, b.prompts, b.points, b.flexible) for b in buckets_of(package, TOY)] == [
         ("decode_1", 1, 8, False),
         ("decode_4", 4, 2, False),
         ("decode_16", 16, 2, False),
@@ -226,7 +228,7 @@ def test_older_systems_get_a_folder_with_a_package_for_each_entry_point(apart):
     files = ["toy.decode_1.mlpackage", "toy.decode_4.mlpackage"]
     assert sorted(p.name for p in apart.iterdir()) == files
     package = read_package(apart)
-    assert buckets_of(package) == (Bucket("decode_1", 1, 3), Bucket("decode_4", 4, 3))
+    assert buckets_of(package, TOY) == (Bucket("decode_1", 1, 3), Bucket("decode_4", 4, 3))
     assert [package.files[name].name for name in package.functions] == files
     inputs = toy_inputs(6, 3)
     expected = run_module(Toy(), TOY, inputs)["low_res_masks"]
@@ -235,7 +237,7 @@ def test_older_systems_get_a_folder_with_a_package_for_each_entry_point(apart):
     # each is a package of its own with that one size
     alone = read_package(apart / files[1])
     assert list(alone.functions) == ["main"]
-    assert [(b.prompts, b.points) for b in buckets_of(alone)] == [(4, 3)]
+    assert [(b.prompts, b.points) for b in buckets_of(alone, TOY)] == [(4, 3)]
 
 
 def test_a_folder_of_packages_that_cannot_be_one_decoder_is_refused(joined, tmp_path):
@@ -282,7 +284,7 @@ def test_positions_are_exact_although_the_rest_is_half_precision(flexible):
 
 
 def test_fp32_on_request_has_no_half_anywhere(tmp_path):
-    package = convert(TOY, Toy(), tmp_path / "toy.mlpackage", CoreMLOptions(precision="fp32"), TEXTS)
+    package = convert(TOY, Toy(), tmp_path / "toy.mlpackage", CoreMLOptions(recipe="fp32"), TEXTS)
     function = read_package(package).functions["main"]
     assert {v.dtype for o in function.operations for v in o.outputs} <= {"float32", "int32", "bool"}
     assert {c.dtype for c in function.constants.values() if isinstance(c, np.ndarray)}.isdisjoint(
@@ -471,7 +473,7 @@ def test_a_tensor_above_rank_5_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"precision": "int8"},
+        {"recipe": "int8"},
         {"deployment_target": "iOS15"},
         {"prompt_buckets": (4, 4)},
         {"prompt_buckets": (1, 4), "points": (2, 2, 2)},

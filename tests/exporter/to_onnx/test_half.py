@@ -9,11 +9,12 @@ from torch import nn
 from samexport.errors import ExportFailed
 from samexport.exporter.to_onnx import half
 from samexport.exporter.to_onnx.convert import OnnxOptions, convert
+from samexport.models.families.sam import PROMPTS
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.onnx_ranges import half_range
 
 WIDTH = 8
-GRAPH = GraphSpec("mlp", "", (TensorSpec("x", ("N", WIDTH), ""),), (TensorSpec("y", ("N", WIDTH), ""),))
+GRAPH = GraphSpec("mlp", "", (TensorSpec("x", ("N", WIDTH), ""),), (TensorSpec("y", ("N", WIDTH), ""),), (PROMPTS,))
 HALF = OnnxOptions("fp16")
 
 

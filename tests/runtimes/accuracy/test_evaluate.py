@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from samexport.errors import ParityFailed
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 from samexport.runtimes.accuracy.annotations import AnnotatedImage, Instance, read_annotations
 from samexport.runtimes.accuracy.evaluate import (
     ScoredMask,
@@ -19,8 +19,9 @@ from samexport.runtimes.accuracy.evaluate import (
     objects_by_size,
     random_click,
 )
+from samexport.runtimes.families.sam import SamSession
+from samexport.runtimes.host.frames import FrameMap, upscale_logits
 from samexport.runtimes.host.grid import GridOptions
-from samexport.runtimes.host.image import upscale_logits
 from samexport.runtimes.tasks.segment import Segmentation, Segmenter
 from tests import annotated
 from tests.annotated import CROWD, FIRST_HW, LARGE, MEDIUM, OTHER_SMALL, SECOND_HW, SMALL, part, rle_of
@@ -207,6 +208,7 @@ class GridStub(Stub):
     """The same four masks for every point: the third of them is empty."""
 
     decode_points = Segmenter.decode_points
+    session = SamSession.__new__(SamSession)
 
     ious = np.array([1.0, 0.5, 0.9, 0.7], np.float32)
 
@@ -214,7 +216,7 @@ class GridStub(Stub):
         super().__init__({})
         self.bundle = self
         self.manifest = self
-        self.frame = Frame(64)
+        self.frame = Preprocess(64)
         rows = np.arange(16)[:, None] * np.ones(16)
         self.logits = np.stack([rows + 1, rows - 8.5, -1 - rows, 3.2 - rows]).astype(np.float32)
 
@@ -231,7 +233,7 @@ def test_grid_proposals_are_the_three_multimasks_ranked_by_predicted_iou_and_sta
         p.score: coco.decode(p.segmentation).astype(bool)
         for p in grid_proposals(stub, options)(np.zeros((48, 64, 3), np.uint8))
     }
-    upscaled = upscale_logits(stub.logits, (48, 64), stub.frame)
+    upscaled = upscale_logits(stub.logits, FrameMap((48, 64), stub.frame))
     expected = {}
     for index in (1, 3):
         stability = np.float32((upscaled[index] > 1).sum()) / np.float32((upscaled[index] > -1).sum())

@@ -10,6 +10,7 @@ from torch import nn
 from samexport.errors import BundleError, ConfigError
 from samexport.exporter.to_coreml.convert import CoreMLOptions, convert
 from samexport.exporter.to_coreml.package import PackageTexts
+from samexport.models.families.sam import ABSENT, POINTS, PROMPTS
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.coreml import CoreMLRuntime
 
@@ -19,8 +20,9 @@ TEXTS = PackageTexts("samexport", "Apache-2.0", "0.1.0")
 DECODER = GraphSpec(
     "decoder",
     "",
-    (TensorSpec("point_coords", ("N", "K", 2), ""), TensorSpec("point_labels", ("N", "K"), "")),
+    (TensorSpec("point_coords", ("N", "K", 2), ""), TensorSpec("point_labels", ("N", "K"), "", fill=ABSENT)),
     (TensorSpec("iou_predictions", ("N", 2), ""),),
+    (PROMPTS, POINTS),
 )
 ENCODER = GraphSpec(
     "encoder", "", (TensorSpec("image", (1, 3, 8, 8), ""),), (TensorSpec("image_embeddings", (1, 3), ""),)

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from samexport.cli.segment import SegmentRequest, run_segment
-from samexport.exporter.formats import WRITERS, Facts
+from samexport.exporter.deliver.sam_swift import FILE_NAME, swift_source
+from samexport.exporter.formats import FORMATS, Facts
 from samexport.exporter.to_coreml.convert import CoreMLOptions
-from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
-from samexport.runtimes import base
+from samexport.runtimes import registry
 from samexport.runtimes.adapters.mil import MilRuntime
 from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.formats.mlpackage import read_package
@@ -73,7 +73,7 @@ class StandIn(MilRuntime):
 
 @pytest.fixture
 def macos(monkeypatch):
-    monkeypatch.setattr(base, "sys", types.SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(registry, "sys", types.SimpleNamespace(platform="darwin"))
     monkeypatch.setattr("samexport.runtimes.adapters.coreml.CoreMLRuntime", StandIn)
 
 
@@ -91,9 +91,13 @@ def test_on_macos_both_coreml_and_the_interpreter_are_asked(coreml_bundle, repor
 
 
 def test_which_runtimes_check_a_format(monkeypatch):
-    assert [base.checkers(name) for name in ("onnx", "tflite", "coreml")] == [("onnxruntime",), ("litert",), ("mil",)]
-    monkeypatch.setattr(base, "sys", types.SimpleNamespace(platform="darwin"))
-    assert [base.checkers(name) for name in ("onnx", "coreml")] == [("onnxruntime",), ("coreml", "mil")]
+    assert [registry.checkers(name) for name in ("onnx", "tflite", "coreml")] == [
+        ("onnxruntime",),
+        ("litert",),
+        ("mil",),
+    ]
+    monkeypatch.setattr(registry, "sys", types.SimpleNamespace(platform="darwin"))
+    assert [registry.checkers(name) for name in ("onnx", "coreml")] == [("onnxruntime",), ("coreml", "mil")]
 
 
 def test_segment_says_that_interpreting_is_slow(coreml_bundle, tiny_bundle, tmp_path, capsys):
@@ -124,7 +128,7 @@ def older_bundle(coreml_bundle, tmp_path_factory) -> Bundle:
         shutil.rmtree(folder / artifacts[name].path)
         graph, module = build_graph(sam, spec, name)
         facts = Facts(spec, coreml_bundle.manifest.weights)
-        artifacts[name] = WRITERS[CoreMLOptions].write(graph, module, folder, options, facts)
+        artifacts[name] = FORMATS["coreml"].write(graph, module, folder, options, facts)
     bundle = Bundle(folder, replace(coreml_bundle.manifest, artifacts=tuple(artifacts.values())))
     (folder / FILE_NAME).write_text(swift_source(bundle))
     return sign(bundle)

@@ -91,7 +91,7 @@ def test_a_flexible_bucket_gets_the_prompts_as_they_are_up_to_its_bounds():
 
 
 def test_filled_slots_are_absent_and_filled_prompts_have_only_absent_slots():
-    padded = pad_prompts(GRAPH, _inputs(2, 1), 3, 2)
+    padded = pad_prompts(GRAPH, _inputs(2, 1), Bucket("decode_3", 3, 2))
     assert (padded["point_labels"][:2, 1] == -2).all()
     assert (padded["point_labels"][2] == -2).all()
     assert padded["has_mask_input"][2] == 0

@@ -16,8 +16,9 @@ from samexport.errors import ConfigError
 from samexport.models.architectures.sam import Sam
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 from samexport.models.weights.random_weights import random_state_dict
+from samexport.runtimes.host.frames import FrameMap, to_frame
 from samexport.runtimes.host.grid import (
     GridOptions,
     _is_cut,
@@ -27,12 +28,11 @@ from samexport.runtimes.host.grid import (
     generate_hierarchical,
     grid_points,
 )
-from samexport.runtimes.host.image import to_frame
 from samexport.runtimes.host.masks import decode_rle, trace
 from tests.models.golden import checksum
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-FRAME = Frame(1024)
+FRAME = Preprocess(1024)
 
 
 def discs(_=None):
@@ -102,7 +102,7 @@ def test_masks_of_mobilesam_have_the_official_boxes_areas_and_stability():
         logits, scores = build_graph(sam, spec, "decoder")[1](embeddings, coords, labels)
     np.testing.assert_allclose(scores[:, 1:], golden["iou"], atol=1e-5)
     for place in np.ndindex(4, 3):
-        mask = trace(logits[place[0], 1 + place[1]].numpy(), image.shape[:2], spec.frame, offset=1.0)
+        mask = trace(logits[place[0], 1 + place[1]].numpy(), FrameMap(image.shape[:2], spec.frame), offset=1.0)
         np.testing.assert_allclose(mask.stability, golden["stability"][place], atol=2e-4)
         np.testing.assert_allclose(mask.area, golden["area"][place], atol=10)
         np.testing.assert_array_equal(mask.box, golden["boxes_xyxy"][place])

@@ -16,22 +16,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from samexport.errors import ConfigError, ImageError
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 from samexport.runtimes.host import image as image_module
 from samexport.runtimes.host.drawing import overlay
-from samexport.runtimes.host.image import (
-    as_pixels,
+from samexport.runtimes.host.frames import (
+    FrameMap,
     axis_weights,
-    read_image,
     resize_longest,
     resized_size,
     to_frame,
     upscale_logits,
     upscale_mask,
 )
+from samexport.runtimes.host.image import as_pixels, read_image
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-FRAME = Frame(1024)
+FRAME = Preprocess(1024)
 
 
 def _normalise(framed):
@@ -45,7 +45,7 @@ def _png(width, height, bit_depth=8, colour_type=2, rows=b""):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", FrameMap(width, height), bit_depth, colour_type, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
@@ -130,11 +130,11 @@ def test_resized_size_keeps_the_long_side_and_rounds_the_other_to_nearest(height
 def test_an_image_of_the_right_size_passes_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
     np.testing.assert_array_equal(resize_longest(image, 64), image)
-    np.testing.assert_array_equal(to_frame(image, Frame(64))[0, :, :40], image.transpose(2, 0, 1))
+    np.testing.assert_array_equal(to_frame(image, Preprocess(64))[0, :, :40], image.transpose(2, 0, 1))
 
 
 def test_frame_holds_0_to_255_and_the_mean_right_and_below():
-    framed = to_frame(np.full((10, 20, 3), (0, 128, 255), np.uint8), Frame(64))
+    framed = to_frame(np.full((10, 20, 3), (0, 128, 255), np.uint8), Preprocess(64))
     assert framed.dtype == np.float32
     assert framed.shape == (1, 3, 64, 64)
     for channel, (value, mean) in enumerate(zip((0, 128, 255), FRAME.mean, strict=True)):
@@ -263,7 +263,7 @@ def test_every_file_mode_gives_the_pixels_worked_out_by_hand(tmp_path, case):
 
 def test_16_bit_colour_keeps_the_upper_byte(tmp_path):
     path = tmp_path / "deep.png"
-    path.write_bytes(_png(1, 1, bit_depth=16, rows=b"\x00" + struct.pack(">HHH", 0x12FF, 0x8000, 0xFFFF)))
+    path.write_bytes(_png(1, 1, bit_depth=16, rows=b"\x00" + struct.pack(">HHH", FrameMap(0x12FF, 0x8000), 0xFFFF)))
     np.testing.assert_array_equal(read_image(path), [[(0x12, 0x80, 0xFF)]])
 
 
@@ -315,7 +315,7 @@ def test_extreme_shapes_give_a_frame_and_masks(tmp_path, height, width):
     new_height, new_width = resized_size(height, width, 1024)
     framed = to_frame(image, FRAME)
     assert (framed[0, :, :new_height, :new_width] == np.array([9, 99, 199])[:, None, None]).all()
-    assert upscale_mask(np.ones((1, 256, 256), np.float32), (height, width), FRAME).all()
+    assert upscale_mask(np.ones((1, 256, 256), np.float32), FrameMap((height, width), FRAME)).all()
     assert overlay(image, np.ones((1, height, width), bool)).shape == image.shape
 
 
@@ -438,7 +438,7 @@ def test_names_that_cannot_be_are_one_line(tmp_path, name, message):
 def test_a_note_says_that_12_bits_in_16_are_nearly_black(tmp_path, highest, told):
     notes = []
     Image.fromarray(np.full((5, 6), highest, np.uint16)).save(tmp_path / "grey.png")
-    rows = b"".join(b"\0" + struct.pack(">3H", highest, 0, highest // 2) * 4 for _ in range(3))
+    rows = b"".join(b"\0" + struct.pack(">3H", FrameMap(highest, 0), highest // 2) * 4 for _ in range(3))
     (tmp_path / "colour.png").write_bytes(_png(4, 3, bit_depth=16, rows=rows))
     for number, name in enumerate(("grey.png", "colour.png"), 1):
         read_image(tmp_path / name, note=notes.append)
@@ -467,7 +467,7 @@ def test_pictures_are_the_same_whatever_they_are_cut_into(tmp_path, monkeypatch)
         axis_weights.cache_clear()
         read = [read_image(tmp_path / name) for name in sources]
         return [*read, *(resize_longest(image, size) for image in read for size in (20, 64)),
-                upscale_logits(np.eye(16), (900, 5), Frame(64))]  # fmt: skip
+                upscale_logits(np.eye(16), FrameMap((900, 5), Preprocess(64)))]  # fmt: skip
 
     whole = results()
     monkeypatch.setattr(image_module, "_STRIP_PIXELS", 5 * 37)
@@ -536,7 +536,7 @@ SIZES = [(600, 900), (1200, 800), (1, 1), (1, 3000), (5000, 3), (97, 1024), (102
 @pytest.mark.parametrize("image_hw", SIZES)
 def test_upscaled_logits_equal_torch(image_hw):
     logits = np.random.default_rng(1).normal(0, 5, (2, 1, 256, 256)).astype(np.float32)
-    upscaled = upscale_logits(logits, image_hw, FRAME)
+    upscaled = upscale_logits(logits, FrameMap(image_hw, FRAME))
     assert upscaled.dtype == np.float32
     scale = np.ptp(logits)
     assert np.abs(upscaled - _torch_upscale(logits, image_hw, FRAME, "float64")).max() < 2e-7 * scale
@@ -547,23 +547,23 @@ def test_upscaled_logits_equal_torch(image_hw):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))
 def test_upscaled_logits_equal_torch_in_any_small_frame(height, width, seed):
-    frame = Frame(64)
+    frame = Preprocess(64)
     logits = np.random.default_rng(seed).normal(0, 5, (1, 2, 16, 16)).astype(np.float32)
     expected = _torch_upscale(logits, (height, width), frame, "float64")
-    np.testing.assert_allclose(upscale_logits(logits, (height, width), frame), expected, atol=5e-6)
+    np.testing.assert_allclose(upscale_logits(logits, FrameMap((height, width), frame)), expected, atol=5e-6)
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 4), (0,)])
 def test_the_mask_is_exactly_the_thresholded_logits(lead):
     logits = np.random.default_rng(2).normal(0, 5, (*lead, 256, 256)).astype(np.float32)
     for threshold in (0.0, 1.5):
-        mask = upscale_mask(logits, (130, 70), FRAME, threshold)
+        mask = upscale_mask(logits, FrameMap((130, 70), FRAME), threshold)
         assert mask.shape == (*lead, 130, 70)
-        np.testing.assert_array_equal(mask, upscale_logits(logits, (130, 70), FRAME) > threshold)
+        np.testing.assert_array_equal(mask, upscale_logits(logits, FrameMap((130, 70), FRAME)) > threshold)
 
 
 def test_a_logit_at_the_threshold_is_outside():
-    assert not upscale_mask(np.zeros((256, 256), np.float32), (20, 30), FRAME).any()
+    assert not upscale_mask(np.zeros((256, 256), np.float32), FrameMap((20, 30), FRAME)).any()
 
 
 def test_masks_equal_the_official_generator_pixel_by_pixel():
@@ -576,7 +576,7 @@ def test_masks_equal_the_official_generator_pixel_by_pixel():
     centre = 4 * np.arange(256) + 2
     radius = 60 + 50 * index + 40 * np.sin(x / 97 + index)
     logits = (0.2 + 0.4 * index) * (radius - np.hypot(centre - x, centre[:, None] - y))
-    masks = upscale_mask(logits.astype(np.float32), (height, width), FRAME)
+    masks = upscale_mask(logits.astype(np.float32), FrameMap((height, width), FRAME))
     expected = np.unpackbits(golden["mask_packed"], axis=1).reshape(masks.shape).astype(bool)
     np.testing.assert_array_equal(masks.sum(axis=(1, 2)), golden["area"])
     np.testing.assert_array_equal(masks, expected)
@@ -584,6 +584,6 @@ def test_masks_equal_the_official_generator_pixel_by_pixel():
 
 def test_logits_of_another_model_are_refused():
     with pytest.raises(ConfigError, match=r"\[256, 256\], got \[1, 16, 16\]"):
-        upscale_logits(np.zeros((1, 16, 16), np.float32), (10, 10), FRAME)
+        upscale_logits(np.zeros((1, 16, 16), np.float32), FrameMap((10, 10), FRAME))
     with pytest.raises(ImageError):
-        upscale_mask(np.zeros((256, 256), np.float32), (0, 10), FRAME)
+        upscale_mask(np.zeros((256, 256), np.float32), FrameMap((0, 10), FRAME))

@@ -6,11 +6,11 @@ from pycocotools import mask as coco
 from scipy import ndimage
 
 from samexport.errors import ConfigError
-from samexport.models.spec import Frame
-from samexport.runtimes.host.image import upscale_logits
+from samexport.models.spec import Preprocess
+from samexport.runtimes.host.frames import FrameMap, upscale_logits
 from samexport.runtimes.host.masks import TracedMask, decode_rle, encode_rle, remove_small_regions, trace
 
-FRAME = Frame(64)
+FRAME = Preprocess(64)
 
 
 def blobs(seed, level=0.0):
@@ -36,8 +36,8 @@ def whole(mask, image_hw):
 @settings(max_examples=60, deadline=None)
 def test_trace_equals_upscaling_everything(seed, image_hw, level, threshold):
     logits = blobs(seed, level)
-    full = upscale_logits(logits, image_hw, FRAME)
-    mask = trace(logits, image_hw, FRAME, threshold=threshold, offset=0.5)
+    full = upscale_logits(logits, FrameMap(image_hw, FRAME))
+    mask = trace(logits, FrameMap(image_hw, FRAME), threshold=threshold, offset=0.5)
     clear = np.abs(full - threshold) > 1e-4
     np.testing.assert_array_equal(whole(mask, image_hw)[clear], (full > threshold)[clear])
     high, low = np.count_nonzero(full > threshold + 0.5), np.count_nonzero(full > threshold - 0.5)
@@ -50,16 +50,16 @@ def test_trace_equals_upscaling_everything(seed, image_hw, level, threshold):
 def test_only_the_rectangle_that_a_mask_can_reach_is_held():
     logits = np.full((16, 16), -5, np.float32)
     logits[4:6, 8] = 5
-    mask = trace(logits, (640, 640), FRAME)
+    mask = trace(logits, FrameMap((640, 640), FRAME))
     assert mask.inside.size < 0.05 * 640 * 640
     x0, y0, x1, y1 = mask.box
     assert 300 <= x0 < x1 <= 380
     assert 140 <= y0 < y1 <= 260
-    assert mask.area == np.count_nonzero(upscale_logits(logits, (640, 640), FRAME) > 0)
+    assert mask.area == np.count_nonzero(upscale_logits(logits, FrameMap((640, 640), FRAME)) > 0)
 
 
 def test_an_empty_mask_has_box_zero_area_zero_and_no_stability():
-    mask = trace(np.full((16, 16), -5, np.float32), (30, 40), FRAME, offset=1)
+    mask = trace(np.full((16, 16), -5, np.float32), FrameMap((30, 40), FRAME), offset=1)
     assert mask.box == (0, 0, 0, 0)
     assert mask.area == 0
     assert np.isnan(mask.stability)
@@ -68,7 +68,7 @@ def test_an_empty_mask_has_box_zero_area_zero_and_no_stability():
 
 def test_logits_of_another_model_are_refused():
     with pytest.raises(ConfigError, match=r"\[16, 16\]"):
-        trace(np.zeros((17, 16), np.float32), (30, 40), FRAME)
+        trace(np.zeros((17, 16), np.float32), FrameMap((30, 40), FRAME))
 
 
 @given(st.integers(0, 10_000), *[st.integers(1, 9)] * 2, *[st.integers(0, 2)] * 3)

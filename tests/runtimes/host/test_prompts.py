@@ -9,22 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samexport.errors import PromptError
-from samexport.models.spec import Frame
-from samexport.runtimes.host.image import resized_size
-from samexport.runtimes.host.prompts import (
-    Prompt,
-    check_tensors,
-    clip_boxes,
-    count_tokens,
-    fit_box,
-    has_box,
-    pack,
-    select_mask,
-)
+from samexport.models.spec import Preprocess
+from samexport.runtimes.host.frames import FrameMap, resized_size
+from samexport.runtimes.host.prompts import Prompt, clip_boxes, fit_box
+from samexport.runtimes.host.sam_prompts import check_tensors, count_tokens, has_box, pack, select_mask
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-FRAME = Frame(1024)
-TINY = Frame(64)
+FRAME = Preprocess(1024)
+TINY = Preprocess(64)
 CLICK = Prompt.make([(5, 5)], [1])
 
 
@@ -143,7 +135,7 @@ _ANYTHING = st.one_of(_NESTED, _ARRAYS, st.just(object()), st.dictionaries(st.te
 def test_whatever_is_given_makes_a_prompt_or_a_prompt_error(points, labels, box, mask):
     with contextlib.suppress(PromptError):
         prompt = Prompt.make(points, labels, box, mask)
-        pack([prompt], (10, 10), TINY)
+        pack([prompt], FrameMap((10, 10), TINY))
     for single in ({"points": points}, {"points": [[1, 1]], "labels": labels}, {"box": box}, {"mask_input": mask}):
         with contextlib.suppress(PromptError):
             Prompt.make(**single)
@@ -156,7 +148,7 @@ def test_whatever_is_given_makes_a_prompt_or_a_prompt_error(points, labels, box,
 def test_pack_gives_the_coordinates_the_official_predictor_feeds(case):
     boxes = case["boxes"] or [None]
     prompts = [Prompt.make(case["points"], case["labels"], box=box) for box in boxes]
-    packed = pack(prompts, tuple(case["image_hw"]), FRAME)
+    packed = pack(prompts, FrameMap(tuple(case["image_hw"]), FRAME))
     for index, box in enumerate(boxes):
         coords = [*case["points_1024"], *np.reshape(case["boxes_1024"][index : index + 1], (-1, 2))]
         labels = [*case["labels"], *((2, 3) if box else (-1,))]
@@ -173,7 +165,7 @@ def test_prompts_with_different_slots_share_a_batch():
         Prompt.make([(10, 20), (30, 40)], [0, 1], box=(2, 4, 6, 8)),
         Prompt.make(mask_input=mask),
     ]
-    packed = pack(prompts, (64, 128), TINY)
+    packed = pack(prompts, FrameMap((64, 128), TINY))
     assert {name: (array.shape, array.dtype) for name, array in packed.items()} == {
         "point_coords": ((4, 4, 2), np.float32),
         "point_labels": ((4, 4), np.float32),
@@ -199,24 +191,24 @@ def test_prompts_with_different_slots_share_a_batch():
 
 
 def test_a_mask_alone_has_one_absent_slot():
-    packed = pack([Prompt.make(mask_input=np.zeros((16, 16)))], (64, 64), TINY)
+    packed = pack([Prompt.make(mask_input=np.zeros((16, 16)))], FrameMap((64, 64), TINY))
     np.testing.assert_array_equal(packed["point_labels"], [[-2]])
     np.testing.assert_array_equal(packed["point_coords"], [[(0, 0)]])
 
 
 def test_without_masks_there_are_no_mask_tensors():
-    assert set(pack([CLICK], (10, 10), FRAME)) == {"point_coords", "point_labels"}
+    assert set(pack([CLICK], FrameMap((10, 10), FRAME))) == {"point_coords", "point_labels"}
 
 
 def test_no_prompt_is_refused():
     with pytest.raises(PromptError, match="no prompt"):
-        pack([], (10, 10), FRAME)
+        pack([], FrameMap((10, 10), FRAME))
 
 
 def test_a_mask_of_another_model_is_refused():
     prompts = [CLICK, Prompt.make(mask_input=np.zeros((16, 16)))]
     with pytest.raises(PromptError, match=r"prompt 1: mask_input must be \[256, 256\]"):
-        pack(prompts, (10, 10), FRAME)
+        pack(prompts, FrameMap((10, 10), FRAME))
 
 
 @pytest.mark.parametrize(
@@ -232,11 +224,11 @@ def test_a_mask_of_another_model_is_refused():
 )
 def test_a_coordinate_outside_the_image_is_named(prompt, named):
     with pytest.raises(PromptError, match=rf"prompt 1: {named} is outside the image, 20 wide and 10 high"):
-        pack([CLICK, prompt], (10, 20), FRAME)
+        pack([CLICK, prompt], FrameMap((10, 20), FRAME))
 
 
 def test_the_edges_of_the_image_are_inside():
-    packed = pack([Prompt.make([(20, 10), (0, 0)], [1, 0], box=(0, 0, 20, 10))], (10, 20), FRAME)
+    packed = pack([Prompt.make([(20, 10), (0, 0)], [1, 0], box=(0, 0, 20, 10))], FrameMap((10, 20), FRAME))
     np.testing.assert_array_equal(packed["point_coords"][0, 0], (1024, 512))
 
 
@@ -258,11 +250,11 @@ def _prompts_and_size(draw):
 @given(_prompts_and_size())
 def test_a_batch_is_each_prompt_alone_then_absent_slots(prompts_and_size):
     prompts, image_hw = prompts_and_size
-    packed = pack(prompts, image_hw, TINY)
+    packed = pack(prompts, FrameMap(image_hw, TINY))
     check_tensors(packed["point_coords"], packed["point_labels"])
     new_height, new_width = resized_size(*image_hw, TINY.size)
     for index, prompt in enumerate(prompts):
-        alone = pack([prompt], image_hw, TINY)
+        alone = pack([prompt], FrameMap(image_hw, TINY))
         slots = alone["point_labels"].shape[1]
         assert slots == len(prompt.points) + (1 if prompt.box is None else 2)
         np.testing.assert_array_equal(packed["point_coords"][index, :slots], alone["point_coords"][0])
@@ -301,7 +293,7 @@ def test_fitting_a_prompt_changes_its_box_alone():
     prompt = fit_box(Prompt.make([(3, 3)], [0], box=(-1, 2, 30, 9.5)), (10, 20))
     np.testing.assert_array_equal(prompt.box, [0, 2, 20, 9.5])
     np.testing.assert_array_equal(prompt.labels, [0])
-    pack([prompt], (10, 20), FRAME)
+    pack([prompt], FrameMap((10, 20), FRAME))
     assert fit_box(CLICK, (10, 20)) is CLICK
     with pytest.raises(PromptError, match="outside the image, 20 wide and 10 high"):
         fit_box(Prompt.make(box=(20, 0, 30, 5)), (10, 20))
@@ -311,7 +303,7 @@ def test_fitting_a_prompt_changes_its_box_alone():
 def test_a_clipped_box_is_a_valid_prompt(boxes, height, width):
     inside, kept = clip_boxes(np.array(boxes, np.float64).reshape(-1, 4), (height, width))
     for box, index in zip(inside, kept, strict=True):
-        pack([Prompt.make(box=box)], (height, width), TINY)
+        pack([Prompt.make(box=box)], FrameMap((height, width), TINY))
         x0, y0, x1, y1 = boxes[index]
         np.testing.assert_array_equal(box, [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)])
 
@@ -350,7 +342,9 @@ def test_a_box_is_clear_as_for_the_official_predictor(scores, num_tokens):
 
 def test_a_box_is_seen_in_the_packed_labels():
     prompts = [CLICK, Prompt.make(box=(0, 0, 5, 5)), Prompt.make([(1, 1)], [0], box=(0, 0, 5, 5))]
-    np.testing.assert_array_equal(has_box(pack(prompts, (10, 10), FRAME)["point_labels"]), [False, True, True])
+    np.testing.assert_array_equal(
+        has_box(pack(prompts, FrameMap((10, 10), FRAME))["point_labels"]), [False, True, True]
+    )
 
 
 # check_tensors

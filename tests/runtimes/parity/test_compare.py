@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from samexport.errors import ConfigError
-from samexport.models.contracts import sampler_graph
+from samexport.models.families.detector import sampler_graph
 from samexport.models.spec import TensorSpec
 from samexport.runtimes.parity.compare import (
     TIERS,

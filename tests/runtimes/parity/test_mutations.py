@@ -17,9 +17,9 @@ from onnx import numpy_helper
 from PIL import Image
 
 from samexport.errors import BundleError
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 from samexport.runtimes.bundle import MANIFEST, Bundle, open_bundle
-from samexport.runtimes.host import image as images
+from samexport.runtimes.host import frames as images
 from samexport.runtimes.parity import golden as goldens
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.tasks import segment as segments
@@ -237,7 +237,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "a format that no runtime reads": (artifacts(file_format="executorch"), "no runtime here reads its format"),
     "a recipe that no one can judge": (artifacts(recipe="int1"), "there is no tolerance for its recipe int1"),
     # what the host must know
-    "another mean": (manifest(frame=Frame(64, mean=(103.53, 116.28, 123.675))), "encoder picture"),
+    "another mean": (manifest(frame=Preprocess(64, mean=(103.53, 116.28, 123.675))), "encoder picture"),
     "other mask outputs": (manifest(mask_outputs=(3,)), "end to end, masks"),
     # the reference
     "NaN in the reference": (set_expected("encoder", "image_embeddings", with_value(np.nan)), "in the reference"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from samexport.errors import BundleError
 from samexport.runtimes.bundle import Bundle, open_bundle
-from samexport.runtimes.host import image as images
+from samexport.runtimes.host import frames as images
 from samexport.runtimes.parity import golden as goldens
 from samexport.runtimes.parity.golden import load_golden
 from samexport.runtimes.parity.verify import verify_bundle

@@ -58,14 +58,15 @@ def test_default_entry_points_get_cases_that_fill_them_and_one_prompt_more(tflit
 
     golden = load_golden(tflite_bundle.folder, tflite_bundle.manifest.frame)
     for chain, cases in cases_by_chain(tflite_bundle, golden).items():
-        made = [len(c.inputs["point_labels"]) for c in entry_point_cases(cases, plan((1, 4, 16)))]
+        found = entry_point_cases(cases, tflite_bundle.graph(chain[-1]), plan((1, 4, 16)))
+        made = [len(c.inputs["point_labels"]) for c in found]
         assert made == ([] if chain == ("encoder",) else [2, 4, 5, 16, 17])
 
 
 def test_cases_are_repeated_prompt_by_prompt(tflite_bundle):
     golden = load_golden(tflite_bundle.folder, tflite_bundle.manifest.frame)
     case = next(c for c in golden.cases if c.name == "3x2")
-    made = case.repeated(7)
+    made = case.repeated(tflite_bundle.graph("decoder"), 7)
     assert made.name == "7x2 (repeats 3x2)"
     for name in ("point_coords", "point_labels"):
         np.testing.assert_array_equal(made.inputs[name], case.inputs[name][[0, 1, 2, 0, 1, 2, 0]])

@@ -14,11 +14,12 @@ from samexport.exporter.sampler_export import SamplerExport, load_sampler, write
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.models.catalog import find_model
-from samexport.runtimes.base import open_runtime
+from samexport.runtimes.host.frames import FrameMap, upscale_mask
 from samexport.runtimes.host.grid import GridOptions
-from samexport.runtimes.host.image import read_image, upscale_mask
+from samexport.runtimes.host.image import read_image
 from samexport.runtimes.host.masks import decode_rle
 from samexport.runtimes.parity.compare import compare_boxes, intersection_over_union, tier
+from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.tasks.everything import GivenBoxes, GridPoints, SegmentEverything
 from samexport.runtimes.verdicts import Check, Verdict
 from tests.models.golden import GOLDEN
@@ -72,6 +73,6 @@ def test_boxes_give_the_official_mask_0(full_bundle):
     np.testing.assert_allclose(predicted, golden["boxes.iou"], atol=1e-4)
     stats = np.stack([f(logits.astype(np.float64), axis=(1, 2)) for f in (np.min, np.max, np.mean, np.std)], axis=-1)
     np.testing.assert_allclose(stats, golden["boxes.stats"], atol=1e-3)
-    upscaled = upscale_mask(logits, picture.shape[:2], full_bundle.manifest.frame)
+    upscaled = upscale_mask(logits, FrameMap(picture.shape[:2], full_bundle.manifest.frame))
     found = np.stack([decode_rle(mask.segmentation) for mask in masks])
     assert intersection_over_union(upscaled, found).min() >= 0.9999

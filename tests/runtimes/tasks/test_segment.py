@@ -7,8 +7,9 @@ from PIL import Image
 
 from samexport.errors import ConfigError, ImageError, ParityFailed, PromptError
 from samexport.runtimes.adapters.entry_points import Bucket
-from samexport.runtimes.host.image import upscale_logits
-from samexport.runtimes.host.prompts import Prompt, pack
+from samexport.runtimes.host.frames import FrameMap, upscale_logits
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.sam_prompts import pack
 from samexport.runtimes.tasks.everything import GivenBoxes, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
 
@@ -72,7 +73,7 @@ def test_a_grid_of_clicks_is_what_each_click_gives(tiny_bundle, picture):
 def test_masks_are_the_thresholded_upscaled_logits_of_the_picture(segmenter, tiny_bundle):
     (answer,) = segmenter.predict([Prompt.make(points=[[30, 20]], labels=[1])], multimask=True)
     assert answer.masks.shape == (4, 45, 60)
-    logits = upscale_logits(answer.low_res_masks, (45, 60), tiny_bundle.manifest.frame)
+    logits = upscale_logits(answer.low_res_masks, FrameMap((45, 60), tiny_bundle.manifest.frame))
     assert np.array_equal(answer.masks, logits > 0)
 
 
@@ -113,8 +114,8 @@ def test_any_picture_shape_gives_masks_of_that_shape(tiny_bundle, shape):
 def test_a_split_bundle_computes_the_prologue_once_a_picture(half_bundle, picture, monkeypatch):
     with Segmenter(half_bundle, chunk=2) as opened:
         calls = []
-        run = opened._run
-        monkeypatch.setattr(opened, "_run", lambda graph, inputs: calls.append(graph) or run(graph, inputs))
+        run = opened.graphs.run
+        monkeypatch.setattr(opened.graphs, "run", lambda *given: calls.append(given[0]) or run(*given))
         opened.set_image(picture)
         opened.predict(many_prompts(5))
         opened.set_image(picture[::-1].copy())
@@ -146,8 +147,8 @@ def test_one_prompt_is_one_answer_and_a_list_is_a_list(segmenter):
 def test_answers_come_while_later_prompts_are_not_decoded(tiny_bundle, picture, monkeypatch):
     with Segmenter(tiny_bundle, chunk=2) as opened:
         opened.set_image(picture)
-        calls, run = [], opened._run
-        monkeypatch.setattr(opened, "_run", lambda graph, inputs: calls.append(graph) or run(graph, inputs))
+        calls, run = [], opened.graphs.run
+        monkeypatch.setattr(opened.graphs, "run", lambda *given: calls.append(given[0]) or run(*given))
         answers = opened.answers(many_prompts(6))
         next(answers)
         assert calls == ["decoder"]
@@ -171,7 +172,9 @@ def test_a_picture_that_fails_leaves_none_behind(tiny_bundle, picture, tmp_path,
                 opened.set_image(bad)
             with pytest.raises(PromptError, match="no picture was set"):
                 opened.predict(Prompt.make([1, 1]))
-        monkeypatch.setattr(opened, "_run", lambda graph, inputs: {"image_embeddings": np.full((1, 2), np.nan)})
+        monkeypatch.setattr(
+            opened.graphs, "run", lambda graph, inputs, wanted=(): {"image_embeddings": np.full((1, 2), np.nan)}
+        )
         with pytest.raises(ParityFailed, match="encoder returned NaN"):
             opened.set_image(picture)
         with pytest.raises(PromptError, match="no picture was set"):
@@ -182,11 +185,11 @@ def test_a_picture_that_fails_leaves_none_behind(tiny_bundle, picture, tmp_path,
 def test_nan_is_never_an_answer(tiny_bundle, picture, monkeypatch, name):
     with Segmenter(tiny_bundle) as opened:
         opened.set_image(picture)
-        run = opened._run
+        run = opened.graphs.run
         monkeypatch.setattr(
-            opened,
-            "_run",
-            lambda graph, inputs: {n: v * (np.inf if n == name else 1) for n, v in run(graph, inputs).items()},
+            opened.graphs,
+            "run",
+            lambda *given: {n: v * (np.inf if n == name else 1) for n, v in run(*given).items()},
         )
         with pytest.raises(ParityFailed, match="decoder returned NaN"):
             opened.predict(Prompt.make([1, 1]))
@@ -215,7 +218,7 @@ def test_points_beyond_a_file_of_fixed_size_are_counted_as_the_user_does(tiny_bu
     eight = Prompt.make([(i, i) for i in range(8)])
     with Segmenter(tiny_bundle) as opened:
         opened.set_image(picture)
-        monkeypatch.setitem(opened._opened, "decoder", Rooms())
+        monkeypatch.setitem(opened.graphs.opened, "decoder", Rooms())
         for prompt, message in (
             (eight, "prompt 1 has 8 points; this file takes at most 7: give fewer, or export it with --points 9"),
             (
@@ -254,5 +257,5 @@ def test_verify_and_segment_need_neither_torch_nor_onnx(tiny_bundle):
 
 
 def test_pack_agrees_with_the_decoder_contract(tiny_bundle):
-    tensors = pack(many_prompts(4), (45, 60), tiny_bundle.manifest.frame)
+    tensors = pack(many_prompts(4), FrameMap((45, 60), tiny_bundle.manifest.frame))
     assert set(tensors) == set(tiny_bundle.graph("decoder").input_names) - {"image_embeddings"}

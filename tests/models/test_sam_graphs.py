@@ -5,8 +5,8 @@ import torch
 
 from samexport.models.build import build_graph
 from samexport.models.catalog import MODELS, find_model
-from samexport.models.contracts import sam_graphs
-from samexport.models.spec import Frame, axis_sizes
+from samexport.models.families.sam import sam_graphs
+from samexport.models.spec import Preprocess, axis_sizes
 from tests.models import golden
 
 GRAPHS = ("encoder", "decoder", "decoder_with_mask", "decoder_prologue", "decoder_step")
@@ -109,7 +109,7 @@ def test_outputs_have_the_shapes_and_types_of_the_graph(tiny, plain):
 
 
 def test_sizes_follow_the_frame_and_the_width():
-    graphs = {graph.name: graph for graph in sam_graphs(Frame(64), embed_dim=32)}
+    graphs = {graph.name: graph for graph in sam_graphs(Preprocess(64), embed_dim=32)}
     assert shapes(graphs["encoder"].outputs) == {"image_embeddings": (1, 32, 4, 4)}
     assert shapes(graphs["decoder_prologue"].outputs) == {
         "image_tokens": (16, 32), "image_keys": (16, 16), "image_values": (16, 16), "image_queries": (16, 16),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from samexport.models.families.sam import ABSENT
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.adapters.packages import buckets_of
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats.mlpackage import Package, read_package
-from samexport.runtimes.host import prompts
+from samexport.runtimes.host import sam_prompts as prompts
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 FILE_NAME = "Segmenter.swift"
@@ -26,7 +27,7 @@ _HEAD = """// {name}: load, set a picture, predict, upscale, for the packages of
 // right and below; masks are scaled back with half-pixel centres. Licence of this file: Apache-2.0.
 
 """
-_AXES = {"N": ".prompts", "K": ".points"}
+_AXES: dict[str, str] = {"prompts": ".prompts", "points": ".points"}
 # the names by which the fixed code calls tensors
 _TENSORS = {
     "image": "image",
@@ -43,8 +44,13 @@ _LABELS = {
     "labelBoxTopLeft": prompts.BOX_TOP_LEFT,
     "labelBoxBottomRight": prompts.BOX_BOTTOM_RIGHT,
     "labelPadding": prompts.PADDING,
-    "labelAbsent": prompts.ABSENT,
+    "labelAbsent": ABSENT,
 }
+
+
+def files(bundle: Bundle) -> dict[str, str]:
+    """What a CoreML bundle of SAM gets besides its packages."""
+    return {FILE_NAME: swift_source(bundle)}
 
 
 def swift_source(bundle: Bundle) -> str:
@@ -107,17 +113,17 @@ def _graph(role: str, kind: str, graph: GraphSpec, bundle: Bundle, package: Pack
         *(f"            {entry}," for entry in _entry_points(graph, bundle.folder, package)),
         "        ],",
         "        inputs: [",
-        *(f"            {_tensor(tensor)}," for tensor in graph.inputs),
+        *(f"            {_tensor(graph, tensor)}," for tensor in graph.inputs),
         "        ],",
         "        outputs: [",
-        *(f"            {_tensor(tensor)}," for tensor in graph.outputs),
+        *(f"            {_tensor(graph, tensor)}," for tensor in graph.outputs),
         "        ])",
     ]
 
 
 def _entry_points(graph: GraphSpec, folder: Path, package: Package) -> list[str]:
     """One each; a function is named only where its package has several."""
-    sizes = {b.name: (b.prompts, b.points, b.flexible) for b in (buckets_of(package) if graph.axes else ())}
+    sizes = {b.name: (b.prompts, b.points, b.flexible) for b in buckets_of(package, graph)}
     lines = []
     for name in sizes or package.functions:
         file = package.files[name]
@@ -132,6 +138,7 @@ def _entry_points(graph: GraphSpec, folder: Path, package: Package) -> list[str]
     return lines
 
 
-def _tensor(tensor: TensorSpec) -> str:
-    axes = ", ".join(f".fixed({size})" if isinstance(size, int) else _AXES[size] for size in tensor.shape)
+def _tensor(graph: GraphSpec, tensor: TensorSpec) -> str:
+    named = {axis.name: _AXES[axis.role] for axis in graph.axes}
+    axes = ", ".join(f".fixed({size})" if isinstance(size, int) else named[size] for size in tensor.shape)
     return f'Tensor(name: "{tensor.name}", axes: [{axes}])'

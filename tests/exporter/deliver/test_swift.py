@@ -8,11 +8,11 @@ import pytest
 import tree_sitter_swift
 from tree_sitter import Language, Node, Parser
 
-from samexport.exporter.to_coreml import swift
-from samexport.exporter.to_coreml.swift import FILE_NAME, swift_source
+from samexport.exporter.deliver import sam_swift as swift
+from samexport.exporter.deliver.sam_swift import FILE_NAME, swift_source
 from samexport.models.catalog import MODELS, find_model
-from samexport.models.contracts import LABELS, sam_graphs
-from samexport.models.spec import Frame
+from samexport.models.families.sam import LABELS, sam_graphs
+from samexport.models.spec import Preprocess
 from samexport.runtimes.bundle import Artifact, Bundle, Manifest, WeightsInfo
 from samexport.runtimes.formats.mlpackage import Function, Package, Value, read_package
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
@@ -121,7 +121,7 @@ def test_every_name_shape_code_and_size_is_that_of_the_spec(source, spec, split)
     assert LABELS.startswith("1 inside, 0 outside, 2 and 3 box corners, -1 SAM's padding point, -2 absent")
     assert found["encoderTakesPicture"] == str(split).lower()
     names = {v.strip('"') for v in found.values() if v.startswith('"')}
-    known = {t.name for g in sam_graphs(Frame(64)) for t in (*g.inputs, *g.outputs)}
+    known = {t.name for g in sam_graphs(Preprocess(64)) for t in (*g.inputs, *g.outputs)}
     assert names <= known
     assert {"image", "point_coords", "point_labels", "mask_input", "has_mask_input"} <= names
 
@@ -145,7 +145,7 @@ def test_entry_points_are_the_files_and_functions_of_the_packages(source, layout
 
 def test_the_fixed_code_names_no_tensor_and_no_size_of_its_own():
     root = parse(Path(swift.__file__).with_name(FILE_NAME).read_text())
-    known = {t.name for g in sam_graphs(Frame(1024)) for t in (*g.inputs, *g.outputs)}
+    known = {t.name for g in sam_graphs(Preprocess(1024)) for t in (*g.inputs, *g.outputs)}
     texts = {n.text.decode() for n in nodes(root, "line_str_text")}
     assert not {word for text in texts for word in re.findall(r"\w+", text)} & (known - {"image"})
     assert "image" not in texts
@@ -187,7 +187,7 @@ def test_a_bundle_carries_the_file_of_its_own_packages(coreml_bundle):
 
 
 def test_another_frame_gives_another_file(source):
-    other = replace(SPEC, frame=Frame(512, mean=(1, 2.5, 3)), graphs=sam_graphs(Frame(512)))
+    other = replace(SPEC, frame=Preprocess(512, mean=(1, 2.5, 3)), graphs=sam_graphs(Preprocess(512)))
     text = source(other)
     assert (constants(text)["frameSize"], constants(text)["lowRes"]) == ("512", "128")
     assert "1024" not in text

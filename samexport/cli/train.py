@@ -1,0 +1,159 @@
+"""``samexport train-demo`` and ``samexport draw-scenes``: train weights on drawn scenes, and measure them there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from samexport.cli.options import OUTPUT
+from samexport.errors import ConfigError, FileError
+
+if TYPE_CHECKING:
+    from samexport.training.loop import Progress
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+TRAINING = "Training"
+
+
+def train_demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Weights, log, curves.", rich_help_panel=OUTPUT)],
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="How long to train, such as 9m or 2h.", rich_help_panel=TRAINING),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How many steps to train, instead of a time.", rich_help_panel=TRAINING)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="cuda or cpu.", show_default="cuda where there is one", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and prompts.", rich_help_panel=TRAINING)] = 0,
+    encoder: Annotated[
+        str, typer.Option(metavar="NAME", help="What is trained.", rich_help_panel=TRAINING)
+    ] = "tinyvit",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Carry on from the folder's state.pt.", rich_help_panel=TRAINING)
+    ] = False,
+) -> None:
+    """Train a model from nothing on scenes that are drawn on the way, with exact masks.
+
+    Needs the extra [train]. Sizes grow from 128 to 1024 pixels on a GPU, to 512 on a CPU. The folder gets the
+    weights in fp16 (demo.0.safetensors, ...: give each as --checkpoint), log.jsonl, curves.png, samples.png, and
+    state.pt, from which --resume carries on after any stop.
+    """
+    if (budget is None) == (steps is None):
+        raise ConfigError("give how long to train: --budget 9m or --steps 1000, one of them")
+    seconds = None if budget is None else _seconds(budget)
+    _check_folder(out, resume)
+    import torch
+
+    from samexport.models.catalog import find_model
+    from samexport.training.demo import LOG, STATE, train
+    from samexport.training.loop import TrainSettings, stages_for
+
+    spec = find_model(encoder)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen not in ("cuda", "cpu"):
+        raise ConfigError(f"--device is cuda or cpu, not {chosen!r}")
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("PyTorch sees no CUDA device; give --device cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = TrainSettings(stages_for(spec.frame.size, chosen), seconds, steps, seed, device=chosen)
+    state = out / STATE if resume else None
+    with _Bar() as bar:
+        quality = train(spec, settings, out, shown=bar.show, resume=state)
+    print(
+        f"on held-out scenes: box IoU {quality.box:.3f}, one click {quality.click:.3f} (best of three masks),"
+        f" {quality.scored:.3f} (by its own score)"
+    )
+    print(f"wrote {out} ({LOG} has how it went)")
+
+
+def draw_scenes(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder to make.", rich_help_panel=OUTPUT)],
+    count: Annotated[int, typer.Option(min=1, help="How many.", rich_help_panel=TRAINING)] = 200,
+    size: Annotated[
+        int, typer.Option(min=64, max=4096, metavar="PIXELS", help="Their long side.", rich_help_panel=TRAINING)
+    ] = 1024,
+    objects: Annotated[int, typer.Option(min=1, max=200, help="Most objects in one.", rich_help_panel=TRAINING)] = 40,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first one.", rich_help_panel=TRAINING)] = 0,
+) -> None:
+    """Draw scenes that train-demo never sees, as PNG files with COCO annotations for `samexport eval`.
+
+    Needs the extra [train].
+    """
+    from samexport.files import new_folder
+
+    with new_folder(out) as folder, _Drawing(count) as drawing:
+        from samexport.training.dataset import ANNOTATIONS, write_scenes
+        from samexport.training.scenes import SceneSettings
+
+        objects_drawn = write_scenes(folder, count, SceneSettings(size, objects), first, drawing.done)
+    print(f"wrote {out}: {count} scenes with {objects_drawn} objects; {ANNOTATIONS} has their masks")
+
+
+class _Drawing:
+    def __init__(self, count: int) -> None:
+        from samexport.cli.terminal import ProgressBar
+
+        self._bar, self._count = ProgressBar(), count
+
+    def done(self, number: int) -> None:
+        self._bar.update("drawing", number, self._count)
+
+    def __enter__(self) -> _Drawing:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.__exit__()
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not found or float(found[1]) == 0:
+        raise ConfigError(f"--budget is a time such as 90s, 9m or 2h, not {text!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise FileError(f"{out} is a file; --out names a folder")
+    if resume and not (out / "state.pt").is_file():
+        raise FileError(f"{out} has no state.pt to carry on from; leave --resume out")
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise FileError(f"{out} is not empty; carry on with --resume or name another folder")
+
+
+class _Bar:
+    """Share done, size, pictures a second and the IoU; elsewhere than on a terminal a line every half minute."""
+
+    def __init__(self) -> None:
+        from samexport.cli.terminal import ProgressBar
+
+        self._bar = ProgressBar()
+        self._iou, self._said = "", -30.0
+
+    def show(self, progress: Progress) -> None:
+        if progress.losses:
+            self._iou = f"IoU {progress.losses['single']:.2f}"
+        rate = progress.pictures / max(progress.seconds, 1e-9)
+        label = f"step {progress.step}, {progress.stage.size} pixels, {rate:.0f} pictures/s, {self._iou}"
+        self._bar.update(label, round(1000 * min(1.0, progress.share)), 1000)
+        if progress.seconds - self._said >= 30 and not sys.stderr.isatty():
+            self._said = progress.seconds
+            print(f"{progress.seconds:.0f} s: {label}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> _Bar:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.__exit__()

@@ -1,0 +1,62 @@
+"""What a family of models is to everything outside this folder: one frozen object, pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from samexport.models.spec import ModelSpec
+
+DottedPath = str
+"""``package.module:name``, imported when it is needed: reading a family imports neither torch nor a runtime."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models whose graphs, pictures and prompts go together in one way.
+
+    Outputs feed the inputs of later graphs that have their names; ``state`` has those that feed a later frame.
+
+    Attributes:
+        name: as it stands in models and manifests.
+        models: its part of the catalogue.
+        graphs: the names of the graphs to export for a set of features, in the order in which they run.
+        features: the names that ``graphs`` knows.
+        network: dotted path of ``ModelSpec -> nn.Module``, with the official state-dict names, without values
+            (:func:`samexport.models.architectures.layers.no_values`).
+        forms: dotted path of {graph: ``(network, spec, small) -> nn.Module``}, what is exported.
+        plain: the same of the untouched architecture, the reference; graphs that are missing there are judged in a
+            chain that equals another graph, see ``equal``.
+        equal: a graph that ends a chain to the one graph that the whole chain computes.
+        state: outputs to the inputs of the next frame that they become.
+        session: dotted path of the :class:`samexport.runtimes.session.Session` that does what an app does.
+        cases: dotted path of a ``samexport.runtimes.parity.golden.MakeCases``: what is compared.
+        encoder_parts: beginnings of the state-dict names that a decoder's own checkpoint leaves as they are.
+        dialects: dotted paths of functions from the official state-dict names to
+            :class:`samexport.models.weights.layouts.Dialect`: other names that checkpoints may have.
+        constants: dotted path of ``network -> {name: array}``: what the session needs besides the graphs.
+        card: dotted path of ``Manifest -> samexport.exporter.deliver.card.About``: how to use a bundle, for its README.
+        extras: by format, dotted path of ``Bundle -> {file name: text}``: code that goes with the files.
+    """
+
+    name: str
+    models: tuple[ModelSpec, ...]
+    graphs: Callable[[Collection[str]], tuple[str, ...]]
+    network: DottedPath
+    forms: DottedPath
+    plain: DottedPath
+    session: DottedPath
+    cases: DottedPath
+    card: DottedPath
+    features: tuple[str, ...] = ()
+    equal: Mapping[str, str] = field(default_factory=dict)
+    state: Mapping[str, str] = field(default_factory=dict)
+    constants: DottedPath = ""
+    encoder_parts: tuple[str, ...] = ()
+    dialects: tuple[DottedPath, ...] = ()
+    extras: Mapping[str, DottedPath] = field(default_factory=dict)
+
+    @property
+    def first(self) -> str:
+        """The graph that sees the picture; every bundle of the family has it."""
+        return self.graphs(())[0]

@@ -1,0 +1,1 @@
+"""TRAINS weights: drawn scenes, and the loop that learns to segment them. Nothing but the command line imports it."""
