@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from samexport.models.contracts import LABELS
-from samexport.models.spec import Frame, GraphSpec, TensorSpec
+from samexport.models.families.sam import ABSENT, LABELS, POINTS, PROMPTS
+from samexport.models.spec import Axis, GraphSpec, Preprocess, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +29,20 @@ IMAGE_GRAPHS = (IMAGE_ENCODER, MASK_DECODER, MASK_DECODER_WITH_MASK)
 VIDEO_GRAPHS = (*IMAGE_GRAPHS, MASK_DECODER_TRACKED, MEMORY_ATTENTION, MEMORY_ENCODER)
 
 MEMORY_WIDTH = 64
+MEMORIES = Axis("F", "memories", traced=4, usual=7)
+POINTERS = Axis("R", "pointers", traced=5, usual=16)
+ABSENT_ROW = -1
+"""``memory_row`` of a slot without a memory."""
+
+
+def image_frame(size: int = 1024) -> Preprocess:
+    """As the official image predictor stretches a picture."""
+    return Preprocess(size, resize="stretch", filter="bilinear_float")
+
+
+def video_frame(size: int = 1024) -> Preprocess:
+    """As the official video predictor does."""
+    return Preprocess(size, resize="stretch", filter="bicubic")
 
 
 def sam2_graphs(image_size: int = 1024, width: int = 256) -> tuple[GraphSpec, ...]:
@@ -42,7 +56,7 @@ def sam2_graphs(image_size: int = 1024, width: int = 256) -> tuple[GraphSpec, ..
 
 
 def _image_graphs(size: int, width: int) -> tuple[GraphSpec, ...]:
-    frame = Frame(size)
+    frame = image_frame(size)
     image = TensorSpec("image", (1, 3, size, size), f"RGB, stretched to {size} x {size}, sides apart", 0, 255)
     seen = (
         TensorSpec("image_embed", (1, width, frame.grid, frame.grid), "stride 16, with the embedding for no memory"),
@@ -52,26 +66,29 @@ def _image_graphs(size: int, width: int) -> tuple[GraphSpec, ...]:
     vision = TensorSpec("vision", (1, width, frame.grid, frame.grid), "stride 16, as memories are made and read with")
     points = (
         TensorSpec("point_coords", ("N", "K", 2), f"x, y in pixels of the {size} frame", 0, size - 1),
-        TensorSpec("point_labels", ("N", "K"), LABELS, -2, 3),
+        TensorSpec("point_labels", ("N", "K"), LABELS, ABSENT, 3, fill=ABSENT),
     )
     mask_prompt = (
         TensorSpec("mask_input", ("N", 1, frame.low_res, frame.low_res), "logits of an earlier mask", -32, 32),
         TensorSpec("has_mask_input", ("N",), "1 where mask_input is to be used, else 0", 0, 1),
     )
-    decoded = _decoded(frame, width)
+    decoded, axes = _decoded(frame, width), (PROMPTS, POINTS)
     return (
         GraphSpec(IMAGE_ENCODER, "image to features; normalisation is inside", (image,), (*seen, vision)),
-        GraphSpec(MASK_DECODER, "points and boxes to masks; a padding point ends each", (*seen, *points), decoded),
+        GraphSpec(
+            MASK_DECODER, "points and boxes to masks; a padding point ends each", (*seen, *points), decoded, axes
+        ),
         GraphSpec(
             MASK_DECODER_WITH_MASK,
             "points, boxes and an earlier mask to masks",
             (*seen, *points, *mask_prompt),
             decoded,
+            axes,
         ),
     )
 
 
-def _decoded(frame: Frame, width: int) -> tuple[TensorSpec, ...]:
+def _decoded(frame: Preprocess, width: int) -> tuple[TensorSpec, ...]:
     low = frame.low_res
     return (
         TensorSpec(
@@ -87,7 +104,7 @@ def _decoded(frame: Frame, width: int) -> tuple[TensorSpec, ...]:
 
 
 def _video_graphs(size: int, width: int) -> tuple[GraphSpec, ...]:
-    frame = Frame(size)
+    frame = image_frame(size)
     grid, low, cells = frame.grid, frame.low_res, frame.grid**2
     vision = TensorSpec("vision", (1, width, grid, grid), "stride 16, of this frame")
     embedding = TensorSpec("image_embed", ("N", width, grid, grid), "what each object makes of this frame")
@@ -97,7 +114,14 @@ def _video_graphs(size: int, width: int) -> tuple[GraphSpec, ...]:
     )
     remembered = (
         TensorSpec("memory", ("N", "F", cells, MEMORY_WIDTH), "memories, cells row-major"),
-        TensorSpec("memory_row", ("N", "F"), "frames ago minus 1, 6 for a frame with prompts, -1 absent slot", -1, 6),
+        TensorSpec(
+            "memory_row",
+            ("N", "F"),
+            "frames ago minus 1, 6 for a frame with prompts, -1 absent slot",
+            ABSENT_ROW,
+            6,
+            fill=ABSENT_ROW,
+        ),
         TensorSpec("pointers", ("N", "R", width), "object pointers"),
         TensorSpec("pointer_age", ("N", "R"), "frames ago as a share of 15, or of a shorter clip less one", -1, 1),
         TensorSpec("pointer_present", ("N", "R"), "1, or 0 for an absent slot", 0, 1),
@@ -109,9 +133,17 @@ def _video_graphs(size: int, width: int) -> tuple[GraphSpec, ...]:
     )
     memory = TensorSpec("memory", ("N", cells, MEMORY_WIDTH), "to be kept in bfloat16, cells row-major")
     return (
-        GraphSpec(MASK_DECODER_TRACKED, "masks without prompts", (embedding, *features), _decoded(frame, width)),
-        GraphSpec(MEMORY_ATTENTION, "a frame as objects remember it", (vision, *remembered), (embedding,)),
-        GraphSpec(MEMORY_ENCODER, "a frame and its masks to memories", (vision, *mask), (memory,)),
+        GraphSpec(
+            MASK_DECODER_TRACKED, "masks without prompts", (embedding, *features), _decoded(frame, width), (PROMPTS,)
+        ),
+        GraphSpec(
+            MEMORY_ATTENTION,
+            "a frame as objects remember it",
+            (vision, *remembered),
+            (embedding,),
+            (PROMPTS, MEMORIES, POINTERS),
+        ),
+        GraphSpec(MEMORY_ENCODER, "a frame and its masks to memories", (vision, *mask), (memory,), (PROMPTS,)),
     )
 
 
@@ -121,7 +153,8 @@ def fixed(graph: GraphSpec, sizes: Mapping[str, int]) -> GraphSpec:
     def of(tensor: TensorSpec) -> TensorSpec:
         return replace(tensor, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in tensor.shape))
 
-    return replace(graph, inputs=tuple(map(of, graph.inputs)), outputs=tuple(map(of, graph.outputs)))
+    left = tuple(axis for axis in graph.axes if axis.name not in sizes)
+    return replace(graph, inputs=tuple(map(of, graph.inputs)), outputs=tuple(map(of, graph.outputs)), axes=left)
 
 
 def sam2_module(model: Sam2, graph: str) -> nn.Module:

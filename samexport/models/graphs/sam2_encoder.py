@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from samexport.models.architectures import hiera
 from samexport.models.architectures.sam2 import Sam2
 from samexport.models.graphs.layers import Normalise, frozen, merge, partition
-from samexport.models.spec import Frame
+from samexport.models.spec import Preprocess
 
 # of a chunk's scores; more do not fit into the caches between the two products
 _SCORE_BYTES = 1 << 25
@@ -178,7 +178,7 @@ class Sam2ImageEncoder(nn.Module):
         super().__init__()
         trunk, neck, decoder = model.image_encoder.trunk, model.image_encoder.neck, model.sam_mask_decoder
         size = model.size.image_size
-        self.normalise = Normalise(Frame(size))
+        self.normalise = Normalise(Preprocess(size))
         source = trunk.patch_embed.proj
         self.patch = nn.Conv2d(3, source.out_channels, 7, 4, 3)
         self.patch.weight, self.patch.bias = frozen(source.weight), source.bias

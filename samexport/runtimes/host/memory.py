@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from samexport.models.families.sam2 import ABSENT_ROW
 from samexport.runtimes.host.object_masks import Floats, ObjectMask
 
 MEMORY_FRAMES = 7
 PROMPTED_ROW = MEMORY_FRAMES - 1
 MAX_POINTERS = 16
-ABSENT_ROW = -1.0
 
 
 def to_bfloat16(values: Floats) -> NDArray[np.uint16]:

@@ -1,4 +1,4 @@
-"""Which of a SAM 2 decoder's four masks is an object's, and what goes with it. Numpy only.
+"""Which of a SAM 2 decoder's four masks is an object's, and what goes with it. Numpy and Pillow.
 
 Facts follow SAM 2's ``SAM2Base._forward_sam_heads`` and ``MaskDecoder`` (facebookresearch/sam2).
 """
@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from samexport.runtimes.host.stretched import resize
+from PIL import Image
 
 Floats = NDArray[np.float32]
 
@@ -85,7 +84,13 @@ def object_mask(
 
 def given_mask(mask: NDArray[np.bool_], size: int) -> Floats:
     """A mask [H, W] on the square of the model, [size, size] of zeros and ones."""
-    return (resize(mask, size, size) >= 0.5).astype(np.float32)
+    return (_resize(mask, size) >= 0.5).astype(np.float32)
+
+
+def _resize(values: NDArray[Any], side: int) -> Floats:
+    """[H, W] to [side, side], bilinear with antialias as torch has it."""
+    resized = Image.fromarray(values.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+    return np.array(resized)
 
 
 def mask_prompt(square: Floats, constants: Mapping[str, NDArray[Any]]) -> Floats:
@@ -101,6 +106,6 @@ def as_output(square: Floats, seen: ObjectMask, nothing: Floats) -> ObjectMask:
     """A given mask [S, S] as if it had been predicted; ``seen`` is what its prompt was decoded to, for the pointer."""
     present = bool(square.any())
     side = len(square) // 4
-    low_res = resize(20 * square - 10, side, side)
+    low_res = _resize(20 * square - 10, side)
     pointer = seen.pointer if present else nothing
     return ObjectMask(low_res, np.ones(1, np.float32), pointer.copy(), 10.0 if present else -10.0)

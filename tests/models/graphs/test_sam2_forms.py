@@ -15,6 +15,9 @@ from samexport.models.graphs.sam2_encoder import Sam2ImageEncoder
 from samexport.models.graphs.sam2_memory import Sam2MemoryAttention
 from tests.models import golden, sam2_golden
 from tests.models.graphs.test_decoder import assert_equal_within
+from tests.models.sam2_golden import one_thread
+
+__all__ = ["one_thread"]  # fixtures
 
 # the official numbers of blocks, heads and windows with narrow channels; large has maps that need no padding
 SIZES = {
@@ -147,6 +150,7 @@ def test_graphs_have_the_shapes_of_their_contract_and_no_tensor_above_rank_4(sma
     graph = {g.name: g for g in sam2_graphs(64, 64)}[name]
     one = fixed(graph, {"N": 2, "K": 3, "F": 3, "R": 5})
     assert not one.axes
+    assert not one.named_sizes
     inputs = tuple(torch.zeros(tensor.shape) for tensor in one.inputs)
     outputs = sam2_module(small, name)(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -13,9 +13,9 @@ from samexport.errors import ConfigError, FileError
 from samexport.files import new_file
 from samexport.runtimes.arrays import read_npz
 from samexport.runtimes.base import Runtime
+from samexport.runtimes.families.sam2_tracker import Tracker
 from samexport.runtimes.host.memory import Bank, Remembered
 from samexport.runtimes.host.object_masks import ObjectMask
-from samexport.runtimes.tasks.track import Tracker
 
 _CANDIDATES = 3
 _TRACKED, _PROMPTED, _CORRECTED = range(3)
@@ -73,7 +73,7 @@ def resume(
     _check(arrays, path)
     frames, next_frame, height, width, postprocess = arrays["tracker"].tolist()
     tracker = Tracker(runtimes, constants, frames=frames or None, postprocess=bool(postprocess))
-    side, cells = tracker.size // 4, (tracker.size // 16) ** 2
+    side, cells = tracker.square.low_res, tracker.square.grid**2
     fits = arrays["low_res"].shape[1:] == (side, side) and arrays["memory"].shape[1] == cells
     if not fits or arrays["pointer"].shape[1:] != constants["no_object_pointer"].shape:
         raise ConfigError(f"{path} was made with a model of another size; open the bundle that it was made with")

@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import ConfigError, ImageError, ParityFailed, PromptError
+from samexport.models.families.sam2 import VIDEO_GRAPHS, video_frame
+from samexport.models.spec import Preprocess
 from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.host.frames import FrameMap, to_frame, upscale_logits
 from samexport.runtimes.host.image import Picture, as_pixels
 from samexport.runtimes.host.memory import MAX_POINTERS, Bank, Remembered, batch, to_bfloat16
 from samexport.runtimes.host.object_masks import (
@@ -28,18 +31,15 @@ from samexport.runtimes.host.object_masks import (
     mask_prompt,
     object_mask,
 )
-from samexport.runtimes.host.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING, Prompt, fit_box
-from samexport.runtimes.host.stretched import from_square, stretch_points, video_square
+from samexport.runtimes.host.prompts import Prompt, fit_box
+from samexport.runtimes.host.sam_prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING
 
 TrackPrompt = Prompt | NDArray[np.bool_]
 """Points and a box in pixels of the video, or a mask [H, W] that becomes the frame's mask."""
 
 Direction = Literal["forwards", "backwards", "both"]
 
-GRAPHS = (
-    "image_encoder", "mask_decoder", "mask_decoder_with_mask", "mask_decoder_tracked", "memory_attention",
-    "memory_encoder",
-)  # fmt: skip
+GRAPHS = VIDEO_GRAPHS
 KEPT_FRAMES = MAX_POINTERS - 1
 """How far back a frame reads: older ones are forgotten in a stream."""
 
@@ -53,14 +53,14 @@ class TrackedFrame:
 
     Attributes:
         index: of the frame, from 0.
-        image_hw: height and width of the video.
+        place: of the video in the model's frame.
         objects: their names, in the order of their first prompts.
         found: the mask of each.
         seconds: how long each part took; "encode" is 0 where nothing new had to be seen.
     """
 
     index: int
-    image_hw: tuple[int, int]
+    place: FrameMap
     objects: tuple[int, ...]
     found: tuple[ObjectMask, ...]
     seconds: Mapping[str, float]
@@ -68,8 +68,8 @@ class TrackedFrame:
     def logits(self) -> Floats:
         """At the size of the video, [objects, H, W]."""
         if not self.found:
-            return np.zeros((0, *self.image_hw), np.float32)
-        return np.stack([from_square(each.low_res, self.image_hw) for each in self.found])
+            return np.zeros((0, *self.place.image_hw), np.float32)
+        return upscale_logits(np.stack([each.low_res for each in self.found]), self.place)
 
     def masks(self) -> NDArray[np.bool_]:
         """At the size of the video, [objects, H, W]; all False where an object is not in the picture."""
@@ -78,7 +78,7 @@ class TrackedFrame:
     def labels(self) -> NDArray[np.int32]:
         """[H, W]: 0, or 1 + the place of the object with the highest logit; masks do not overlap here."""
         if not self.found:
-            return np.zeros(self.image_hw, np.int32)
+            return np.zeros(self.place.image_hw, np.int32)
         logits = self.logits()
         best = logits.argmax(axis=0)
         return np.where(logits.max(axis=0) > 0, best + 1, 0).astype(np.int32)
@@ -132,9 +132,15 @@ class Tracker:
         self._seconds: dict[str, float] = {}
 
     @property
-    def size(self) -> int:
-        """Side of the square that the model sees."""
-        return int(self._open("image_encoder").graph.inputs[0].shape[-1])
+    def square(self) -> Preprocess:
+        """How a picture becomes the square that the model sees."""
+        return video_frame(int(self._open("image_encoder").graph.inputs[0].shape[-1]))
+
+    @property
+    def place(self) -> FrameMap:
+        """Of the video in that square; a picture has been seen."""
+        assert self.image_hw is not None
+        return FrameMap(self.image_hw, self.square)
 
     @property
     def span(self) -> int:
@@ -224,8 +230,7 @@ class Tracker:
         if wanted := [name for name, bank in begun.items() if not bank.has_prompt(frame)]:
             self._track(frame, wanted, self._features(frame, picture()), backwards=backwards)
         found = [kept.mask for bank in begun.values() if (kept := bank.get(frame)) is not None]
-        assert self.image_hw is not None
-        return TrackedFrame(frame, self.image_hw, tuple(begun), tuple(found), dict(self._seconds))
+        return TrackedFrame(frame, self.place, tuple(begun), tuple(found), dict(self._seconds))
 
     def _prompts(self, frame: int, picture: Picture) -> None:
         """Answer the prompts that wait for a frame; an object's last answer is remembered."""
@@ -251,12 +256,11 @@ class Tracker:
 
     def _click(self, prompt: Prompt, embed: Floats, features: Tensors, earlier: ObjectMask | None) -> ObjectMask:
         """The mask that points and a box ask for; a mask from before takes part."""
-        assert self.image_hw is not None
-        coords, labels = _slots(fit_box(prompt, self.image_hw))
+        coords, labels = _slots(fit_box(prompt, self.place.image_hw))
         inputs = {
             **{name: features[name] for name in _FEATURES},
             "image_embed": embed,
-            "point_coords": stretch_points(coords, self.image_hw, self.size)[None],
+            "point_coords": self.place.to_frame(coords).astype(np.float32)[None],
             "point_labels": labels[None],
         }
         graph = "mask_decoder"
@@ -269,7 +273,7 @@ class Tracker:
 
     def _give_mask(self, mask: NDArray[np.bool_], features: Tensors) -> ObjectMask:
         """A mask as it is; its pointer comes from the features without memory, not even the embedding for none."""
-        square = given_mask(mask, self.size)
+        square = given_mask(mask, self.square.size)
         inputs = {
             **{name: features[name] for name in _FEATURES},
             "image_embed": features["vision"],
@@ -329,7 +333,7 @@ class Tracker:
             raise ImageError(f"frame {frame} is {width}x{height}, those before {first}; scale them to one size")
         self.image_hw = (height, width)
         with self._timed("encode"):
-            inputs = {"image": video_square(pixels, self.size)}
+            inputs = {"image": to_frame(pixels, self.square)}
         self._seen = (frame, self._run("image_encoder", "encode", inputs))
         return self._seen[1]
 

@@ -10,14 +10,17 @@ from samexport.errors import ConfigError, FileError, ImageError, ParityFailed, P
 from samexport.models.architectures import sam2
 from samexport.models.architectures.sam2 import Sam2
 from samexport.models.architectures.sam2_video import Sam2Tracker
-from samexport.models.families.sam2 import VIDEO_GRAPHS, sam2_constants, sam2_graphs, sam2_module
+from samexport.models.families.sam2 import VIDEO_GRAPHS, sam2_constants, sam2_graphs, sam2_module, video_frame
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
+from samexport.runtimes.families.sam2_tracker import GRAPHS, Tracker
+from samexport.runtimes.families.sam2_tracker_state import resume, save
+from samexport.runtimes.host.frames import FrameMap, to_frame
 from samexport.runtimes.host.memory import from_bfloat16
 from samexport.runtimes.host.prompts import Prompt
-from samexport.runtimes.host.stretched import stretch_points, video_square
-from samexport.runtimes.tasks.track import GRAPHS, Tracker
-from samexport.runtimes.tasks.track_state import resume, save
 from tests.models import golden, sam2_golden
+from tests.models.sam2_golden import one_thread
+
+__all__ = ["one_thread"]  # fixtures
 
 HW = (60, 80)
 FRAMES = 10
@@ -62,12 +65,12 @@ def clip():
 
 @pytest.fixture(scope="module")
 def features(small, clip):
-    squares = (torch.from_numpy(video_square(frame, 64)) / 255 for frame in clip)
+    squares = (torch.from_numpy(to_frame(frame, video_frame(64))) / 255 for frame in clip)
     return [small.features(sam2_golden.normalised(square)) for square in squares]
 
 
 def scaled(points):
-    return torch.from_numpy(stretch_points(np.array(points).reshape(-1, 2), HW, 64))[None]
+    return torch.from_numpy(FrameMap(HW, video_frame(64)).to_frame(np.array(points).reshape(-1, 2))).float()[None]
 
 
 def a_mask():
