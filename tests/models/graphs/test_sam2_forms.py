@@ -13,6 +13,8 @@ from samexport.models.architectures.sam2 import Features, Sam2, Sam2Size
 from samexport.models.families.sam2 import VIDEO_GRAPHS, fixed, sam2_constants, sam2_graphs, sam2_module
 from samexport.models.graphs.sam2_encoder import Sam2ImageEncoder
 from samexport.models.graphs.sam2_memory import Sam2MemoryAttention
+from samexport.runtimes.adapters.entry_points import Bucket, pad_prompts
+from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from tests.models import golden, sam2_golden
 from tests.models.graphs.test_decoder import assert_equal_within
 from tests.models.sam2_golden import one_thread
@@ -156,6 +158,28 @@ def test_graphs_have_the_shapes_of_their_contract_and_no_tensor_above_rank_4(sma
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     assert [tuple(x.shape) for x in outputs] == [tensor.shape for tensor in one.outputs]
     assert golden.largest_rank(torch.export.export(sam2_module(small, name), inputs)) <= 4
+
+
+def test_axes_that_are_fixed_are_none_any_more():
+    graph = {g.name: g for g in sam2_graphs(64, 64)}["memory_attention"]
+    assert [axis.name for axis in fixed(graph, {"N": 1}).axes] == ["F", "R"]
+
+
+@pytest.mark.parametrize("name", ["mask_decoder", "mask_decoder_with_mask", "memory_attention"])
+def test_slots_that_are_filled_up_change_nothing(small, name):
+    graph, rng = {g.name: g for g in sam2_graphs(64, 64)}[name], np.random.default_rng(0)
+    inputs = {
+        t.name: rng.standard_normal(t.resolved({"N": 1, "K": 3, "F": 3, "R": 4})).astype(np.float32)
+        for t in graph.inputs
+    }
+    for flag in {"point_labels", "has_mask_input", "memory_row", "pointer_present"} & set(inputs):
+        inputs[flag] = np.ones_like(inputs[flag])
+    padded = pad_prompts(graph, inputs, Bucket("", 2, 6))
+    assert all(len(padded[t.name]) == 2 for t in graph.inputs if t.shape[0] == "N")
+    runtime = PyTorchRuntime(sam2_module(small, name), graph)
+    found, expected = runtime.run(padded), runtime.run(inputs)
+    for output in graph.output_names:
+        np.testing.assert_allclose(found[output][:1], expected[output], rtol=1e-4, atol=1e-4)
 
 
 def test_constants_are_what_the_graphs_leave_to_the_host(small):
