@@ -7,8 +7,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from samexport.errors import ImageError
+from samexport.models.families.sam2 import image_frame, video_frame
 from samexport.models.spec import Preprocess
 from samexport.runtimes.host.frames import FrameMap, resize, resize_longest, to_frame, upscale_logits
+from tests.models import golden, sam2_golden
 
 STRETCH = Preprocess(64, resize="stretch", filter="bilinear_float")
 
@@ -59,3 +61,15 @@ def test_masks_of_a_stretched_frame_go_directly_to_the_whole_picture():
 def test_what_is_no_picture_is_refused_whatever_the_filter(kind):
     with pytest.raises(ImageError, match="uint8"):
         to_frame(np.zeros((4, 4), np.uint8), Preprocess(64, resize="stretch", filter=kind))
+
+
+def test_picture_is_the_one_that_sam_2s_image_predictor_sees():
+    image = np.array(Image.open(golden.GOLDEN / "sam2.png"))
+    square = sam2_golden.normalised(torch.from_numpy(to_frame(image, image_frame())) / 255)
+    golden.close(square[0, :, 5::64, 3::64], golden.read("sam2_tiny.npz")["pre"], 1e-5)
+
+
+def test_frame_is_the_one_that_sam_2s_video_predictor_sees():
+    frame = np.array(Image.open(golden.GOLDEN / "sam2_video.png"))[:320]
+    square = sam2_golden.normalised(torch.from_numpy(to_frame(frame, video_frame())) / 255)
+    golden.close(square[0, :, 3::64, 5::64], golden.read("sam2_video.npz")["pre0"], 1e-5)

@@ -1,0 +1,128 @@
+"""SAM 2's graphs as files of each format, against their export forms, and the whole loop on ONNX files."""
+
+import os
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from samexport.exporter.to_coreml import convert as to_coreml
+from samexport.exporter.to_coreml.package import PackageTexts
+from samexport.exporter.to_onnx import convert as to_onnx
+from samexport.exporter.to_tflite import convert as to_tflite
+from samexport.models.architectures.hiera import HieraSize
+from samexport.models.architectures.sam2 import Sam2, Sam2Size
+from samexport.models.families.sam2 import VIDEO_GRAPHS, fixed, sam2_constants, sam2_graphs, sam2_module
+from samexport.models.graphs.sam2_memory import Sam2MemoryAttention
+from samexport.runtimes.adapters.litert import LiteRtRuntime
+from samexport.runtimes.adapters.mil import MilRuntime
+from samexport.runtimes.adapters.ort import OrtRuntime
+from samexport.runtimes.adapters.pytorch import PyTorchRuntime
+from samexport.runtimes.families.sam2_tracker import Tracker
+from samexport.runtimes.host.prompts import Prompt
+from tests.models import sam2_golden
+from tests.models.sam2_golden import one_thread
+
+__all__ = ["one_thread"]  # fixtures
+
+# every kind of block once: padded windows, whole windows, a global block, three that pool
+SIZE = Sam2Size(HieraSize(16, 1, (1, 1, 3, 1), (3,), windows=(8, 4, 6, 3)), image_size=64, width=64, hidden=64)
+FLAGS = {"memory_row", "point_labels", "pointer_present", "binary", "object_present", "has_mask_input"}
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Of the memory attention the first layer, which sees no object, and one that does."""
+    made = sam2_golden.randomise(Sam2(SIZE))
+    del made.memory_attention.layers[2:]
+    return made
+
+
+def form(model, name):
+    """The form of a graph; queries go in chunks here too."""
+    return Sam2MemoryAttention(model, chunk=8).eval() if name == "memory_attention" else sam2_module(model, name)
+
+
+def graph_of(name, **sizes):
+    return fixed({graph.name: graph for graph in sam2_graphs(64, 64)}[name], sizes)
+
+
+def inputs_of(graph, sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    drawn = {}
+    for tensor in graph.inputs:
+        shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape]
+        value = rng.standard_normal(shape) if tensor.low is None else rng.uniform(tensor.low, tensor.high, shape)
+        drawn[tensor.name] = (np.round(value) if tensor.name in FLAGS else value).astype(np.float32)
+    return drawn
+
+
+def assert_same(runtime, module, graph, inputs):
+    found, expected = runtime.run(inputs), PyTorchRuntime(module, graph).run(inputs)
+    for name, wanted in expected.items():
+        # one score alone has no range
+        assert np.abs(found[name] - wanted).max() <= 1e-4 * max(np.ptp(wanted), 0.1), name
+
+
+@pytest.fixture(scope="session")
+def onnx_file(model, tmp_path_factory):
+    """The file of a graph, exported by the first process that asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sam2"
+    folder.mkdir(exist_ok=True)
+
+    def export(name):
+        path = folder / f"{name}.onnx"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                assert to_onnx.convert(graph_of(name), form(model, name), path, to_onnx.OnnxOptions()).refused == ""
+        return path
+
+    return export
+
+
+@pytest.mark.parametrize("name", VIDEO_GRAPHS)
+def test_onnx_file_computes_what_the_form_computes_at_every_size(model, onnx_file, name):
+    graph = graph_of(name)
+    with OrtRuntime(onnx_file(name), graph, threads=1) as runtime:
+        for sizes in ({"N": 1, "K": 1, "F": 1, "R": 1}, {"N": 2, "K": 4, "F": 9, "R": 16}):
+            assert_same(runtime, form(model, name), graph, inputs_of(graph, sizes))
+
+
+def test_objects_are_followed_on_onnx_files_as_on_the_forms(model, onnx_file):
+    rng = np.random.default_rng(0)
+    clip = [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(4)]
+
+    def follow(runtimes):
+        tracker = Tracker(runtimes, sam2_constants(model), frames=len(clip))
+        tracker.add(0, 1, Prompt.make([[20, 30]]))
+        tracker.add(0, 1, Prompt.make([[20, 30], [5, 5]], [1, 0]))
+        tracker.add(1, 2, rng.random((48, 64)) > 2)
+        return list(tracker.propagate(clip))
+
+    graphs = {name: graph_of(name) for name in VIDEO_GRAPHS}
+    files = {name: OrtRuntime(onnx_file(name), graph, threads=1) for name, graph in graphs.items()}
+    forms = {name: PyTorchRuntime(form(model, name), graph) for name, graph in graphs.items()}
+    for one, other in zip(follow(files), follow(forms), strict=True):
+        assert one.objects == other.objects
+        for a, b in zip(one.found, other.found, strict=True):
+            # bfloat16 turns the last bit of a memory into more than that
+            assert np.abs(a.low_res - b.low_res).mean() < 0.05
+            assert a.score == pytest.approx(b.score, abs=0.02)
+
+
+def test_tflite_file_computes_what_the_form_computes(model, tmp_path):
+    name = "memory_encoder"
+    graph, path = graph_of(name, N=1), tmp_path / f"{name}.tflite"
+    to_tflite.convert(graph, form(model, name), path)
+    with LiteRtRuntime(path, graph, threads=1) as runtime:
+        assert_same(runtime, form(model, name), graph, inputs_of(graph, {}))
+
+
+def test_coreml_package_computes_what_the_form_computes(model, tmp_path):
+    name = "mask_decoder"
+    graph, path = graph_of(name, N=1, K=3), tmp_path / f"{name}.mlpackage"
+    texts = PackageTexts("samexport", "Apache-2.0", "0.1.0")
+    to_coreml.convert(graph, form(model, name), path, to_coreml.CoreMLOptions("fp32"), texts)
+    with MilRuntime(path, graph, precision="fp32") as runtime:
+        assert_same(runtime, form(model, name), graph, inputs_of(graph, {}))
