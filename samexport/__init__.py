@@ -22,7 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 _HOME = {
-    "api": ("ExportResult", "export", "list_models", "load_model", "open", "verify"),
+    "api": ("ExportResult", "bench", "export", "list_models", "load_model", "open", "verify"),
     "errors": (
         "AnnotationError", "BundleError", "CheckpointError", "ConfigError", "ExportFailed", "FileError", "ImageError",
         "MissingDependency", "ParityFailed", "PromptError", "SamExportError",
@@ -40,6 +40,7 @@ __all__ = sorted(_MODULE)
 
 if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from samexport.api import ExportResult as ExportResult
+    from samexport.api import bench as bench
     from samexport.api import export as export
     from samexport.api import list_models as list_models
     from samexport.api import load_model as load_model

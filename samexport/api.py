@@ -13,6 +13,7 @@ from samexport.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
+    from samexport.benchmarks.results.rows import Results
     from samexport.models.spec import ModelSpec
     from samexport.runtimes.bundle import Bundle
     from samexport.runtimes.verdicts import ParityReport
@@ -141,6 +142,49 @@ def verify(
     if other is None:
         return report
     return ParityReport((*report.rows, *verify_against(opened, other, threads=threads, progress=progress)))
+
+
+def bench(
+    bundles: Bundle | AnyPath | Sequence[Bundle | AnyPath],
+    out: AnyPath,
+    *,
+    show: Callable[[Results], None] = lambda _: None,
+    **options: Any,
+) -> Results:
+    """Time every graph of bundles on the runtimes that run here; writes results.json, .csv, .md, .html and plots.
+
+    Example:
+        ``rows = bench("mobilesam-tinyvit-onnx-fp32", "results", prompts=(1, 16)).rows``
+
+    Args:
+        bundles: a bundle or its folder, or several.
+        out: a folder for the results.
+        show: gets the results whenever a row was measured.
+        options: of :class:`samexport.benchmarks.command.BenchRequest` (``runtimes``, ``graphs``, ``threads``, ...).
+
+    Raises:
+        ConfigError: an option cannot be used, or there are results already.
+        MissingDependency: the extra [bench] is not installed.
+        BundleError: a folder is not a bundle.
+    """
+    from samexport.benchmarks.command import BenchRequest, run_bench
+    from samexport.benchmarks.contenders.baselines import write_baselines
+    from samexport.exporter.to_onnx.convert import OnnxOptions, convert
+    from samexport.runtimes.bundle import Bundle
+
+    if unknown := set(options) - {field.name for field in fields(BenchRequest)}:
+        raise ConfigError(f"bench has no option {', '.join(sorted(unknown))}")
+    several = [bundles] if isinstance(bundles, Bundle | str | PathLike) else list(bundles)
+    folders = tuple(each.folder if isinstance(each, Bundle) else Path(each) for each in several)
+    request = BenchRequest(folders, Path(out), **options)
+
+    def plain(bundle: Bundle, folder: Path) -> Bundle:
+        return write_baselines(
+            bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes,
+            request.checkpoints,
+        )  # fmt: skip
+
+    return run_bench(request, plain, show)
 
 
 def list_models() -> list[ModelSpec]:

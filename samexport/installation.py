@@ -64,19 +64,22 @@ def install_hint(extra: str = "", *, package: str = "") -> str:
     if found.checkout is not None:
         here = "." if found.checkout == Path.cwd() else str(found.checkout)
         return f"pip install {'-e ' if found.editable else ''}'{here}{f'[{extra}]' if extra else ''}'"
-    marker = rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]" if extra else ""
-    wanted = [r for r in _requirements(marker) if not package or _name(r) == package]
+    wanted = [r for r in _requirements(extra) if not package or _name(r) == package]
     return f"pip install {' '.join(map(shlex.quote, wanted or [package or extra]))}"
 
 
-def _requirements(marker: str) -> list[str]:
-    """Requirements, such as ``ai-edge-litert>=2.3``, whose marker has the pattern."""
+def _requirements(extra: str) -> list[str]:
+    """What an extra requires, such as ``ai-edge-litert>=2.3``, and what the extras that it includes do."""
     try:
         lines = importlib.metadata.requires(_NAME) or []
     except importlib.metadata.PackageNotFoundError:
         return []
     pairs = [line.partition(";") for line in lines]
-    return [found.strip() for found, _, rest in pairs if re.search(marker, rest) and _name(found) != _NAME]
+    marker = rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]" if extra else r"^(?!.*\bextra\b)"
+    found = [wanted.strip() for wanted, _, rest in pairs if re.search(marker, rest)]
+    included = [name for line in found if _name(line) == _NAME for name in re.findall(r"[\w-]+", line[len(_NAME) :])]
+    own = [line for line in found if _name(line) != _NAME]
+    return list(dict.fromkeys([*own, *(line for name in included for line in _requirements(name))]))
 
 
 def _name(requirement: str) -> str:

@@ -10,7 +10,7 @@ import samexport
 NAMES = {
     "AnnotationError", "Bundle", "BundleError", "CheckpointError", "ConfigError", "ExportFailed", "ExportResult",
     "FileError", "ImageError", "MissingDependency", "ParityFailed", "ParityReport", "Prompt", "PromptError",
-    "SamExportError", "SegmentEverything", "Segmentation", "Segmenter", "Verdict", "export", "list_models",
+    "SamExportError", "SegmentEverything", "Segmentation", "Segmenter", "Verdict", "bench", "export", "list_models",
     "load_model", "open", "read_image", "verify",
 }  # fmt: skip
 
@@ -50,3 +50,15 @@ def test_models_are_data():
     names = [model.name for model in samexport.list_models()]
     assert "mobilesam.tinyvit" in names
     assert not any(name.startswith("test.") for name in names)
+
+
+@pytest.mark.usefixtures("converted")
+def test_bench_from_python_takes_a_bundle_or_its_folder(tiny_bundle, tmp_path):
+    measured = []
+    given = {"runtimes": ("onnxruntime",), "graphs": ("encoder",), "repeat": 2, "seconds": 0.1}
+    results = samexport.bench(tiny_bundle, str(tmp_path / "one"), show=measured.append, **given)
+    assert [row.job.graph for row in results.rows] == ["encoder"]
+    assert measured
+    assert (tmp_path / "one" / "results.json").is_file()
+    with pytest.raises(samexport.ConfigError, match="bench has no option runtime"):
+        samexport.bench(str(tiny_bundle.folder), tmp_path / "two", runtime="onnxruntime")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import samexport
+from tests.command_line import photo as photo
 
 ROOT = Path(samexport.__file__).parent
 MODULES = [m.name for m in pkgutil.walk_packages(samexport.__path__, "samexport.")]
@@ -96,3 +97,21 @@ except SystemExit as stop:
     code = BLOCK.format(blocked=OPTIONAL | HEAVY) + "from samexport.cli.main import app\n" + lines
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+EXPORT_ONLY = {"torch", "onnxscript", "onnxslim", "onnxsim", "onnx_ir", "requests", "safetensors"}
+
+
+def test_a_base_install_verifies_segments_and_lists(tiny_bundle, photo, tmp_path):
+    lines = [
+        ["verify", str(tiny_bundle.folder)],
+        ["segment", str(tiny_bundle.folder), str(photo), "--point", "30,20", "--out", str(tmp_path / "mask.png")],
+        ["everything", str(tiny_bundle.folder), str(photo), "--points-per-side", "4"],
+        ["list"],
+    ]
+    code = BLOCK.format(blocked=EXPORT_ONLY) + (
+        f"from samexport.cli.main import app\nfor line in {lines!r}: app(line, standalone_mode=False)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "mask.png").is_file()

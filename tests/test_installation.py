@@ -18,9 +18,10 @@ from samexport.runtimes.registry import RUNTIMES, open_runtime
 ROOT = Path(samexport.__file__).parent
 REQUIRES = [
     "numpy<2.4,>=1.26",
-    "torch<2.14,>=2.10",
-    'ai-edge-litert>=2.3; extra == "tflite"',
+    'torch<2.14,>=2.10; extra == "export"',
+    'ai-edge-litert>=2.3; extra == "litert"',
     "litert-torch<0.11,>=0.10 ; extra == 'tflite'",
+    'samexport[export,litert]; extra == "tflite"',
     'samexport[tflite]; extra == "test"',
 ]
 
@@ -51,14 +52,17 @@ def checkout(folder):
 @pytest.mark.parametrize("noted", [None, "", "{", "[]", '{"url": 5}', '{"url": "https://example.com/samexport.whl"}'])
 def test_a_package_gets_the_plain_packages(installed, noted):
     installed(noted)
-    assert install_hint("tflite") == "pip install 'ai-edge-litert>=2.3' 'litert-torch<0.11,>=0.10'"
-    assert install_hint(package="torch") == "pip install 'torch<2.14,>=2.10'"
+    # what an extra includes of other extras comes too
+    assert install_hint("tflite") == "pip install 'litert-torch<0.11,>=0.10' 'torch<2.14,>=2.10' 'ai-edge-litert>=2.3'"
+    assert install_hint("test") == install_hint("tflite")
+    assert install_hint("litert") == "pip install 'ai-edge-litert>=2.3'"
+    assert install_hint(package="numpy") == "pip install 'numpy<2.4,>=1.26'"
     assert "as a package in" in str(installation.installation())
 
 
 def test_a_folder_that_is_gone_is_no_remedy(installed, tmp_path):
     installed(json.dumps({"url": (tmp_path / "gone").as_uri(), "dir_info": {}}))
-    assert install_hint("tflite").startswith("pip install 'ai-edge-litert")
+    assert install_hint("tflite").startswith("pip install 'litert-torch")
 
 
 def test_what_was_installed_from_a_folder_is_installed_from_it_again(installed, tmp_path, monkeypatch):
@@ -67,7 +71,7 @@ def test_what_was_installed_from_a_folder_is_installed_from_it_again(installed, 
     assert install_hint("tflite") == f"pip install '{folder}[tflite]'"
     monkeypatch.chdir(folder)
     assert install_hint("tflite") == "pip install '.[tflite]'"
-    assert install_hint(package="torch") == "pip install '.'"
+    assert install_hint(package="numpy") == "pip install '.'"
 
 
 def test_what_runs_from_a_checkout_stays_editable(installed, tmp_path, monkeypatch):

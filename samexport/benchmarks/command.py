@@ -217,7 +217,7 @@ class _Run:
 
     def _measure(self) -> None:
         from samexport.benchmarks.measuring import runner
-        from samexport.benchmarks.plan import is_graph, jobs_of, not_measured, pairs_of
+        from samexport.benchmarks.plan import is_graph, jobs_of, left_out, not_measured, pairs_of
         from samexport.benchmarks.progress import Steps
 
         request, plan = self._request, self._plan
@@ -230,7 +230,7 @@ class _Run:
         with Steps(len(jobs) + len(pairs) + len(profiled) + len(on_phone)) as steps:
             steps.note("measuring what this machine can do")
             machine = runner.probe_machine(jobs, max(plan.threads))
-            self.results = replace(self.results, roofline=machine.roofline)
+            self.results = replace(self.results, roofline=machine.roofline, notes=left_out(self._bundles, plan))
             for job, why in not_measured(self._bundles, plan, jobs):
                 self._add(runner.new_row(job, Status.SKIPPED, why))
             rows = runner.run_jobs(jobs, plan.effort, machine, references=references)

@@ -14,6 +14,7 @@ from samexport.benchmarks.results.rows import PHOTOGRAPH, Form, Job, Source
 from samexport.errors import ConfigError
 from samexport.models.catalog import find_family, find_model
 from samexport.models.families.detector import SAMPLER
+from samexport.models.weights.downloads import in_cache
 from samexport.runtimes.base import MOST_THREADS
 from samexport.runtimes.bundle import Artifact, Bundle, WeightsInfo, open_bundle
 from samexport.runtimes.host.image import MAX_PIXELS
@@ -31,7 +32,8 @@ class Plan:
     """What to measure.
 
     Attributes:
-        runtimes: names; empty takes every default one that can run here, "all" every one that can run here.
+        runtimes: names; empty takes every default one that can run here, "all" every one that can run here. PyTorch
+            needs the weights too: see :func:`lacking`.
         graphs: names of graphs; empty takes all.
         tasks: names of ``tasks.TASKS``; "all" takes those that a bundle has the graphs for.
         prompts: numbers of prompts for the graphs that take prompts.
@@ -57,7 +59,7 @@ class Plan:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.runtimes if self.runtimes != (ALL,) else ():
+        for name in self.named:
             find(name)
         if self.tasks != (ALL,) and (unknown := set(self.tasks) - set(TASKS)):
             raise ConfigError(f"no task is called {sorted(unknown)[0]!r}; known: all, {', '.join(TASKS)}")
@@ -77,9 +79,14 @@ class Plan:
     @property
     def contenders(self) -> list[Contender]:
         """The runtimes that take part; a named one that cannot run here becomes a SKIPPED row."""
-        if self.runtimes and self.runtimes != (ALL,):
-            return [KNOWN[name] for name in self.runtimes]
+        if self.named:
+            return [KNOWN[name] for name in self.named]
         return [c for c in KNOWN.values() if (c.default or self.runtimes) and not why_not(c)]
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The runtimes that were asked for by name."""
+        return self.runtimes if self.runtimes != (ALL,) else ()
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -93,7 +100,11 @@ class Plan:
         if manifest.sampler is not None and (graph == SAMPLER or (graph in TASKS and TASKS[graph].detector)):
             detector = weights_key(manifest.sampler.weights)
             weights = detector if graph == SAMPLER else f"{weights} {detector}"
-        return Source(self.labels.get(str(bundle.folder), bundle.folder.resolve().name), manifest.model, weights)
+        return Source(self.label(bundle), manifest.model, weights)
+
+    def label(self, bundle: Bundle) -> str:
+        """What people call a bundle."""
+        return self.labels.get(str(bundle.folder), bundle.folder.resolve().name)
 
 
 def weights_key(weights: WeightsInfo) -> str:
@@ -158,13 +169,15 @@ def jobs_of(bundles: Sequence[Bundle], plan: Plan) -> list[Job]:
 
 def not_measured(bundles: Sequence[Bundle], plan: Plan, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
     """What was asked for by name and has no job in any bundle, each with the reason: rows that are SKIPPED."""
-    bundle, runtimes = bundles[0], plan.runtimes if plan.runtimes != (ALL,) else ()
+    first, runtimes = bundles[0], plan.named
     formats = ", ".join(dict.fromkeys(a.file_format for b in bundles for a in b.manifest.artifacts))
-    wanted: list[tuple[str, str, str]] = []
+    wanted: list[tuple[Bundle, str, str, str]] = []
     for name in runtimes:
-        if not any(job.runtime == name for job in jobs):
-            graph = (plan.graphs or bundle.graph_names)[0]
-            wanted.append((graph, name, f"it reads {find(name).file_format} files, the bundles have {formats}"))
+        if not (reads := find(name).file_format):
+            wanted += [(bundle, graph, name, why) for bundle, graph, why in _lacks(bundles, plan)]
+        elif not any(job.runtime == name for job in jobs):
+            graph = (plan.graphs or first.graph_names)[0]
+            wanted.append((first, graph, name, f"it reads {reads} files, the bundles have {formats}"))
     for name in plan.tasks if plan.tasks != (ALL,) else ():
         if not any(job.graph == name for job in jobs):
             reason = f"whole tasks run on {', '.join(RUNTIMES)}: none that was asked for reads the files"
@@ -172,12 +185,12 @@ def not_measured(bundles: Sequence[Bundle], plan: Plan, jobs: Sequence[Job]) -> 
                 reason = (
                     f"it needs a bundle with {'a detector (prompt_sampler)' if TASKS[name].detector else 'an encoder'}"
                 )
-            wanted.append((name, (runtimes or tuple(RUNTIMES))[0], reason))
+            wanted.append((first, name, (runtimes or tuple(RUNTIMES))[0], reason))
     return [
         (Job(
             str(bundle.folder), graph, "", "export", "fp32", runtime, plan.threads[0], source=plan.source(bundle, graph)
         ), reason)
-        for graph, runtime, reason in wanted
+        for bundle, graph, runtime, reason in wanted
     ]  # fmt: skip
 
 
@@ -199,7 +212,7 @@ def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> I
             for contender in plan.contenders:
                 if contender.file_format not in ("", artifact.file_format):
                     continue
-                if artifact.graph == SAMPLER and not contender.file_format and not _torch_has_detector(bundle, plan):
+                if not contender.file_format and lacking(bundle, artifact.graph, plan):
                     continue
                 has_file = bool(contender.file_format)
                 for threads in plan.threads:
@@ -210,10 +223,39 @@ def _graph_jobs(bundle: Bundle, artifact: Artifact, form: Form, plan: Plan) -> I
                     )  # fmt: skip
 
 
-def _torch_has_detector(bundle: Bundle, plan: Plan) -> bool:
-    """NMS in the graph has no counterpart in PyTorch's."""
-    info = bundle.manifest.sampler
-    return info is not None and info.nms == "host" and can_rebuild_detector(info, [Path(c) for c in plan.checkpoints])
+def lacking(bundle: Bundle, graph: str, plan: Plan) -> str:
+    """What PyTorch lacks to build a bundle's graph; empty for nothing.
+
+    Weights that nobody named are not downloaded for a row that nobody named.
+    """
+    weights, info = bundle.manifest.weights, bundle.manifest.sampler
+    if graph == SAMPLER:
+        if info is None or info.nms != "host":
+            return "NMS in the graph has no counterpart in PyTorch"
+        have = can_rebuild_detector(info, [Path(c) for c in plan.checkpoints])
+        return "" if have else f"it was made from {info.weights.source}; give that with --checkpoint"
+    spec = find_model(bundle.manifest.model)
+    official = spec.source is not None and spec.source.sha256 == weights.sha256
+    if weights.kind != "checkpoint" or plan.checkpoints or (official and (plan.named or in_cache(spec))):
+        return ""
+    return f"the weights are {weights.source}; give them with --checkpoint"
+
+
+def _lacks(bundles: Sequence[Bundle], plan: Plan) -> Iterator[tuple[Bundle, str, str]]:
+    for bundle in bundles:
+        for graph in bundle.graph_names:
+            if (not plan.graphs or graph in plan.graphs) and (why := lacking(bundle, graph, plan)):
+                yield bundle, graph, why
+
+
+def left_out(bundles: Sequence[Bundle], plan: Plan) -> tuple[str, ...]:
+    """PyTorch's rows that nobody asked for by name and that cannot be, each reason once with the graphs."""
+    if plan.named or not any(not c.file_format for c in plan.contenders):
+        return ()
+    found: dict[tuple[str, str], list[str]] = {}
+    for bundle, graph, why in _lacks(bundles, plan):
+        found.setdefault((plan.label(bundle), why), []).append(graph)
+    return tuple(f"{label}: PyTorch leaves out {', '.join(graphs)}: {why}" for (label, why), graphs in found.items())
 
 
 def _batches(prompts: int, form: str, plan: Plan) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
@@ -16,9 +15,10 @@ from samexport.exporter.to_tflite import onnx2tf_process as onnx2tf
 from samexport.installation import install_hint, installation
 from samexport.models.weights.downloads import cache_folder
 from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
-from samexport.runtimes.registry import availability
+from samexport.runtimes.registry import availability, version
 
-_EXPORT = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxslim", "safetensors", "requests", "pycocotools")
+_BASE = ("numpy", "pillow", "onnx", "pycocotools")
+_EXPORT = ("torch", "onnxscript", "onnxslim", "safetensors", "requests")
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
@@ -57,10 +57,12 @@ def _around() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    for package in _BASE:
+        found = version(package)
+        yield Finding(package, bool(found), found, "" if found else install_hint(package=package))
     for package in _EXPORT:
-        version = _version(package)
-        remedy = "" if version else install_hint(package=package)
-        yield Finding(f"export: {package}", bool(version), version, remedy)
+        found = version(package)
+        yield Finding(f"export: {package}", bool(found), found, "" if found else install_hint("export"))
 
 
 def _runtimes() -> Iterator[Finding]:
@@ -81,10 +83,3 @@ def _second_converter() -> Finding:
         return Finding(name, True, f"{onnx2tf.VERSION} on {onnx2tf.find_python()}", "")
     except ConfigError as error:
         return Finding(name, False, "", str(error))
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -261,7 +261,9 @@ class _State:
             print(f"no metric fell by more than {self.request.max_drop:g}")
         if failed:
             kind = ParityFailed if self.model_failed else ImageError
-            raise kind(f"{failed} of {total} pictures were not measured; the scores are of the other {total - failed}")
+            scored = f"the scores are of the other {total - failed}" if failed < total else "there are no scores"
+            nothing = ": no picture could be used" if failed == total and not self.model_failed else ""
+            raise kind(f"{failed} of {total} pictures were not measured{nothing}; {scored}")
 
 
 @contextlib.contextmanager

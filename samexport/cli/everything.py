@@ -171,7 +171,7 @@ class EverythingRequest:
         if is_grid:
             return GridPoints(GridOptions(**self.grid), name == HIERARCHICAL)
         if info is None or name != info.name:
-            has = f"its sampler is {info.name}" if info else "it has no sampler"
+            has = f"its sampler is {info.name}" if info else "it has none"
             raise ConfigError(
                 f"{bundle.folder.name} has no sampler {name!r}, {has}; use grid, hierarchical or a .json of boxes"
             )
@@ -302,7 +302,7 @@ class _Work:
 
         sampling, best = self.model.sampling, self.model.best_iou
         if found:
-            return f"{len(found)} masks in {picture}"
+            return f"{len(found)} mask{'s' * (len(found) != 1)} in {picture}"
         if isinstance(sampling, DetectorBoxes):
             return f"no object was found in {picture}; a lower --confidence finds more"
         if isinstance(sampling, GridPoints) and best is not None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from samexport.cli.options import BOXES, GRAPHS, OUTPUT, BundleFolder, ExportArguments, Force, Json, takes
+from samexport.cli.options import (
+    BOXES,
+    GRAPHS,
+    OUTPUT,
+    BundleFolder,
+    ExportArguments,
+    Force,
+    Json,
+    ModelArguments,
+    takes,
+)
 from samexport.cli.terminal import Steps, print_table, print_written, written_files
 from samexport.errors import ConfigError, MissingDependency
 
@@ -35,6 +45,10 @@ def onnx(
     opset: Annotated[
         int, typer.Option(min=18, max=23, metavar="NUMBER", help="ONNX opset.", rich_help_panel=GRAPHS)
     ] = 20,
+    simplify: Annotated[
+        Literal["onnxslim", "onnxsim", "none"],
+        typer.Option(help="What simplifies the graph; each result is checked.", rich_help_panel=GRAPHS),
+    ] = "onnxslim",
     nms: Annotated[
         Nms | None,
         typer.Option(
@@ -47,7 +61,7 @@ def onnx(
     """Export encoder and decoders as ONNX, verified against PyTorch."""
     from samexport.exporter.to_onnx.convert import OnnxOptions
 
-    _export(shared, OnnxOptions(precision, opset), nms)
+    _export(shared, OnnxOptions(precision, opset, simplify), nms=nms)
 
 
 @takes(ExportArguments)
@@ -138,6 +152,32 @@ def coreml(
     _export(shared, options)
 
 
+@takes(ModelArguments)
+def export(
+    shared: ModelArguments,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="NAME,NAME", help="onnx, tflite, coreml.", rich_help_panel=GRAPHS)
+    ] = "onnx",
+    precision: Annotated[
+        Literal["fp32", "fp16"] | None,
+        typer.Option(
+            help="Of weights and computing.", show_default="fp16 for coreml, else fp32", rich_help_panel=GRAPHS
+        ),
+    ] = None,
+) -> None:
+    """Export a model in several formats from one reading of its weights, a bundle each.
+
+    Options of one format are those of its own command.
+    """
+    from samexport.exporter.formats import FORMATS
+
+    names = tuple(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
+    if not names or not set(names) <= set(FORMATS):
+        raise ConfigError(f"--format is one or more of {','.join(FORMATS)}, not {formats!r}")
+    recipe = {} if precision is None else {"recipe": precision}
+    _export(shared, *(FORMATS[name].options(**recipe) for name in names), within=True)
+
+
 def android(
     bundle: BundleFolder,
     out: Annotated[
@@ -207,12 +247,14 @@ def _sampler_of(shared: ExportArguments, nms: Nms | None) -> SamplerExport | Non
     return None
 
 
-def _options(shared: ExportArguments, target: Target, nms: Nms | None) -> ExportOptions:
+def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: bool) -> ExportOptions:
+    """For one bundle; ``within``: ``--out`` is the folder around it."""
     from samexport.exporter.pipeline import ExportOptions
+    from samexport.models.catalog import find_model
 
-    return ExportOptions(
+    options = ExportOptions(
         encoder=shared.encoder,
-        out=shared.out,
+        out=None if within else shared.out,
         checkpoints=shared.files,
         random_seed=shared.random_seed,
         target=target,
@@ -223,6 +265,9 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None) -> Export
         decoder_checkpoint=shared.decoder_checkpoint,
         sampler=_sampler_of(shared, nms),
     )
+    if within and shared.out is not None:
+        return replace(options, out=shared.out / options.folder(find_model(options.encoder)).name)
+    return options
 
 
 def _import_torch() -> None:
@@ -233,35 +278,45 @@ def _import_torch() -> None:
     try:
         load("torch")
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"exporting needs {error.name}: {install_hint(package='torch')}") from error
+        raise MissingDependency(f"exporting needs {error.name}: {install_hint('export')}") from error
 
 
-def _export(shared: ExportArguments, target: Target, nms: Nms | None = None) -> None:
-    from samexport.exporter.pipeline import export_bundle
+def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, within: bool = False) -> None:
+    from samexport.exporter.formats import format_of
+    from samexport.exporter.pipeline import export_bundles
     from samexport.files import check_new_folder, to_json
     from samexport.models.catalog import find_model
     from samexport.models.weights.downloads import official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
-    options = _options(shared, target, nms)
+    several = [_options(shared, target, nms, within) for target in targets]
+    options = several[0]
     spec = find_model(options.encoder)
-    folder = options.folder(spec)
-    check_new_folder(folder, force=options.force, refusal=not_ours)
+    folders = [each.folder(spec) for each in several]
+    for folder in folders:
+        check_new_folder(folder, force=options.force, refusal=not_ours)
     if options.sampler is not None and options.sampler.checkpoint is not None:
         print_licence_note()
     if not options.checkpoints and options.random_seed is None:
         # before the steps, which would hide the progress of the download
         official_checkpoint(spec)
-    print(f"exporting {spec.name} to {folder}", file=sys.stderr)
+    print(f"exporting {spec.name} to {' and '.join(map(str, folders))}", file=sys.stderr)
     _import_torch()
+    for target in targets:
+        format_of(target).check_packages()
     graphs = len(options.graphs(spec)) + (options.sampler is not None)
-    with Steps(3 + 2 * graphs) as steps:
-        bundle, report = export_bundle(options, steps.update)
-    if shared.as_json:
-        print(to_json(_written(bundle.folder) | _told(bundle, report)), end="")
-        return
-    _print_bundle(bundle, report)
-    print_written([bundle.folder])
+    told = []
+    exported = export_bundles(several, lambda step: steps.update(step))
+    for _ in several:
+        with Steps(3 + 2 * graphs) as steps:
+            bundle, report = next(exported)
+        if shared.as_json:
+            told.append(_written(bundle.folder) | _told(bundle, report))
+        else:
+            _print_bundle(bundle, report)
+            print_written([bundle.folder])
+    if told:
+        print(to_json({"bundles": told} if within else told[0]), end="")
 
 
 def _written(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ _EXAMPLES = {
         "samexport verify mobilesam-tinyvit-onnx-fp32-random",
         "samexport segment mobilesam-tinyvit-onnx-fp32-random photo.jpg --point 320,200 --out overlay.png",
     ),
+    "export": ("samexport export tinyvit --format onnx,tflite,coreml --out bundles",),
     "onnx": (
         "samexport onnx --encoder tinyvit",
         "samexport onnx --encoder vit_b --checkpoint sam_vit_b_01ec64.pth --precision fp16 --out sam-b",

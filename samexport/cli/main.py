@@ -63,6 +63,7 @@ def _command(name: str, group: str) -> Callable[[Callable[..., None]], Callable[
     return app.command(name, cls=GroupedCommand, rich_help_panel=group, epilog=examples(name))
 
 
+_command("export", EXPORT)(export_commands.export)
 _command("onnx", EXPORT)(export_commands.onnx)
 _command("tflite", EXPORT)(export_commands.tflite)
 _command("coreml", EXPORT)(export_commands.coreml)

@@ -115,7 +115,7 @@ class ExportArguments:
         bool,
         typer.Option(
             "--small",
-            help="ONNX decoders of 16 instead of 27 MB, which compute their position terms when they are opened.",
+            help="ONNX decoders of 17 instead of 27 MB, which compute their position terms when they are opened.",
             rich_help_panel=GRAPHS,
         ),
     ] = False
@@ -176,6 +176,22 @@ def weight_files(weights: WeightsKind | None, checkpoints: list[Path] | None, en
     if checkpoints:
         raise ConfigError("--weights demo and --checkpoint name two sources of weights; give one of them")
     return demo_checkpoint(find_model(encoder))
+
+
+@dataclass(frozen=True)
+class ModelArguments(ExportArguments):
+    """The same with the model as the first argument."""
+
+    encoder: Annotated[str, typer.Argument(metavar="MODEL", help="Which model; `samexport list` shows all.")]
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for the bundles.",
+            show_default="here, each named after model and format",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
 
 
 Arguments = TypeVar("Arguments")

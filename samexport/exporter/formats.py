@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import samexport
+from samexport.errors import MissingDependency
 from samexport.exporter.to_coreml.convert import KEPT, CoreMLOptions
 from samexport.exporter.to_coreml.package import PackageTexts
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.files import sha256, to_json
+from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec, ModelSpec, is_picture
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, WeightsInfo
@@ -54,7 +56,7 @@ Write = Callable[[GraphSpec, "nn.Module", Path, Any, Facts], Artifact]
 
 @dataclass(frozen=True)
 class Format:
-    """What writes files: its name in manifests, its options, the packages whose versions matter, and the function.
+    """What writes files: its name in manifests, its options, its packages and their extra, and the function.
 
     In which numbers a file computes is the :class:`samexport.exporter.recipes.Recipe` that its options name.
     """
@@ -62,7 +64,14 @@ class Format:
     name: str
     options: type
     packages: tuple[str, ...]
+    extra: str
     write_file: Write
+
+    def check_packages(self) -> None:
+        """MissingDependency if a package is missing, before anything is written."""
+        missing = [package for package in self.packages if not versions((package,))]
+        if missing:
+            raise MissingDependency(f"{self.name} files need {missing[0]}: {install_hint(self.extra)}")
 
     def write(self, graph: GraphSpec, module: nn.Module, folder: Path, options: Any, facts: Facts) -> Artifact:
         """Write the file of a graph, and say what wrote it under which licence of the weights."""
@@ -75,7 +84,8 @@ def _write_onnx(graph: GraphSpec, module: nn.Module, folder: Path, options: Onnx
 
     path = folder / _file_name(graph, options.recipe, "onnx")
     written = to_onnx.convert(graph, module, path, options, facts.examples.get(graph.name, ()))
-    made = {"simplifier": f"none: {written.refused}" if written.refused else "onnxslim"}
+    made = {"simplifier": f"none: {written.refused}" if written.refused else options.simplify}
+    made |= versions(["onnxsim"]) if options.simplify == "onnxsim" else {}
     if written.kept_in_fp32:
         made["kept_in_fp32"] = ", ".join(written.kept_in_fp32)
     artifact = _artifact(graph, path, "onnx", options.recipe, options.opset, written.nodes)
@@ -138,9 +148,9 @@ def _artifact(
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
-        Format("onnx", OnnxOptions, ("onnx", "onnxruntime", "onnxscript", "onnxslim"), _write_onnx),
-        Format("tflite", TfliteOptions, ("litert-torch", "ai-edge-litert"), _write_tflite),
-        Format("coreml", CoreMLOptions, ("coremltools",), _write_coreml),
+        Format("onnx", OnnxOptions, ("onnx", "onnxruntime", "onnxscript", "onnxslim"), "export", _write_onnx),
+        Format("tflite", TfliteOptions, ("litert-torch", "ai-edge-litert"), "tflite", _write_tflite),
+        Format("coreml", CoreMLOptions, ("coremltools",), "coreml", _write_coreml),
     )
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 import samexport
 from samexport.errors import ConfigError, ParityFailed
@@ -19,7 +21,7 @@ from samexport.exporter.sampler_export import (
     write_sampler,
 )
 from samexport.exporter.to_onnx.convert import OnnxOptions
-from samexport.files import new_folder
+from samexport.files import check_new_folder, new_folder
 from samexport.models.catalog import find_family, find_model
 from samexport.models.families.detector import SAMPLER
 from samexport.models.loading import load_model, reload_model
@@ -27,6 +29,7 @@ from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.models.weights.demo import demo_checkpoint
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import (
+    CONSTANTS,
     MANIFEST,
     Artifact,
     Bundle,
@@ -38,7 +41,7 @@ from samexport.runtimes.bundle import (
 )  # fmt: skip
 from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases, picture_masks, run_frames
-from samexport.runtimes.torch_bundle import plain_bundle
+from samexport.runtimes.torch_bundle import constants_of, plain_bundle
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 if TYPE_CHECKING:
@@ -107,7 +110,11 @@ class ExportOptions:
 
 @dataclass
 class Work:
-    """An export on its way: each stage reads what earlier ones left here."""
+    """An export on its way: each stage reads what earlier ones left here.
+
+    ``before`` is another export of the same graphs and weights, whose network and reference serve again. ``plain`` is
+    the reference of the family's graphs, ``golden`` that with the detector's.
+    """
 
     options: ExportOptions
     spec: ModelSpec
@@ -115,6 +122,8 @@ class Work:
     progress: Progress
     network: nn.Module = field(init=False)
     weights: WeightsInfo = field(init=False)
+    plain: Golden = field(init=False)
+    before: Work | None = None
     sampler: LoadedSampler | None = None
     golden: Golden = field(init=False)
     artifacts: tuple[Artifact, ...] = ()
@@ -130,9 +139,12 @@ def load(work: Work) -> None:
     """Weights into the network, and the detector's."""
     options = work.options
     work.progress("reading weights")
-    work.network, work.weights = load_model(
-        work.spec, options.checkpoints, options.random_seed, options.decoder_checkpoint
-    )
+    if work.before is not None:
+        work.network, work.weights = work.before.network, work.before.weights
+    else:
+        work.network, work.weights = load_model(
+            work.spec, options.checkpoints, options.random_seed, options.decoder_checkpoint
+        )
     if options.sampler is not None:
         # only ONNX files choose the best boxes themselves
         ranked = isinstance(options.target, OnnxOptions)
@@ -142,7 +154,11 @@ def load(work: Work) -> None:
 def reference(work: Work) -> None:
     """What the untouched architecture computes, before any file is written."""
     work.progress("running the reference")
-    golden = reference_golden(work.network, work.spec, work.options.graphs(work.spec), GOLDEN_SEED)
+    if work.before is not None:
+        work.plain = work.before.plain
+    else:
+        work.plain = reference_golden(work.network, work.spec, work.options.graphs(work.spec), GOLDEN_SEED)
+    golden = work.plain
     if work.sampler is not None:
         golden = replace(golden, cases=(*golden.cases, work.sampler.golden(golden.picture)))
     save_golden(golden, work.folder)
@@ -150,7 +166,7 @@ def reference(work: Work) -> None:
 
 
 def export(work: Work) -> None:
-    """A file for each graph."""
+    """A file for each graph, and one for the constants where the family has some."""
     from samexport.models.build import build_graph
 
     options, small = work.options, work.options.small
@@ -161,6 +177,8 @@ def export(work: Work) -> None:
         artifact = format_of(options.target).write(graph, module, work.folder, options.target, facts)
         form = {"form": "small"} if small and name != find_family(work.spec.family).first else {}
         work.artifacts += (replace(artifact, options=artifact.options | form),)
+    if constants := constants_of(work.spec, work.network):
+        np.savez_compressed(work.folder / CONSTANTS, allow_pickle=False, **constants)
     if work.sampler is not None:
         work.progress(f"exporting {SAMPLER}")
         work.artifacts += (write_sampler(work.sampler, work.folder, options.target, work.spec),)
@@ -205,16 +223,36 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda _: None) -
         ExportFailed: a converter failed.
         ParityFailed: a file does not compute what PyTorch computes.
     """
-    spec = find_model(options.encoder)
-    options.graphs(spec)
-    if options.decoder_checkpoint is not None:
+    return next(export_bundles([options], progress))
+
+
+def export_bundles(
+    several: Sequence[ExportOptions], progress: Progress = lambda _: None
+) -> Iterator[tuple[Bundle, ParityReport]]:
+    """Export bundles of one model that differ in their targets alone: weights and reference are read and run once.
+
+    Each appears, complete and verified, before the next one is begun; all folders are checked before the first.
+
+    Raises:
+        ConfigError: an option, the checkpoint or the target folder cannot be used.
+        ExportFailed: a converter failed.
+        ParityFailed: a file does not compute what PyTorch computes.
+    """
+    spec = find_model(several[0].encoder)
+    for options in several:
+        options.graphs(spec)
+        check_new_folder(options.folder(spec), force=options.force, refusal=not_ours)
+    if several[0].decoder_checkpoint is not None:
         spec = replace(spec, mask_outputs=ALL_MASKS)
-    target = options.folder(spec)
-    with new_folder(target, force=options.force, refusal=not_ours) as folder:
-        work = Work(options, spec, folder, progress)
-        for stage in STAGES:
-            stage(work)
-    return open_bundle(target), work.report
+    before: Work | None = None
+    for options in several:
+        target = options.folder(spec)
+        with new_folder(target, force=options.force, refusal=not_ours) as folder:
+            work = Work(options, spec, folder, progress, before=before)
+            for stage in STAGES:
+                stage(work)
+        before = work
+        yield open_bundle(target), work.report
 
 
 def reference_golden(network: nn.Module, spec: ModelSpec, graphs: Sequence[str], seed: int) -> Golden:

@@ -52,6 +52,9 @@ def reload_model(
         return _with_random_weights(spec, wanted, checkpoints, decoder)
     if wanted.kind == "demo" and not checkpoints:
         checkpoints = demo_checkpoint(spec)
+    if not checkpoints and (spec.source is None or (spec.source.sha256 or "") not in _hashes(wanted)):
+        # the official file is not among them, so it is not downloaded to find that out
+        raise ConfigError(f"the bundle was made from {wanted.source}; give the files with --checkpoint")
     try:
         network, found = load_model(spec, checkpoints, decoder=decoder)
     except CheckpointError:

@@ -22,9 +22,9 @@ DType = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 Role = Literal["tensor", "mask_logits", "mask_scores", "ranked_boxes", "ranked_scores"]
 
 
-AxisRole = Literal["prompts", "points", "tokens", "frames"]
-"""What an axis counts. Prompts do not see each other, so they are cut, filled up and joined; slots of points are filled
-up; of any other axis a file of fixed sizes takes ``usual`` and no other size."""
+AxisRole = Literal["prompts", "points", "memories", "pointers"]
+"""What an axis counts. Prompts do not see each other, so they are cut, filled up and joined; slots of other axes are
+filled up. A file of fixed sizes has entry points for several numbers of prompts and points; others are ``usual``."""
 
 
 Sizes = dict[str, int]

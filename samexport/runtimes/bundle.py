@@ -8,23 +8,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from samexport.errors import BundleError, FileError, SamExportError
 from samexport.files import read_json, reason, sha256, to_json
 from samexport.models.families.sam import with_axes
 from samexport.models.spec import GraphSpec, Identifier, Name, Preprocess
 from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
+from samexport.runtimes.arrays import read_npz
 from samexport.runtimes.base import Runtime
 from samexport.runtimes.host.detector import SamplerOptions
 from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.verdicts import Row
 
-MANIFEST = "bundle.json"
+MANIFEST, CONSTANTS = "bundle.json", "constants.npz"
 # what file managers leave behind
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
@@ -207,6 +210,14 @@ class Bundle:
         path = self.folder / artifact.path
         return open_runtime(path, self.graph(graph), artifact.file_format, runtime=runtime, threads=threads)
 
+    @cached_property
+    def constants(self) -> Mapping[str, NDArray[Any]]:
+        """Arrays that the family's session needs besides the graphs; BundleError if the file is absent or damaged."""
+        try:
+            return read_npz(self.folder / CONSTANTS)
+        except (SamExportError, ValueError) as error:
+            raise BundleError(f"{self.folder / CONSTANTS} cannot be read ({reason(error)})") from error
+
     def damaged_files(self) -> dict[str, str]:
         """What is wrong with a file, by its name: it is missing, changed, or not listed in the manifest."""
         listed = self.manifest.files
@@ -236,15 +247,21 @@ def open_bundle(folder: Path) -> Bundle:
         BundleError: no bundle there, a damaged manifest, or file names that point outside the folder.
     """
     path = folder / MANIFEST
+    if folder.is_file() and (folder.parent / MANIFEST).is_file():
+        raise BundleError(f"{folder} is one file of a bundle; give the folder, {folder.parent}")
     if not path.exists():
         raise BundleError(f"{folder} is not a bundle (no {MANIFEST}); `samexport onnx` makes one")
     try:
         content = read_json(path)
         version = content.get("schema_version") if isinstance(content, dict) else None
+        if type(version) is int and version > Manifest.schema_version:
+            raise BundleError(f"{path} was written by a newer samexport (schema version {version}); update this one")
         if version != Manifest.schema_version:
             raise ValueError(f"schema version {version!r}, this samexport reads {Manifest.schema_version}")
         manifest = msgspec.convert(content, Manifest)
         manifest = replace(manifest, graphs=tuple(with_axes(graph) for graph in manifest.graphs))
+    except BundleError:
+        raise
     except (SamExportError, ValueError, TypeError) as error:
         raise BundleError(f"{path} cannot be read as a manifest ({reason(error)}); export the bundle again") from error
     for name in (*manifest.files, *(a.path for a in manifest.artifacts)):

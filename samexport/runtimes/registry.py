@@ -21,7 +21,8 @@ class RuntimeInfo:
     """How to open one kind of file: the class (dotted path), the package it needs, the extra that installs it.
 
     Without an ``extra`` samexport itself needs the package. ``platform`` is the ``sys.platform`` that it is
-    limited to, empty for none. ``arithmetic`` is another package that it computes with, empty for none.
+    limited to, empty for none. ``arithmetic`` is another package that it computes with, of the extra [export], empty
+    for none.
     """
 
     name: str
@@ -38,7 +39,7 @@ class RuntimeInfo:
         if self.platform not in ("", sys.platform):
             return f"runs on {self.platform} only"
         if version(self.package) and self.arithmetic and not version(self.arithmetic):
-            return install_hint(package=self.arithmetic)
+            return install_hint("export")
         return "" if version(self.package) else self.remedy
 
     @property
@@ -63,14 +64,14 @@ RUNTIMES: dict[str, RuntimeInfo] = {
             "tflite",
             "samexport.runtimes.adapters.litert:LiteRtRuntime",
             "ai-edge-litert",
-            "tflite",
+            "litert",
         ),
         RuntimeInfo(
             "coreml",
             "coreml",
             "samexport.runtimes.adapters.coreml:CoreMLRuntime",
             "coremltools",
-            "coreml",
+            "coremltools",
             platform="darwin",
         ),
         RuntimeInfo(
@@ -150,7 +151,7 @@ def open_runtime(
     try:
         opened: Runtime = pkgutil.resolve_name(info.opener)(path, graph, threads=threads)
     except ModuleNotFoundError as error:
-        remedy = install_hint(package=error.name) if error.name == info.arithmetic else info.remedy
+        remedy = install_hint("export") if error.name == info.arithmetic else info.remedy
         raise MissingDependency(f"{info.name} needs {error.name}: {remedy}") from error
     except ImportError as error:
         # a package whose native part does not load

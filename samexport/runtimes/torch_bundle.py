@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from samexport.errors import BundleError
+from samexport.models.catalog import find_family
 from samexport.models.spec import ModelSpec
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.base import Runtime, check_threads
@@ -22,6 +26,7 @@ class TorchBundle(Bundle):
     """Modules behind the interface of a bundle, so that all that runs bundles runs PyTorch; ``folder`` has no files."""
 
     modules: Mapping[str, nn.Module]
+    constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def graph_names(self) -> tuple[str, ...]:
@@ -52,4 +57,11 @@ def plain_bundle(
         spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, weights, graphs, (), {}, {}, (),
         family=spec.family,
     )  # fmt: skip
-    return TorchBundle(folder, manifest, {name: module for name, (_, module) in built.items()})
+    modules = {name: module for name, (_, module) in built.items()}
+    return TorchBundle(folder, manifest, modules, constants_of(spec, network))
+
+
+def constants_of(spec: ModelSpec, network: nn.Module) -> Mapping[str, NDArray[Any]]:
+    """What a session of the model needs besides its graphs."""
+    path = find_family(spec.family).constants
+    return resolve_name(path)(network) if path else {}

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from samexport.benchmarks import command
+from samexport.benchmarks import command, plan
 from samexport.benchmarks.command import FILES, BenchRequest, run_bench
 from samexport.benchmarks.measuring import runner
 from samexport.benchmarks.measuring.runner import Machine
 from samexport.benchmarks.results.compare import compare
 from samexport.benchmarks.results.plots import PLOT_FILES
 from samexport.benchmarks.results.rows import Status, read_results
+from samexport.benchmarks.results.tables import failure_lines, problem_lines
 from samexport.errors import BundleError, ConfigError, FileError, MissingDependency
 from samexport.installation import install_hint
 from samexport.runtimes.verdicts import Verdict
@@ -38,19 +39,19 @@ def request_of(bundle, out, **changes):
 
 
 def test_bundles_are_measured_and_written_in_every_form(tiny_bundle, plain_bundle, tmp_path, capsys):
-    request = request_of(tiny_bundle, tmp_path / "out", rivals=("plain", "single"), tasks=("next click",))
+    graphs = ("encoder", "decoder")
+    options = {"graphs": graphs, "rivals": ("plain", "single"), "tasks": ("next click",)}
+    request = request_of(tiny_bundle, tmp_path / "out", **options)
     results = run_bench(request, lambda bundle, folder: plain_bundle)
     assert {r.status for r in results.rows} == {Status.DONE}
     assert {r.measured.parity.verdict for r in results.rows} == {Verdict.PASS}
-    assert [r.job.graph for r in results.rows] == ["encoder", "decoder", "decoder_with_mask", "next click"]
-    assert [(p.first.graph, p.second.batch) for p in results.pairs] == [
-        ("encoder", 0), ("decoder", 0), ("decoder_with_mask", 0), ("decoder", 1), ("decoder_with_mask", 1),
-    ]  # fmt: skip
+    assert [r.job.graph for r in results.rows] == [*graphs, "next click"]
+    assert [(p.first.graph, p.second.batch) for p in results.pairs] == [("encoder", 0), ("decoder", 0), ("decoder", 1)]
     assert all((request.out / name).stat().st_size > 500 for name in FILES)
     assert read_results(request.out / "results.json") == results
     said = capsys.readouterr()
     assert said.out == ""
-    assert "[1/9] tiny: encoder" in said.err
+    assert "[1/6] tiny: encoder" in said.err
     assert "left" in said.err
 
 
@@ -196,6 +197,21 @@ def test_what_was_asked_for_and_cannot_be_is_a_row(tiny_bundle, tmp_path):
     results = run_bench(request, no_baselines)
     skipped = [r for r in results.rows if r.status is Status.SKIPPED]
     assert [(r.job.runtime, r.reason) for r in skipped] == [("litert", "it reads tflite files, the bundles have onnx")]
+
+
+def test_a_default_run_without_the_checkpoint_leaves_pytorch_out_and_says_so(own_bundle, tmp_path, monkeypatch):
+    manifest = own_bundle.folder / "bundle.json"
+    weights = {"kind": "checkpoint", "source": "mine.pt", "sha256": "1" * 64, "seed": None}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights": weights}))
+    monkeypatch.setattr(plan, "why_not", lambda c: "" if c.name in ("onnxruntime", "pytorch") else "not here")
+    out = tmp_path / "out"
+    results = run_bench(request_of(own_bundle, out, graphs=("encoder",), runtimes=()), no_baselines)
+    assert [r.job.runtime for r in results.rows] == ["onnxruntime"]
+    assert failure_lines(results) == []
+    (line,) = problem_lines(results)
+    assert line == "bundle: PyTorch leaves out encoder: the weights are mine.pt; give them with --checkpoint"
+    assert line in (out / "results.md").read_text()
+    assert read_results(out / "results.json").notes == (line,)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import pytest
 
 from samexport.benchmarks import plan as plan_module
 from samexport.benchmarks.contenders.known import KNOWN
-from samexport.benchmarks.plan import Plan, jobs_of, labels_of, not_measured, pairs_of
+from samexport.benchmarks.plan import Plan, jobs_of, labels_of, lacking, left_out, not_measured, pairs_of
 from samexport.errors import ConfigError
+from samexport.models.catalog import find_model
 from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.base import MOST_THREADS
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
@@ -130,6 +131,18 @@ def test_a_job_says_of_which_weights_and_how_its_file_was_made(sampler_bundle):
     assert {j.source.weights for j in jobs_of([other], plan) if j.graph == "encoder"} == {"1" * 64}
 
 
+DETECTOR_LACKS = "it was made from seed 7; give that with --checkpoint"
+
+
+def test_a_detector_has_weights_of_its_own(sampler_bundle):
+    info = sampler_bundle.manifest.sampler
+    other = replace(info, weights=replace(info.weights, seed=9))
+    bundle, plan = replace(sampler_bundle, manifest=replace(sampler_bundle.manifest, sampler=other)), Plan()
+    names = ("encoder", SAMPLER, "everything: 300 boxes", "everything: 300 boxes of the detector")
+    found = [plan.source(bundle, name).weights for name in names]
+    assert found == ["seed 7", "seed 9", "seed 7", "seed 7 seed 9"]
+
+
 def test_pytorch_runs_a_detector_that_it_can_have(sampler_bundle):
     plan = Plan(("pytorch",), (SAMPLER,))
     assert [j.graph for j in jobs_of([sampler_bundle], plan)] == [SAMPLER]
@@ -137,6 +150,9 @@ def test_pytorch_runs_a_detector_that_it_can_have(sampler_bundle):
     for other in (replace(info, nms="in-graph"), replace(info, weights=replace(info.weights, kind="checkpoint"))):
         bundle = replace(sampler_bundle, manifest=replace(sampler_bundle.manifest, sampler=other))
         assert jobs_of([bundle], plan) == []
+        ((job, why),) = not_measured([bundle], plan, [])
+        assert (job.graph, job.runtime) == (SAMPLER, "pytorch")
+        assert why in ("NMS in the graph has no counterpart in PyTorch", DETECTOR_LACKS)
 
 
 def test_baselines_run_all_prompts_at_once_and_one_by_one(tiny_bundle, plain_bundle):
@@ -243,3 +259,47 @@ def test_every_contender_says_how_it_is_opened():
         assert callable(pkgutil.resolve_name(contender.opener))
         assert not contender.prepare or callable(pkgutil.resolve_name(contender.prepare))
     assert {name for name in KNOWN if name.startswith("pytorch")} == set(MODES)
+
+
+def of_file(bundle, sha256="1" * 64, **changes):
+    weights = replace(bundle.manifest.weights, kind="checkpoint", source="mine.pt", seed=None, sha256=sha256)
+    return replace(bundle, manifest=replace(bundle.manifest, weights=weights, **changes))
+
+
+def test_rows_of_pytorch_need_the_weights_and_are_left_out_with_one_line(tiny_bundle):
+    bundle, graphs = of_file(tiny_bundle), ("encoder", "decoder")
+    for plan in (Plan(graphs=graphs), Plan(("all",), graphs)):
+        assert "pytorch" not in {job.runtime for job in jobs_of([bundle], plan)}
+        (line,) = left_out([bundle], plan)
+        assert line == (
+            "tiny: PyTorch leaves out encoder, decoder: the weights are mine.pt; give them with --checkpoint"
+        )
+        assert not_measured([bundle], plan, jobs_of([bundle], plan)) == []
+    given = Plan(graphs=graphs, checkpoints=("mine.pt",))
+    assert "pytorch" in {job.runtime for job in jobs_of([bundle], given)}
+    demo = replace(bundle.manifest, weights=replace(bundle.manifest.weights, kind="demo"))
+    assert left_out([replace(bundle, manifest=demo)], Plan()) == ()  # they are in the package
+    assert left_out([bundle], given) == left_out([tiny_bundle], Plan()) == left_out([bundle], Plan(ORT)) == ()
+
+
+def test_rows_of_pytorch_that_were_asked_for_by_name_and_cannot_be_are_told_for_each_bundle(tiny_bundle):
+    plan = Plan(("onnxruntime", "pytorch"), ("encoder",))
+    bundles = [tiny_bundle, of_file(tiny_bundle)]
+    jobs = jobs_of(bundles, plan)
+    assert [job.runtime for job in jobs] == ["onnxruntime", "pytorch", "onnxruntime"]
+    ((job, why),) = not_measured(bundles, plan, jobs)
+    assert (job.graph, job.runtime, job.source.weights) == ("encoder", "pytorch", "1" * 64)
+    assert why == "the weights are mine.pt; give them with --checkpoint"
+    assert left_out(bundles, plan) == ()
+
+
+def test_the_official_weights_come_from_the_cache_and_are_downloaded_only_for_a_runtime_named(
+    tiny_bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SAMEXPORT_CACHE", str(tmp_path))
+    source = find_model("tinyvit").source
+    bundle = of_file(tiny_bundle, source.sha256, model="mobilesam.tinyvit")
+    assert "mine.pt" in lacking(bundle, "encoder", Plan())
+    assert lacking(bundle, "encoder", Plan(("pytorch",))) == ""
+    (tmp_path / source.filename).write_bytes(b"")
+    assert lacking(bundle, "encoder", Plan()) == ""

@@ -324,3 +324,14 @@ def exif(orientation):
     found = Image.Exif()
     found[0x0112] = orientation
     return found
+
+
+def test_pictures_none_of_which_can_be_used_have_no_scores(evaluate, tiny_bundle, tmp_path):
+    annotations, pictures = annotated.write(tmp_path, annotated.coco_data())
+    for name in ("first.png", "second.png"):
+        (pictures / name).write_bytes(b"no picture")
+    arguments = (tiny_bundle.folder, "--annotations", annotations, "--images", pictures)
+    code, printed, err = evaluate(*arguments, *boxes("--out", tmp_path / "report.json"))
+    line = "2 of 2 pictures were not measured: no picture could be used; there are no scores"
+    assert (code, line in one_line_error(err), "other" in err) == (2, True, False)
+    assert "wrote" not in printed

@@ -70,7 +70,7 @@ class ToySession(Session):
             self.graphs.open(name)
 
     def decode(self, encoded: Encoded, packed) -> Decoded:
-        memory = encoded.tensors.get("memory", np.zeros(MAP, np.float32))
+        memory = encoded.tensors.get("memory", self.graphs.bundle.constants["no_memory"])
         recalled = self.graphs.run("recall", {"seen": encoded.tensors["seen"], "memory": memory})
         answers = [
             self.graphs.run("point_out", {**recalled, "spots": spots, "kinds": kinds})
@@ -131,4 +131,5 @@ FAMILY = Family(
     cases="tests.families.toy:make_cases",
     card="tests.families.toy:about",
     state={"kept": "memory"},
+    constants="tests.families.toy_network:constants",
 )

@@ -1,5 +1,6 @@
 """The toy family's network and graphs."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +18,10 @@ class Blob(nn.Module):
         self.masks = nn.Conv2d(width, 2, 3, padding=1)
         self.sure = nn.Linear(width, 2)
         self.keep = nn.Conv2d(width + 2, width, 1)
+
+
+def constants(blob):
+    return {"no_memory": blob.places.weight.detach().numpy().mean() * np.ones((1, 8, 12, 12), np.float32)}
 
 
 def empty(spec):

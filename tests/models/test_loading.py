@@ -10,6 +10,7 @@ from samexport.benchmarks.contenders.baselines import rebuild
 from samexport.errors import CheckpointError, ConfigError
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model, reload_model, require_same
+from samexport.models.weights import checkpoints
 
 SPEC = find_model("test.vit64")
 
@@ -70,6 +71,14 @@ def test_random_weights_come_from_the_seed_or_from_a_file_with_the_same_numbers(
     assert equal(sam, reload_model(SPEC, info, files[:1]))
     with pytest.raises(ConfigError, match=r"made from seed 8, not base\.pt \(sha256 none, not "):
         reload_model(SPEC, replace(info, source="seed 8", seed=8), files[:1])
+
+
+def test_nothing_is_downloaded_for_a_bundle_of_other_weights(files, monkeypatch):
+    _, info = load_model(SPEC, files[:1])
+    for spec in (SPEC, find_model("tinyvit")):
+        monkeypatch.setattr(checkpoints, "official_checkpoint", lambda spec: pytest.fail("asked for the official file"))
+        with pytest.raises(ConfigError, match=r"made from base\.pt; give the files with --checkpoint"):
+            reload_model(spec, info)
 
 
 def test_other_weights_are_told_in_one_line_with_both_names_and_hashes(files):

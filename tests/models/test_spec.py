@@ -6,7 +6,7 @@ import pytest
 
 from samexport.models.catalog import MODELS, find_model
 from samexport.models.families.sam import POINTS, PROMPTS
-from samexport.models.spec import GraphSpec, Preprocess, TensorSpec, axis_sizes
+from samexport.models.spec import Axis, GraphSpec, Preprocess, TensorSpec, axis_sizes
 
 COORDS = TensorSpec("point_coords", ("N", "K", 2), "x, y")
 LABELS = TensorSpec("point_labels", ("N", "K"), "labels")
@@ -36,6 +36,17 @@ def test_names_and_axes_keep_their_order():
     assert GRAPH.output_names == ("low_res_masks",)
     assert GRAPH.named_sizes == ("N", "K")
     assert GraphSpec("encoder", "", (TensorSpec("image", (1, 3), ""),), ()).axes == ()
+
+
+def test_axes_are_those_in_the_shapes_one_for_each_role():
+    assert GRAPH.axis("prompts") == PROMPTS
+    assert GRAPH.axis("memories") is None
+    assert GRAPH.sizes({"points": 5}, default="traced") == {"N": PROMPTS.traced, "K": 5}
+    assert GRAPH.sizes(default="usual") == {"N": 1, "K": 2}
+    assert MASKS.resolved({"N": 7}) == (7, 4, 16, 16)
+    for axes in ((PROMPTS,), (PROMPTS, POINTS, Axis("M", "memories", 3, 9)), (PROMPTS, Axis("K", "prompts", 2, 2))):
+        with pytest.raises(ValueError, match="axes"):
+            GraphSpec("decoder", "", (COORDS, LABELS), (MASKS,), axes)
 
 
 @pytest.mark.parametrize("model", MODELS)

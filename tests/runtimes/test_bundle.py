@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 
 from samexport.errors import BundleError
 from samexport.files import read_json, to_json
 from samexport.runtimes import bundle as bundles
 from samexport.runtimes.bundle import MANIFEST, not_ours, open_bundle
+from samexport.runtimes.parity.golden import load_golden
 
 
 def test_the_manifest_survives_a_round_trip(tiny_bundle):
@@ -17,11 +19,23 @@ def test_the_manifest_survives_a_round_trip(tiny_bundle):
     assert open_bundle(tiny_bundle.folder).manifest.to_json() == text
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}', "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": true}', "null"])
 def test_a_damaged_manifest_is_one_clear_error(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(BundleError, match="export the bundle again"):
         open_bundle(tmp_path)
+
+
+def test_a_manifest_of_a_later_version_asks_for_a_newer_samexport(tmp_path):
+    (tmp_path / MANIFEST).write_text('{"schema_version": 99}')
+    with pytest.raises(BundleError, match=r"newer samexport \(schema version 99\); update this one"):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "encoder.onnx"])
+def test_a_file_of_a_bundle_is_answered_with_its_folder(tiny_bundle, name):
+    with pytest.raises(BundleError, match=rf"{name} is one file of a bundle; give the folder, .*tiny$"):
+        open_bundle(tiny_bundle.folder / name)
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path):
@@ -177,3 +191,25 @@ def test_each_file_of_a_graph_is_a_variant(own_bundle):
     variants = list(replace(own_bundle, manifest=both).variants())
     assert [v.artifact("decoder").path for v in variants] == ["decoder.onnx", "decoder.fp16.onnx"]
     assert {v.artifact("encoder").path for v in variants} == {"encoder.onnx"}
+
+
+def test_a_bundle_from_before_axes_and_families_is_read_as_it_was_meant(own_bundle):
+    known = load_golden(own_bundle.folder, own_bundle.manifest.frame).cases
+    manifest = read_json(own_bundle.folder / MANIFEST)
+    del manifest["family"]
+    for key in ("resize", "filter", "padding", "white", "stride", "mask_stride"):
+        del manifest["frame"][key]
+    for graph in manifest["graphs"]:
+        del graph["axes"]
+        for tensor in (*graph["inputs"], *graph["outputs"]):
+            del tensor["fill"]
+    (own_bundle.folder / MANIFEST).write_text(json.dumps(manifest))
+    cases = read_json(own_bundle.folder / "golden" / "cases.json")
+    for case in cases["cases"]:
+        del case["made"], case["later"]
+    (own_bundle.folder / "golden" / "cases.json").write_text(json.dumps(cases))
+    assert open_bundle(own_bundle.folder).manifest == own_bundle.manifest
+    old = load_golden(own_bundle.folder, own_bundle.manifest.frame).cases
+    assert {name: made.kind for case in old for name, made in case.made.items()} == {"image": "picture"}
+    for before, case in zip(old, known, strict=True):
+        assert all(np.array_equal(case.inputs[name], before.inputs[name]) for name in case.inputs)

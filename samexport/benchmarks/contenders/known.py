@@ -112,7 +112,7 @@ def why_not(contender: Contender) -> str:
     if contender.name in _NEEDS_PROVIDER and _NEEDS_PROVIDER[contender.name] not in _ort_providers():
         return "this ONNX Runtime has no such provider; pip install onnxruntime-gpu instead of onnxruntime"
     if not contender.file_format and importlib.util.find_spec("torch") is None:
-        return f"PyTorch is not installed; {install_hint(package='torch')}"
+        return f"PyTorch is not installed; {install_hint('export')}"
     needed = [a for a in availability() if a.name == (contender.package or contender.name)]
     return f"not available: {needed[0].remedy}" if needed and not needed[0].available else ""
 

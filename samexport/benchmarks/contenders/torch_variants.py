@@ -77,7 +77,10 @@ class TorchVariant(Runtime):
                 values = self._captured(given)(*given) if self._mode.cuda_graph else self._call(*given)
         except torch.OutOfMemoryError as error:
             raise ParityFailed(f"{self.graph.name} does not fit the device: {error}") from error
-        return {n: v.float().cpu().numpy() for n, v in zip(self.graph.output_names, values, strict=True)}
+        found = {
+            n: v.float() if v.is_floating_point() else v for n, v in zip(self.graph.output_names, values, strict=True)
+        }
+        return {name: value.cpu().numpy() for name, value in found.items()}
 
     def _captured(self, inputs: list[Tensor]) -> _Captured:
         """One CUDA graph for each set of shapes."""

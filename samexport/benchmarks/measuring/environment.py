@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from samexport.benchmarks.results.rows import Environment
+from samexport.runtimes.registry import version
 
 LOADED = 0.1
 """Cores kept busy by other programs above which a row is marked."""
@@ -38,7 +38,7 @@ def environment() -> Environment:
         load_average=(one, five, fifteen),
         system=platform.platform(),
         python=platform.python_version(),
-        libraries={name: version for name in _LIBRARIES if (version := _version(name))},
+        libraries={name: found for name in _LIBRARIES if (found := version(name))},
         gpu=_gpu(),
         git_commit=_git_commit(),
     )
@@ -60,13 +60,6 @@ def _cpu_flags() -> list[str]:
     listed = re.search(r"^(?:flags|Features)\s*: (.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     words = listed.group(1).split() if listed else []
     return sorted(word for word in words if _FLAGS.fullmatch(word))
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _output(*command: str) -> str:

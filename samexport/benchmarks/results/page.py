@@ -37,7 +37,8 @@ td { border-bottom: 1px solid #f0f1f3; padding: 5px 10px; white-space: nowrap; }
 td.n { text-align: right; } th.n { text-align: right; }
 tr:hover td { background: #f8fafc; }
 .PASS { color: #047857; } .FAIL, .FAILED { color: #b91c1c; font-weight: 600; } .SKIPPED { color: #b45309; }
-figcaption { font-weight: 600; margin-bottom: 8px; } figure svg { max-width: 100%; height: auto; }
+figcaption { font-weight: 600; margin-bottom: 8px; }
+figure svg { display: block; margin: 0 auto; max-width: 100%; height: auto; }
 ul { margin: 0; padding-left: 20px; } li { overflow-wrap: anywhere; } .small { font-size: 13px; color: #4b5563; }
 """
 # numbers sort as numbers, whatever mark stands after them
@@ -61,19 +62,19 @@ _TEXT_COLUMNS = (
 
 def to_html(results: Results, plots: Sequence[Plot] = ()) -> str:
     """The page."""
-    parts = ["<h1>Benchmark results</h1>", _list(machine_lines(results))]
+    parts = ["<h1>Benchmark results</h1>", _list(machine_lines(results)), _command(results)]
     if results.pairs:
         parts += ["<h2>Ratios of calls in turns</h2>", _table(PAIR_COLUMNS, map(pair_cells, results.pairs))]
-    parts += [f"<figure><figcaption>{escape(p.caption)}</figcaption>{_svg(p.svg)}</figure>" for p in plots]
+    if problems := problem_lines(results):
+        parts += ["<h2>Not measured, or not right</h2>", _list(problems)]
     for title, rows in sections(results):
         columns, lines, same = short_table(rows, PAGE_COLUMNS[title])
         parts += [f"<h2>{title}</h2>", _table(columns, lines), f'<p class="small">in every row: {escape(same)}</p>']
+    parts += [f"<figure><figcaption>{escape(p.caption)}</figcaption>{_svg(p.svg)}</figure>" for p in plots]
     for title, profiled in profile_sections(results):
         parts += [f"<h2>{escape(title)}</h2>", _table(PROFILE_COLUMNS, profiled)]
     if placed := placements(results):
         parts += ["<h2>Where it ran</h2>", _table(PLACEMENT_COLUMNS, placed)]
-    if problems := problem_lines(results):
-        parts += ["<h2>Not measured, or not right</h2>", _list(problems)]
     parts += ["<h2>How to read this</h2>", _list(NOTES)]
     body = "\n".join(parts)
     return (
@@ -81,6 +82,10 @@ def to_html(results: Results, plots: Sequence[Plot] = ()) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
         f"<body><main>\n{body}\n</main><script>{_SCRIPT}</script></body></html>\n"
     )
+
+
+def _command(results: Results) -> str:
+    return f'<p class="small">{escape(results.created)}: <code>{escape(results.command)}</code></p>'
 
 
 def _svg(text: str) -> str:

@@ -169,7 +169,7 @@ def _latency(rows: list[BenchRow]) -> Figure:
         for bar, row in zip(bars, panel, strict=True):
             bar.set_alpha(0.45 if row.job.form == "plain" else 0.95)
         axis.bar_label(
-            bars, [f" {_ms(t)}{' *' if r.loaded else ''}" for t, r in zip(times, panel, strict=True)], size=9
+            bars, [f"{_ms(t)}{' *' if r.loaded else ''}" for t, r in zip(times, panel, strict=True)], size=9, padding=4
         )
         axis.set_yticks(range(len(panel)), names)
         axis.set_title(title)

@@ -251,7 +251,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Results:
-    """A result file. ``roofline`` is as its module makes it."""
+    """A result file. ``roofline`` is as its module makes it; ``notes`` say what nobody asked for and was left out."""
 
     created: str
     command: str
@@ -260,6 +260,7 @@ class Results:
     rows: tuple[BenchRow, ...]
     pairs: tuple[Pair, ...] = ()
     profiles: tuple[Profile, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Text of ``results.json``."""

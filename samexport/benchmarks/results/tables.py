@@ -184,7 +184,7 @@ def machine_lines(results: Results) -> list[str]:
         lines.append(f"measured peak, GMAC/s of matrix products: {rates}; copy {results.roofline.get(COPY, 0):g} GB/s")
     if e.git_commit:
         lines.append(f"commit {e.git_commit}")
-    return [*lines, f"{results.created}: `{results.command}`"]
+    return lines
 
 
 LOAD_NOTE = (
@@ -209,7 +209,8 @@ NOTES = (
 
 def to_markdown(results: Results, plots: Sequence[tuple[str, str]] = ()) -> str:
     """A report; ``plots`` are file names and captions."""
-    lines = ["# Benchmark results", "", *(f"- {line}" for line in machine_lines(results)), ""]
+    command = f"- {results.created}: `{results.command}`"
+    lines = ["# Benchmark results", "", *(f"- {line}" for line in machine_lines(results)), command, ""]
     if results.pairs:
         lines += ["## Ratios of calls in turns", "", *markdown_table(PAIR_COLUMNS, map(pair_cells, results.pairs)), ""]
     for title, rows in sections(results):
@@ -264,13 +265,13 @@ def placements(results: Results) -> list[Cells]:
 
 
 def problem_lines(results: Results) -> list[str]:
-    """What was not measured or failed, and verdicts that are not PASS."""
+    """What was left out, not measured or failed, and verdicts that are not PASS."""
     skipped = [
         f"parity SKIPPED {r.job.name}: {r.measured.parity.reason}"
         for r in results.rows
         if r.status is Status.DONE and r.measured.parity.verdict is Verdict.SKIPPED
     ]
-    return [*skipped, *failure_lines(results)]
+    return [*results.notes, *skipped, *failure_lines(results)]
 
 
 def failure_lines(results: Results) -> list[str]:

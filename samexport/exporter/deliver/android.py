@@ -154,7 +154,7 @@ def entry_points(path: Path, graph: GraphSpec) -> tuple[Bucket, ...]:
     try:
         found = of_file(path.name, graph, signatures(path))
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
+        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('litert')}") from error
     return tuple(sorted(found, key=lambda bucket: (bucket.prompts, bucket.points)))
 
 

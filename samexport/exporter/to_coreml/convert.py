@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
-from samexport.exporter.recipes import find_recipe
+from samexport.exporter.recipes import RECIPES, find_recipe
 from samexport.exporter.to_coreml.package import PackageTexts, check_package, write_package
 from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason
@@ -120,7 +120,7 @@ def convert(
     ):
         folder = Path(private)
         sources = [_convert_one(coremltools, graph, module, folder, options, b) for b in buckets or (None,)]
-        wide = _overflows(graph, sources, examples) if options.recipe == "fp16" else frozenset()
+        wide = _overflows(graph, sources, examples) if RECIPES[options.recipe].compute == "float16" else frozenset()
         if wide:
             again = folder / "again"
             again.mkdir()
@@ -164,7 +164,7 @@ def _convert_one(
     """A package of coremltools' own in ``folder``; ``bucket`` None means flexible axes; ``wide`` see :class:`_Half`."""
     name = bucket.name if bucket else "main"
     precision = coremltools.precision.FLOAT32
-    if options.recipe == "fp16":
+    if RECIPES[options.recipe].compute == "float16":
         precision = coremltools.transform.FP16ComputePrecision(op_selector=_Half(wide))
     path = folder / f"{name}.mlpackage"
     try:

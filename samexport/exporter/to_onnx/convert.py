@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from samexport.errors import ConfigError, ExportFailed, SamExportError
-from samexport.exporter.recipes import find_recipe
+from samexport.errors import ConfigError, ExportFailed, MissingDependency, SamExportError
+from samexport.exporter.recipes import RECIPES, find_recipe
 from samexport.exporter.to_onnx.versions import OPSETS, ir_version
 from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason
+from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+Simplifier = Literal["onnxslim", "onnxsim", "none"]
+SIMPLIFIERS = get_args(Simplifier)
 DEFAULT_OPSET = 20
 _PROTOBUF_LIMIT = 1_900_000_000
 # of an output's range: what two orders of the same sums differ by
@@ -33,15 +37,21 @@ _GROWTH, _FOLDED = 1 << 20, 100_000
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """The recipe, fp32 or fp16, and the opset; ConfigError for others."""
+    """The recipe, fp32 or fp16, the opset, and what simplifies the graph; ConfigError for others."""
 
     recipe: str = "fp32"
     opset: int = DEFAULT_OPSET
+    simplify: Simplifier = "onnxslim"
 
     def __post_init__(self) -> None:
         find_recipe(self.recipe, "onnx")
         if self.opset not in OPSETS:
             raise ConfigError(f"opset {self.opset} is not supported; use {min(OPSETS)} to {max(OPSETS)}")
+        if self.simplify not in SIMPLIFIERS:
+            raise ConfigError(f"simplify is one of {', '.join(SIMPLIFIERS)}, not {self.simplify!r}")
+        if self.simplify != "none" and importlib.util.find_spec(self.simplify) is None:
+            extra = "onnxsim" if self.simplify == "onnxsim" else "export"
+            raise MissingDependency(f"simplifying needs {self.simplify}: {install_hint(extra)}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class OnnxFile:
 
     Attributes:
         nodes: how many the graph has.
-        refused: why onnxslim's graph was not taken and the one that torch wrote was; empty where it was taken.
+        refused: why the simplifier's graph was not taken and the one that torch wrote was; empty where it was taken.
         kept_in_fp32: in an fp16 file the nodes that would overflow on the examples and compute in fp32 instead.
         near_limit: in an fp16 file what comes near the end of half precision on the examples, one line each.
     """
@@ -96,7 +106,8 @@ def convert(
 def _convert(
     graph: GraphSpec, module: nn.Module, path: Path, options: OnnxOptions, examples: Sequence[Tensors]
 ) -> OnnxFile:
-    load("torch.onnx", "onnx", "onnxruntime", "onnxscript", "onnxslim")
+    tool = () if options.simplify == "none" else (options.simplify,)
+    load("torch.onnx", "onnx", "onnxruntime", "onnxscript", *tool)
     import onnx
 
     from samexport.exporter.to_onnx.maximum import name_places
@@ -104,12 +115,14 @@ def _convert(
     program = _export(graph, module, options.opset)
     if _size(module) > _PROTOBUF_LIMIT:
         return _write_large(program, graph, path, options)
-    model, refused = optimise(program.model_proto, graph)
+    model, refused = program.model_proto, ""
+    if options.simplify != "none":
+        model, refused = optimise(model, graph, options.simplify)
     written = OnnxFile(0, refused)
     if graph.axes:
         # where every size is fixed, tools need no help
         name_places(model)
-    if options.recipe == "fp16":
+    if RECIPES[options.recipe].compute == "float16":
         model, written = _half(model, graph, examples, written)
     model = _clean(model, graph, options.opset)
     onnx.checker.check_model(model)
@@ -163,17 +176,17 @@ def _write_large(program: torch.onnx.ONNXProgram, graph: GraphSpec, path: Path, 
     import onnx
     import onnx_ir
 
-    if options.recipe != "fp32":
+    if RECIPES[options.recipe].compute != "float32":
         raise ConfigError(f"{graph.name} is above 2 GB, where only fp32 is supported; leave --precision away")
     onnx_ir.save(program.model, path, external_data=f"{path.name}.data")
     model = _clean(onnx.load(path, load_external_data=False), graph, options.opset)
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(path)
-    return OnnxFile(len(model.graph.node), "above 2 GB, which onnxslim does not take")
+    return OnnxFile(len(model.graph.node), "above 2 GB, which simplifiers do not take")
 
 
-def optimise(exported: onnx.ModelProto, graph: GraphSpec) -> tuple[onnx.ModelProto, str]:
-    """The graph that onnxslim makes if it is valid and computes the same, else ``exported`` and why."""
+def optimise(exported: onnx.ModelProto, graph: GraphSpec, tool: Simplifier = "onnxslim") -> tuple[onnx.ModelProto, str]:
+    """The graph that ``tool`` makes if it is valid and computes the same, else ``exported`` and why."""
     import numpy as np
     import onnx
 
@@ -185,7 +198,7 @@ def optimise(exported: onnx.ModelProto, graph: GraphSpec) -> tuple[onnx.ModelPro
     }
     expected = _run(exported, graph, inputs)
     try:
-        slimmed = _slim(exported)
+        slimmed = _simplified(exported) if tool == "onnxsim" else _slim(exported)
         onnx.checker.check_model(slimmed)
         actual = _run(slimmed, graph, inputs)
     except Exception as error:
@@ -217,6 +230,17 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
         # it has computed what a small form leaves to the runtime
         slimmed = onnxslim.slim(model, size_threshold=_FOLDED)
     return slimmed
+
+
+def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What onnxsim makes; it raises where its own check fails."""
+    import onnxsim
+
+    simplified, same = onnxsim.simplify(model, tensor_size_threshold=f"{_FOLDED // 1000}KB")
+    if not same:
+        raise ValueError("onnxsim's own check says that its graph computes something else")
+    result: onnx.ModelProto = simplified
+    return result
 
 
 def _clean(model: onnx.ModelProto, graph: GraphSpec, opset: int) -> onnx.ModelProto:

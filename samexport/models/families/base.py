@@ -34,6 +34,7 @@ class Family:
         encoder_parts: beginnings of the state-dict names that a decoder's own checkpoint leaves as they are.
         dialects: dotted paths of functions from the official state-dict names to
             :class:`samexport.models.weights.layouts.Dialect`: other names that checkpoints may have.
+        constants: dotted path of ``network -> {name: array}``: what the session needs besides the graphs.
         card: dotted path of ``Manifest -> samexport.exporter.deliver.card.About``: how to use a bundle, for its README.
         extras: by format, dotted path of ``Bundle -> {file name: text}``: code that goes with the files.
     """
@@ -50,6 +51,7 @@ class Family:
     features: tuple[str, ...] = ()
     equal: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, str] = field(default_factory=dict)
+    constants: DottedPath = ""
     encoder_parts: tuple[str, ...] = ()
     dialects: tuple[DottedPath, ...] = ()
     extras: Mapping[str, DottedPath] = field(default_factory=dict)

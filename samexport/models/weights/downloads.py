@@ -75,6 +75,14 @@ def official_checkpoint(spec: ModelSpec) -> Path:
     return target
 
 
+def in_cache(spec: ModelSpec) -> bool:
+    """Whether the official file is in the cache, by its name."""
+    try:
+        return spec.source is not None and (cache_folder() / spec.source.filename).is_file()
+    except (CheckpointError, OSError):
+        return False
+
+
 def _sha256(path: Path) -> str:
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -47,7 +47,7 @@ class CoreMLRuntime(Runtime):
             try:
                 import coremltools
             except ModuleNotFoundError as error:
-                raise MissingDependency(f"CoreML needs coremltools: {install_hint('coreml')}") from error
+                raise MissingDependency(f"CoreML needs coremltools: {install_hint('coremltools')}") from error
             file = self._package.files[name]
             function = {"function_name": name} if [*self._package.files.values()].count(file) > 1 else {}
             units = coremltools.ComputeUnit[self._compute_units]

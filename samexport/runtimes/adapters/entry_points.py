@@ -120,12 +120,18 @@ def choose(buckets: Sequence[Bucket], prompts: int, points: int) -> Bucket:
 
 
 def pad_prompts(graph: GraphSpec, inputs: Mapping[str, NDArray[Any]], bucket: Bucket) -> Tensors:
-    """Fill every input up to the sizes of an entry point, each with its own ``fill``."""
+    """Fill every input up to the sizes of an entry point, each with its own ``fill``.
+
+    Raises:
+        ConfigError: an axis is longer than the entry point has room for.
+    """
     wanted = bucket.sizes(graph)
     padded = {}
     for tensor in graph.inputs:
         value = inputs[tensor.name]
         missing = [(0, to - size) for to, size in zip(tensor.resolved(wanted), value.shape, strict=True)]
+        if min((after for _, after in missing), default=0) < 0:
+            raise ConfigError(f"{tensor.name} {list(value.shape)} is more than this file takes, {wanted}")
         padded[tensor.name] = np.pad(value, missing, constant_values=tensor.fill)
     return padded
 
@@ -164,6 +170,8 @@ def run_in_buckets(
         if not bucket.flexible:
             part = pad_prompts(graph, part, bucket)
         result = call(bucket, part)
+        if graph.axis("prompts") is None:
+            return result
         chunks.append({tensor.name: result[tensor.name][:count] for tensor in graph.outputs})
         start += count
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

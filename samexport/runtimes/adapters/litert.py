@@ -13,7 +13,7 @@ from samexport.errors import BundleError, RuntimeFailed
 from samexport.files import reason
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import Bucket, of_file, run_in_buckets, takes_prompts
+from samexport.runtimes.adapters.entry_points import Bucket, of_file, run_in_buckets
 from samexport.runtimes.base import Runtime, Tensors, check_file, declared
 
 Shapes = Mapping[str, Sequence[int]]
@@ -36,7 +36,7 @@ class EntryPoints(Runtime):
 
     def _run(self, inputs: Tensors) -> Tensors:
         with self._lock:
-            if takes_prompts(self.graph):
+            if self.graph.axes:
                 return run_in_buckets(self.graph, inputs, self.entry_points, self._call)
             return self._call(self.entry_points[0], inputs)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError
 from samexport.models.spec import GraphSpec, Sizes
-from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, takes_prompts
+from samexport.runtimes.adapters.entry_points import Bucket, bucket_of
 from samexport.runtimes.formats.mlpackage import Package
 
 
@@ -33,13 +33,13 @@ def whole_pixels(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def buckets_of(package: Package, graph: GraphSpec) -> tuple[Bucket, ...]:
-    """The entry points of a graph with the prompts and points that each takes; none where it takes no prompts.
+    """The entry points of a graph with the prompts and points that each takes; none where it has no axis.
 
     Raises:
         BundleError: a size is flexible and has no bound.
     """
     buckets = []
-    for name, function in package.functions.items() if takes_prompts(graph) else ():
+    for name, function in package.functions.items() if graph.axes else ():
         values = {value.name: value for value in function.inputs}
         most: Sizes = {}
         flexible = False

@@ -151,13 +151,13 @@ def _protos() -> ModuleType:
     if _PROTOS not in sys.modules:
         found = importlib.util.find_spec("coremltools")
         if found is None or not found.submodule_search_locations:
-            raise MissingDependency(f"reading an .mlpackage needs coremltools: {install_hint('coreml')}")
+            raise MissingDependency(f"reading an .mlpackage needs coremltools: {install_hint('coremltools')}")
         folder = Path(found.submodule_search_locations[0]) / "proto"
         spec = importlib.util.spec_from_file_location(
             _PROTOS, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
         if spec is None or spec.loader is None:
-            raise MissingDependency(f"this coremltools has no protobuf classes: {install_hint('coreml')}")
+            raise MissingDependency(f"this coremltools has no protobuf classes: {install_hint('coremltools')}")
         module = importlib.util.module_from_spec(spec)
         sys.modules[_PROTOS] = module
         try:

@@ -51,7 +51,7 @@ def parse_model(content: bytes, name: str) -> Any:
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('tflite')}") from error
+        raise MissingDependency(f"reading TFLite needs {error.name}: {install_hint('litert')}") from error
     if content[4:8] != _IDENTIFIER:
         raise BundleError(f"{name} is not a TFLite file")
     try:

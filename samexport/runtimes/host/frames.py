@@ -56,6 +56,16 @@ class FrameMap:
         return self.frame.size, self.frame.size
 
     @property
+    def masks(self) -> tuple[int, tuple[int, int]]:
+        """The side that low-resolution masks are first scaled to, and how much of it, rows and columns, is the picture.
+
+        SAM goes by the whole frame, whose padding is then cut off; a stretched frame has none, so they go directly.
+        """
+        if self.frame.resize == "longest":
+            return self.frame.size, self.inside
+        return self.frame.low_res, (self.frame.low_res, self.frame.low_res)
+
+    @property
     def scale(self) -> NDArray[np.float64]:
         """What x and y in the picture are multiplied by, [2]."""
         height, width = self.inside
@@ -157,10 +167,10 @@ _BAND_ROWS = 64
 
 def _upscaled_bands(low_res_masks: NDArray[Any], place: FrameMap) -> Iterator[tuple[Any, NDArray[np.float32]]]:
     """Yield (index into [..., H, W], values [rows, W]), one band of one mask at a time to save memory."""
-    side, size, image_hw = place.frame.low_res, place.frame.size, place.image_hw
+    side, image_hw = place.frame.low_res, place.image_hw
     if low_res_masks.shape[-2:] != (side, side):
         raise ConfigError(f"low_res_masks must end in [{side}, {side}], got {list(low_res_masks.shape)}")
-    height, width = place.inside
+    size, (height, width) = place.masks
     row_weights = axis_weights(side, size, height, image_hw[0])
     column_weights = axis_weights(side, size, width, image_hw[1])
     for mask in np.ndindex(low_res_masks.shape[:-2]):

@@ -67,10 +67,10 @@ def trace(
     Raises:
         ConfigError: the logits do not have the frame's low-resolution size.
     """
-    side, size, image_hw = place.frame.low_res, place.frame.size, place.image_hw
+    side, image_hw = place.frame.low_res, place.image_hw
     if low_res_mask.shape != (side, side):
         raise ConfigError(f"a mask of this model is [{side}, {side}], got {list(low_res_mask.shape)}")
-    height, width = place.inside
+    size, (height, width) = place.masks
     row_weights, row_taps = _axis(side, size, height, image_hw[0])
     column_weights, column_taps = _axis(side, size, width, image_hw[1])
     thresholds = threshold - offset, threshold, threshold + offset

@@ -21,7 +21,7 @@ def lint_rows(artifact: Artifact, path: Path) -> tuple[Row, ...]:
     try:
         found = lint(path)
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"the linter needs {error.name}: {install_hint('tflite')}") from error
+        raise MissingDependency(f"the linter needs {error.name}: {install_hint('litert')}") from error
     except BundleError as error:
         return (Row(check, "operations", Verdict.FAIL, str(error)),)
     rows = []

@@ -25,6 +25,11 @@ def test_every_level_of_optimisation_computes_the_same(tiny_bundle, runtime):
     assert subject.placement().startswith("CPUExecutionProvider ")
 
 
+def test_what_computes_in_float32_is_told_whatever_the_file_holds():
+    computes = {name: find(name).computes("fp16") for name in ("onnxruntime", "openvino", "openvino-bf16", "pytorch")}
+    assert computes == {"onnxruntime": "fp16", "openvino": "fp32", "openvino-bf16": "bf16", "pytorch": "fp32"}
+
+
 def test_the_levels_are_those_of_their_names(tiny_bundle):
     for name, level in (("basic", "ORT_ENABLE_BASIC"), ("extended", "ORT_ENABLE_EXTENDED")):
         runtime = opened(job_of(tiny_bundle, "encoder", runtime=f"onnxruntime-{name}")).runtime

@@ -45,6 +45,8 @@ def test_a_mask_that_answers_another_prompt_is_another_mask():
     assert row.verdict is Verdict.FAIL
     assert "1 of PyTorch's 1 masks are not among the 1 found" in row.reason
     assert verdict([mask], [FoundMask((0.0, 6.0), mask.counts)]).verdict is Verdict.PASS
+    # a hundredth of the picture's longer side away
+    assert verdict([mask], [FoundMask((3.0, 5.0), mask.counts)]).verdict is Verdict.FAIL
     assert verdict([mask], [FoundMask((0.0,), mask.counts)]).verdict is Verdict.FAIL
 
 

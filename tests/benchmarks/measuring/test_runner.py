@@ -23,7 +23,7 @@ from samexport.benchmarks.measuring.runner import (
     run_pairs,
     run_profiles,
 )
-from samexport.benchmarks.results.rows import Measurement, Pair, Parity, Status
+from samexport.benchmarks.results.rows import Measurement, Pair, Parity, Source, Status
 from samexport.runtimes.verdicts import Verdict
 from tests.benchmarks.measuring.test_subject import job_of
 from tests.benchmarks.rows_of import PASS, pair
@@ -143,11 +143,10 @@ def test_the_process_gets_as_many_threads_as_the_job_says_and_a_folder_that_goes
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
-def test_a_runtime_that_is_not_here_is_skipped_with_the_reason(tiny_bundle):
-    found = only(job_of(tiny_bundle, "encoder", runtime="pytorch-cuda", file=""), answer())
-    if found.status is Status.DONE:
-        pytest.skip("there is a GPU here")
-    assert (found.status, found.reason) == (Status.SKIPPED, "there is no NVIDIA driver here")
+def test_a_runtime_that_is_not_here_is_skipped_with_the_reason(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(runner, "why_not", lambda c: "no driver" if c.name == "pytorch-cuda" else "")
+    found = only(job_of(tiny_bundle, "encoder", runtime="pytorch-cuda", file=""), lambda request: 1 / 0)
+    assert (found.status, found.reason) == (Status.SKIPPED, "no driver")
 
 
 def test_rate_and_share_of_the_peak_are_of_the_median(tiny_bundle):
@@ -158,6 +157,9 @@ def test_rate_and_share_of_the_peak_are_of_the_median(tiny_bundle):
         job_of(tiny_bundle, "decoder", prompts=4, runtime="openvino-bf16"), answer(), {"fp32": 2.0, "bf16": 8.0}
     )
     assert wide.peak_share == pytest.approx(wide.gmac_per_s / 8.0)
+    # processors of this kind compute fp16 files in fp32
+    half = only(job_of(tiny_bundle, "decoder", prompts=4, precision="fp16"), answer(), {"fp32": 2.0, "bf16": 8.0})
+    assert half.peak_share == pytest.approx(half.gmac_per_s / 2.0)
 
 
 def test_a_row_measured_beside_other_programs_is_marked(tiny_bundle):
@@ -175,12 +177,13 @@ def test_tasks_get_by_with_fewer_runs(tiny_bundle):
     runs = []
 
     def ask(request):
-        runs.append(request.effort.min_runs)
+        runs.append((request.effort.min_runs, request.effort.max_runs))
         return answer()(request)
 
     task = replace(job_of(tiny_bundle, "encoder"), graph="one click", file="", prompts=1)
-    list(run_jobs([task, job_of(tiny_bundle, "encoder")], Effort(min_runs=20), Machine(), ask))
-    assert runs == [5, 20]
+    slow = replace(task, graph="everything: grid 32x32")
+    list(run_jobs([task, slow, job_of(tiny_bundle, "encoder")], Effort(min_runs=20), Machine(), ask))
+    assert runs == [(5, 200), (20, 0), (20, 200)]
 
 
 def test_a_pair_that_fails_is_kept_with_the_reason(tiny_bundle):
@@ -222,6 +225,14 @@ def test_a_task_is_compared_with_what_pytorch_makes_of_it_once_for_all_runtimes(
     list(run_jobs(jobs, QUICK, Machine(), ask, References(tmp_path, ask)))
     one, other = str(tmp_path / "0.json"), str(tmp_path / "1.json")
     assert kinds == [("reference", one), ("row", one), ("row", one), ("reference", other), ("row", other)]
+
+
+@pytest.mark.parametrize("change", [{"photograph": (40, 60)}, {"source": Source("b", "test.tinyvit64", "seed 8")}])
+def test_another_picture_and_other_weights_have_a_reference_of_their_own(tiny_bundle, tmp_path, change):
+    made = References(tmp_path, lambda request: {})
+    first = made.of(task_of(tiny_bundle), QUICK)
+    assert made.of(task_of(tiny_bundle, **change), QUICK) != first
+    assert made.of(task_of(tiny_bundle), QUICK) == first
 
 
 def test_a_task_without_pytorchs_masks_is_measured_and_says_why_it_has_no_verdict(tiny_bundle, tmp_path):

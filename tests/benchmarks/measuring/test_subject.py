@@ -114,6 +114,15 @@ def test_the_plain_decoder_is_checked_by_the_cases_of_the_halves(split_bundle):
     assert all(case.graphs == ("decoder_prologue", "decoder_step") for case, _ in found)
 
 
+def test_the_graph_before_is_of_the_same_precision(split_bundle):
+    (prologue,) = (a for a in split_bundle.manifest.artifacts if a.graph == "decoder_prologue")
+    half = replace(prologue, recipe="fp16", path="decoder_prologue.half.onnx")
+    manifest = replace(split_bundle.manifest, artifacts=(half, *split_bundle.manifest.artifacts))
+    bundle, job = replace(split_bundle, manifest=manifest), job_of(split_bundle, "decoder_step", prompts=4, batch=2)
+    found = [subject_module._sibling(replace(job, precision=p), bundle, "decoder_prologue") for p in ("fp32", "fp16")]
+    assert [(j.file, j.prompts, j.batch) for j in found] == [(prologue.path, 0, 0), (half.path, 0, 0)]
+
+
 def test_nothing_checked_is_skipped():
     found = summarise([])
     assert (found.verdict, found.reason) == (Verdict.SKIPPED, "no golden case checks this graph")
@@ -123,6 +132,7 @@ def test_the_summary_has_the_worst_of_each_number():
     rows = [
         Row(Check("case", ("a",)), "x", Verdict.PASS, max_error=1.0, value_range=10.0, snr_db=50.0, mask_iou=1.0),
         Row(Check("case", ("b",), "1x2"), "x", Verdict.FAIL, "why", max_error=1.0, value_range=4.0, mask_iou=0.5),
+        Row(Check("case", ("a",)), "x", Verdict.PASS, max_error=1.0, value_range=20.0, snr_db=60.0, mask_iou=0.9),
     ]
     found = summarise(rows)
     assert (found.verdict, found.max_error, found.snr_db, found.mask_iou) == (Verdict.FAIL, 0.25, 50.0, 0.5)

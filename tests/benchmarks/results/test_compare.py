@@ -48,6 +48,9 @@ def test_more_memory_is_a_regression():
 def test_a_worse_verdict_is_a_regression_however_fast():
     assert only(row(), row(10, parity=FAIL)).regression == "parity PASS became FAIL: differs by 3"
     assert only(row(parity=FAIL), row()).regression == ""
+    unjudged = Parity(Verdict.SKIPPED, "no reference")
+    assert only(row(), row(parity=unjudged)).regression == "parity PASS became SKIPPED: no reference"
+    assert only(row(parity=unjudged), row(parity=FAIL)).regression == "parity SKIPPED became FAIL: differs by 3"
 
 
 def test_a_row_that_failed_or_is_gone_is_a_regression():
@@ -67,6 +70,12 @@ def test_two_targets_and_two_weights_of_one_model_are_told_apart():
         old, new = results(row(), row(**change)), results(row(), row(300, **change))
         assert [c.regression for c in compare(old, new)] == ["", "200% slower"]
         assert [c.regression for c in compare(old, results(*reversed(new.rows)))] == ["", "200% slower"]
+
+
+def test_one_runtime_on_two_devices_is_two_rows():
+    one, other = row(), replace(row(), device="Phone, Android 15")
+    slower = replace(row(300), device="Phone, Android 15")
+    assert [c.regression for c in compare(results(one, other), results(slower, one))] == ["", "200% slower"]
 
 
 def test_two_bundles_that_differ_in_nothing_else_are_told_apart_by_their_names():
@@ -131,11 +140,18 @@ def test_ratios_of_calls_in_turns_are_compared_too():
     assert compare(old, results(row()))[1].regression == "is not there any more"
     hung = replace(pair(), status=Status.FAILED, reason="hung", ratio=None)
     assert compare(old, results(row(), pairs=[hung]))[1].regression == "FAILED: hung"
+    for side in ("first_parity", "second_parity"):
+        wrong = results(row(), pairs=[replace(pair(), **{side: FAIL})])
+        assert compare(old, wrong)[1].regression == "parity PASS became FAIL: differs by 3"
 
 
-def test_other_machines_are_not_compared_unless_asked():
-    old, new = results(row()), results(row(), cpu="Other CPU")
-    with pytest.raises(ConfigError, match="Test CPU and Other CPU"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"cpu": "Other CPU"}, "Test CPU and Other CPU"), ({"cores": 8}, "cores: 2 and 8"), ({"gpu": "G"}, "gpu:  and G")],
+)
+def test_other_machines_are_not_compared_unless_asked(change, message):
+    old, new = results(row()), results(row(), **change)
+    with pytest.raises(ConfigError, match=message):
         compare(old, new)
     assert compare(old, new, other_machine=True)[0].regression == ""
 

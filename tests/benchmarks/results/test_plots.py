@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -59,6 +60,16 @@ def test_the_page_has_every_row_and_escapes_what_programs_say():
     assert page.count("<tr>") == 4 + pairs + graphs + tasks + placements
     assert "&lt;crash&gt; &amp; burn" in page
     assert "<crash>" not in page
+
+
+def test_what_is_wrong_comes_first_then_numbers_then_pictures():
+    page = to_html(replace(MANY, command="samexport bench 'a & b'"), draw(MANY))
+    places = [
+        page.index(text) for text in ("<code>", "Not measured, or not right", "<h2>Graphs", "<figure>", "<h2>How")
+    ]
+    assert places == sorted(places)
+    assert "<code>samexport bench &#x27;a &amp; b&#x27;</code>" in page
+    assert "`" not in page.split("<script>")[0].split("</style>")[1]
 
 
 def test_every_row_of_a_panel_has_a_name_of_its_own():

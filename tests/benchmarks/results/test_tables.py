@@ -143,7 +143,16 @@ def test_whatever_was_not_measured_is_a_failure_with_its_reason():
         "SKIPPED b: decoder N=16, fp32, onnxruntime, 2 threads: no driver",
         "FAILED profile of b: decoder N=16, fp32, onnxruntime, 2 threads: did not end within 1 s",
     ]
+    assert problem_lines(replace(found, notes=("left out",)))[0] == "left out"
     assert problem_lines(found)[0] == "parity SKIPPED b: decoder N=1, fp32, onnxruntime, 2 threads: no tier"
+
+
+@pytest.mark.parametrize("side", ["first_parity", "second_parity"])
+def test_either_side_of_a_pair_that_computes_something_else_is_a_failure(side):
+    wrong = pair(**{side: Parity(Verdict.FAIL, "differs by 3")})
+    (line,) = failure_lines(results(row(), pairs=(pair(), wrong)))
+    assert line.startswith("parity FAIL b: decoder N=16")
+    assert line.endswith(": differs by 3")
 
 
 def test_the_mark_of_a_busy_machine_is_known_to_be_there():

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-from samexport.errors import ConfigError, ExportFailed
+from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx import versions
 from samexport.exporter.to_onnx.maximum import name_places
@@ -253,6 +253,50 @@ def test_what_was_written_says_whether_the_optimiser_was_refused(tmp_path, monke
     monkeypatch.setattr(to_onnx, "_slim", fails)
     written = to_onnx.convert(graph, Twice(), tmp_path / "y.onnx", to_onnx.OnnxOptions())
     assert written == to_onnx.OnnxFile(1, "RuntimeError: optimiser crashed")
+
+
+def test_each_simplifier_keeps_what_the_graph_computes(tiny, tmp_path):
+    sam, spec = tiny
+    graph, module = build_graph(sam, spec, "decoder")
+    written = {
+        tool: to_onnx.convert(graph, module, tmp_path / f"{tool}.onnx", to_onnx.OnnxOptions(simplify=tool))
+        for tool in to_onnx.SIMPLIFIERS
+    }
+    assert [file.refused for file in written.values()] == ["", "", ""]
+    # why onnxslim is the default
+    assert written["onnxslim"].nodes < min(written["onnxsim"].nodes, written["none"].nodes)
+    rng = np.random.default_rng(0)
+    sizes = {"N": 5, "K": 3}
+    inputs = {t.name: rng.uniform(t.low or 0, t.high or 1, t.resolved(sizes)).astype("float32") for t in graph.inputs}
+    inputs["point_labels"] = rng.integers(-2, 4, (5, 3)).astype("float32")
+    found = {}
+    for tool in written:
+        session = onnxruntime.InferenceSession(tmp_path / f"{tool}.onnx", providers=["CPUExecutionProvider"])
+        found[tool] = session.run(list(graph.output_names), inputs)
+    for tool in ("onnxslim", "onnxsim"):
+        for one, other in zip(found[tool], found["none"], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5 * np.ptp(other))
+
+
+@pytest.mark.parametrize(
+    ("simplify", "why"), [(fails, "RuntimeError: optimiser crashed"), (swaps_scores, "another iou")]
+)
+def test_what_onnxsim_breaks_is_refused(tiny_bundle, monkeypatch, simplify, why):
+    exported = onnx.load(tiny_bundle.folder / "decoder.onnx")
+    monkeypatch.setattr("onnxsim.simplify", lambda model, **_: (simplify(model), True))
+    kept, refused = to_onnx.optimise(exported, tiny_bundle.graph("decoder"), "onnxsim")
+    assert (kept is exported, why in refused) == (True, True)
+    monkeypatch.setattr("onnxsim.simplify", lambda model, **_: (model, False))
+    assert "own check" in to_onnx.optimise(exported, tiny_bundle.graph("decoder"), "onnxsim")[1]
+
+
+def test_a_simplifier_that_is_not_there_names_the_command(monkeypatch):
+    with pytest.raises(ConfigError, match="simplify is one of onnxslim, onnxsim, none"):
+        to_onnx.OnnxOptions(simplify="polygraphy")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match="simplifying needs onnxsim: pip install"):
+        to_onnx.OnnxOptions(simplify="onnxsim")
+    assert to_onnx.OnnxOptions(simplify="none").simplify == "none"
 
 
 def test_a_large_model_keeps_its_weights_in_a_second_file(tiny, tmp_path, monkeypatch):

@@ -222,7 +222,7 @@ def turned(path, orientation, size=None):
     path.with_suffix(".jpg").rename(path)
 
 
-@pytest.mark.parametrize("orientation", [6, 8])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_annotations_of_the_stored_picture_are_told_from_those_of_another_one(tmp_path, orientation):
     annotations, pictures = annotated.write(tmp_path, annotated.coco_data())
     turned(pictures / "first.png", orientation)

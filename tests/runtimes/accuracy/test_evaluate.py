@@ -19,6 +19,7 @@ from samexport.runtimes.accuracy.evaluate import (
     objects_by_size,
     random_click,
 )
+from samexport.runtimes.families.sam import SamSession
 from samexport.runtimes.host.frames import FrameMap, upscale_logits
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.tasks.segment import Segmentation, Segmenter
@@ -207,6 +208,7 @@ class GridStub(Stub):
     """The same four masks for every point: the third of them is empty."""
 
     decode_points = Segmenter.decode_points
+    session = SamSession.__new__(SamSession)
 
     ious = np.array([1.0, 0.5, 0.9, 0.7], np.float32)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from samexport.errors import BundleError, FileError
 from samexport.runtimes.arrays import parse_npy, read_npz
 from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.verify import compare_cases
+from samexport.runtimes.verdicts import Verdict
 
 
 def npy(header: str, body: bytes = b"") -> bytes:
@@ -84,6 +87,9 @@ CASES = {
     "an unknown tensor": lambda c: c["cases"][1]["inputs"].update(point_coords="t99"),
     "nothing expected": lambda c: c["cases"][1].update(expected={}),
     "a huge letterbox": lambda c: c["cases"][0].update(letterbox=640000),
+    "a huge seeded input": lambda c: c["cases"][0].update(made={"image": {"kind": "normal", "shape": [65536, 65536]}}),
+    "an input made of nothing known": lambda c: c["cases"][0].update(made={"image": {"kind": "photo"}}),
+    "a frame that is none": lambda c: c["cases"][0].update(later=[{"inputs": {}, "expected": {}}]),
     "a crooked letterbox": lambda c: c["cases"][0].update(letterbox=33),
     "no name": lambda c: c["cases"][0].update(name=None),
     "a null case": lambda c: c["cases"].append(None),
@@ -114,3 +120,25 @@ def test_every_bit_of_the_tensors_can_flip_without_a_traceback(own_bundle):
         except BundleError:
             refused += 1
     assert refused > len(places) // 2
+
+
+def test_numbers_beyond_float32_become_infinite_without_a_warning(own_bundle):
+    path = own_bundle.folder / "golden" / "tensors.npz"
+    with np.load(path) as archive:
+        tensors = dict(archive)
+    key = _key(own_bundle, "low_res_masks")
+    tensors[key] = tensors[key].astype(np.float64)
+    tensors[key].flat[0] = 1e300
+    np.savez_compressed(path, **tensors)
+    with warnings.catch_warnings(action="error"):
+        golden = load_golden(own_bundle.folder, own_bundle.manifest.frame)
+        rows = list(compare_cases(own_bundle, golden))
+    (case,) = (c for c in golden.cases if np.isinf(c.expected.get("low_res_masks", 0)).any())
+    wrong = [row for row in rows if (row.check.case, row.output) == (case.name, "low_res_masks")]
+    assert {row.verdict for row in wrong} == {Verdict.FAIL}
+
+
+def _key(bundle, output):
+    """Of the first case with that output."""
+    cases = json.loads((bundle.folder / "golden" / "cases.json").read_text())["cases"]
+    return next(case["expected"][output] for case in cases if output in case["expected"])

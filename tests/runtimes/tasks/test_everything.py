@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from samexport.errors import BundleError, ImageError, ParityFailed, PromptError
+from samexport.models.catalog import find_model
 from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.families.sam import SamSession
 from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
 from samexport.runtimes.host.frames import FrameMap, upscale_logits
 from samexport.runtimes.host.grid import GridOptions, count_points
@@ -263,6 +265,8 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path
 import numpy as np
+from samexport.models.catalog import find_model
+from samexport.runtimes.families.sam import SamSession
 from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.tasks.everything import SegmentEverything
 with SegmentEverything(open_bundle(Path(sys.argv[1]))) as everything:
@@ -280,6 +284,8 @@ def test_chunks_cover_every_box_once(count, chunk):
     class Decoder:
         def __init__(self):
             self.chunk = chunk
+            self.session = SamSession.__new__(SamSession)
+            self.session.manifest = find_model("test.tinyvit64")
 
         def decode(self, tensors):
             rows = len(tensors["point_labels"])
@@ -288,8 +294,6 @@ def test_chunks_cover_every_box_once(count, chunk):
     everything = SegmentEverything.__new__(SegmentEverything)
     everything._segmenter, everything._image_hw = Decoder(), (90, 120)
     everything.timings = {"decode": 0.0}
-    from samexport.models.catalog import find_model
-
     everything.bundle = type("B", (), {"manifest": find_model("test.tinyvit64")})
     places = [place for place, *_ in everything.decode(some_boxes(count).boxes)]
     assert [i for place in places for i in range(place.start, place.stop)] == list(range(count))

@@ -114,8 +114,8 @@ def test_any_picture_shape_gives_masks_of_that_shape(tiny_bundle, shape):
 def test_a_split_bundle_computes_the_prologue_once_a_picture(half_bundle, picture, monkeypatch):
     with Segmenter(half_bundle, chunk=2) as opened:
         calls = []
-        run = opened._run
-        monkeypatch.setattr(opened, "_run", lambda graph, inputs: calls.append(graph) or run(graph, inputs))
+        run = opened.graphs.run
+        monkeypatch.setattr(opened.graphs, "run", lambda *given: calls.append(given[0]) or run(*given))
         opened.set_image(picture)
         opened.predict(many_prompts(5))
         opened.set_image(picture[::-1].copy())
@@ -147,8 +147,8 @@ def test_one_prompt_is_one_answer_and_a_list_is_a_list(segmenter):
 def test_answers_come_while_later_prompts_are_not_decoded(tiny_bundle, picture, monkeypatch):
     with Segmenter(tiny_bundle, chunk=2) as opened:
         opened.set_image(picture)
-        calls, run = [], opened._run
-        monkeypatch.setattr(opened, "_run", lambda graph, inputs: calls.append(graph) or run(graph, inputs))
+        calls, run = [], opened.graphs.run
+        monkeypatch.setattr(opened.graphs, "run", lambda *given: calls.append(given[0]) or run(*given))
         answers = opened.answers(many_prompts(6))
         next(answers)
         assert calls == ["decoder"]
@@ -185,11 +185,11 @@ def test_a_picture_that_fails_leaves_none_behind(tiny_bundle, picture, tmp_path,
 def test_nan_is_never_an_answer(tiny_bundle, picture, monkeypatch, name):
     with Segmenter(tiny_bundle) as opened:
         opened.set_image(picture)
-        run = opened._run
+        run = opened.graphs.run
         monkeypatch.setattr(
-            opened,
-            "_run",
-            lambda graph, inputs: {n: v * (np.inf if n == name else 1) for n, v in run(graph, inputs).items()},
+            opened.graphs,
+            "run",
+            lambda *given: {n: v * (np.inf if n == name else 1) for n, v in run(*given).items()},
         )
         with pytest.raises(ParityFailed, match="decoder returned NaN"):
             opened.predict(Prompt.make([1, 1]))
