@@ -8,10 +8,11 @@ import torch
 from samexport.training.losses import losses, mask_ious, mask_losses
 
 
-def test_focal_and_dice_of_two_undecided_pixels():
-    logits, soft = torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.0]]])
-    focal = (math.log(2) * 0.25 * 0.25 + math.log(2) * 0.25 * 0.75) / 2
-    dice = 1 - (2 * 0.5 + 1) / (1 + 1 + 1)
+def test_focal_and_dice_of_undecided_pixels():
+    """One of three belongs to the mask, and each has a chance of one half."""
+    logits, soft = torch.zeros(1, 1, 1, 3), torch.tensor([[[1.0, 0.0, 0.0]]])
+    focal = (math.log(2) * 0.25 * 0.25 + 2 * math.log(2) * 0.25 * 0.75) / 3
+    dice = 1 - (2 * 0.5 + 1) / (1.5 + 1 + 1)
     assert mask_losses(logits, soft).item() == pytest.approx(20 * focal + dice)
 
 
