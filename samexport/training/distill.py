@@ -148,8 +148,7 @@ class Distiller:
         count = len(self.cache.paths) - self.settings.held_out
         order = torch.randperm(count, generator=generator).tolist()
         each = -(-count // self.world)
-        order += order[: each * self.world - count]
-        return order[self.rank :: self.world]
+        return (order * self.world)[: each * self.world][self.rank :: self.world]
 
     def _learning_rate(self, step: int) -> float:
         rising = min(1.0, (step + 1) / max(1, self.settings.steps // 20))

@@ -155,6 +155,19 @@ def test_a_student_that_is_its_teacher_agrees_with_it(pictures, tmp_path):
     assert min(same.click, same.box) > 0.97 > before.click
 
 
+@pytest.mark.parametrize(("pictures_left", "world"), [(6, 2), (5, 2), (1, 4), (7, 3)])
+def test_every_process_has_as_many_pictures_and_together_all(pictures_left, world, pictures, tmp_path):
+    network, _ = load_model(SPEC, random_seed=3)
+    cache = EmbeddingCache(tmp_path, tuple(sorted(pictures.iterdir())), {}, SPEC.frame, None)
+    distiller = Distiller(network, SPEC, cache, DistillSettings(1, held_out=7 - pictures_left))
+    orders = []
+    for distiller.rank in range(world):
+        distiller.world = world
+        orders.append(distiller._order(0))
+    assert len({len(order) for order in orders}) == 1
+    assert set().union(*orders) == set(range(pictures_left))
+
+
 def test_two_processes_train_one_student(pictures, teacher, tmp_path):
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     paths = ("--teacher", teacher, "--images", pictures, "--out", tmp_path / "out")
