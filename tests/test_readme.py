@@ -7,7 +7,9 @@ import typer
 
 from samexport.cli import main as cli
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = "\n".join([README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))])
 COMMANDS = typer.main.get_command(cli.app).commands
 
 
@@ -26,16 +28,22 @@ def test_the_python_example_runs_as_printed_on_a_small_model(tmp_path, monkeypat
 
 
 def test_every_command_and_option_that_is_named_exists():
-    assert set(re.findall(r"`samexport ([a-z]+)", README)) <= set(COMMANDS)
+    assert set(re.findall(r"`samexport ([a-z-]+)", PAGES)) <= set(COMMANDS)
     known = set().union(*map(options, COMMANDS.values()))
-    assert set(re.findall(r"`(--[a-z-]+)", README)) <= known | {"--json"}
+    assert set(re.findall(r"`(--[a-z-]+)", PAGES)) <= known | {"--json"}
     assert "--recipe" not in known  # what this test would not have noticed before
 
 
 def test_every_printed_command_line_takes_its_options():
-    joined = README.replace("\\\n", " ")
-    lines = re.findall(r"samexport ([a-z0-9]+)( [^`|\n&]*)", joined)
+    joined = PAGES.replace("\\\n", " ")
+    lines = re.findall(r"samexport ([a-z0-9-]+)( [^`|\n&]*)", joined)
     assert len(lines) > 10
     for command, rest in lines:
         if command in COMMANDS:
             assert set(re.findall(r"(--[a-z-]+)", rest)) <= options(COMMANDS[command]), (command, rest)
+
+
+def test_every_link_leads_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "DESIGN.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)

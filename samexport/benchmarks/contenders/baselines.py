@@ -135,7 +135,7 @@ def gmac(model: str, graph: str, form: str, prompts: int, points: int) -> float 
 
     spec = find_model(model)
     with FakeTensorMode(), torch.inference_mode():
-        network = resolve_name(find_family(spec.family).network)(spec).to_empty(device="cpu").eval()
+        network = resolve_name(find_family(spec.family).network)(spec).eval()
         try:
             spec_of_graph, module = build_graph(network, spec, graph, plain=form == "plain")
         except ConfigError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.overrides import TorchFunctionMode
 
 
@@ -50,6 +51,7 @@ class _NoInit(TorchFunctionMode):
 
 @contextmanager
 def no_values() -> Iterator[None]:
-    """Modules made inside have tensors with shapes and no values."""
-    with torch.device("meta"), _NoInit():
+    """Modules made inside have tensors with shapes and no values; torch's own fake tensors where its mode is on."""
+    meta = nullcontext() if detect_fake_mode() else torch.device("meta")
+    with meta, _NoInit():
         yield

@@ -45,7 +45,7 @@ def _png(width, height, bit_depth=8, colour_type=2, rows=b""):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", FrameMap(width, height), bit_depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
@@ -263,7 +263,7 @@ def test_every_file_mode_gives_the_pixels_worked_out_by_hand(tmp_path, case):
 
 def test_16_bit_colour_keeps_the_upper_byte(tmp_path):
     path = tmp_path / "deep.png"
-    path.write_bytes(_png(1, 1, bit_depth=16, rows=b"\x00" + struct.pack(">HHH", FrameMap(0x12FF, 0x8000), 0xFFFF)))
+    path.write_bytes(_png(1, 1, bit_depth=16, rows=b"\x00" + struct.pack(">HHH", 0x12FF, 0x8000, 0xFFFF)))
     np.testing.assert_array_equal(read_image(path), [[(0x12, 0x80, 0xFF)]])
 
 
@@ -438,7 +438,7 @@ def test_names_that_cannot_be_are_one_line(tmp_path, name, message):
 def test_a_note_says_that_12_bits_in_16_are_nearly_black(tmp_path, highest, told):
     notes = []
     Image.fromarray(np.full((5, 6), highest, np.uint16)).save(tmp_path / "grey.png")
-    rows = b"".join(b"\0" + struct.pack(">3H", FrameMap(highest, 0), highest // 2) * 4 for _ in range(3))
+    rows = b"".join(b"\0" + struct.pack(">3H", highest, 0, highest // 2) * 4 for _ in range(3))
     (tmp_path / "colour.png").write_bytes(_png(4, 3, bit_depth=16, rows=rows))
     for number, name in enumerate(("grey.png", "colour.png"), 1):
         read_image(tmp_path / name, note=notes.append)

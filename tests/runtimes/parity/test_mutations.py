@@ -290,7 +290,7 @@ def shift(function):
     ("module", "name", "message"),
     [
         (images, "resize_longest", "encoder picture"),
-        (goldens, "resize_longest", "resize, picture"),
+        (goldens, "resize", "resize, picture"),
         (segments, "upscale_mask", "end to end, masks: mask 0: IoU"),
     ],
 )
