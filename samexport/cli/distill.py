@@ -10,6 +10,7 @@ import typer
 from samexport.cli.options import OUTPUT
 from samexport.cli.pictures import find_pictures
 from samexport.cli.terminal import ProgressBar
+from samexport.cli.train import require
 from samexport.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def distill(
         raise FileError(f"{out} is a file; --out names a folder")
     if (out / "student.safetensors").exists():
         raise FileError(f"{out} has a student already; name another folder")
+    require("torch", "safetensors")
     import torch
 
     from samexport.models.catalog import find_model

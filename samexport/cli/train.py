@@ -61,7 +61,7 @@ def train_demo(
         raise ConfigError("give how long to train: --budget 9m or --steps 1000, one of them")
     seconds = None if budget is None else _seconds(budget)
     _check_folder(out, resume, bool(checkpoint))
-    _require("skimage", "matplotlib")
+    require("torch", "skimage", "matplotlib")
     import torch
 
     from samexport.models.catalog import find_model
@@ -103,7 +103,7 @@ def draw_scenes(
     """
     from samexport.files import new_folder
 
-    _require("skimage")
+    require("torch", "skimage")
     with new_folder(out) as folder, _Drawing(count) as drawing:
         from samexport.training.dataset import ANNOTATIONS, write_scenes
         from samexport.training.scenes import SceneSettings
@@ -129,7 +129,7 @@ class _Drawing:
         self._bar.__exit__()
 
 
-def _require(*packages: str) -> None:
+def require(*packages: str) -> None:
     """MissingDependency for the first that is not installed, before any work."""
     for package in packages:
         if importlib.util.find_spec(package) is None:

@@ -74,7 +74,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, run):
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
-@pytest.mark.parametrize("package", ["skimage", "matplotlib"])
+@pytest.mark.parametrize("package", ["torch", "skimage", "matplotlib"])
 def test_without_the_extra_it_says_what_installs_it_before_any_work(package, tmp_path, run, monkeypatch):
     find = commands.importlib.util.find_spec
     monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None if name == package else find(name))
