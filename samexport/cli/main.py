@@ -11,6 +11,7 @@ import typer
 
 from samexport.cli import export as export_commands
 from samexport.cli.bench import bench
+from samexport.cli.distill import distill
 from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
@@ -74,6 +75,7 @@ _command("eval", CHECK)(evaluate)
 _command("bench", CHECK)(bench)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)
+_command("distill", TRAIN)(distill)
 
 
 @_command("list", LOOK)

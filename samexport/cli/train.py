@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from samexport.cli.options import OUTPUT
-from samexport.errors import ConfigError, FileError
+from samexport.errors import ConfigError, FileError, MissingDependency
+from samexport.installation import install_hint
 
 if TYPE_CHECKING:
     from samexport.training.loop import Progress
@@ -34,29 +36,37 @@ def train_demo(
             metavar="NAME", help="cuda or cpu.", show_default="cuda where there is one", rich_help_panel=TRAINING
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and prompts.", rich_help_panel=TRAINING)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of weights, scenes and prompts.", rich_help_panel=TRAINING)
+    ] = 0,
     encoder: Annotated[
         str, typer.Option(metavar="NAME", help="What is trained.", rich_help_panel=TRAINING)
     ] = "tinyvit",
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Weights to go on from; repeats.", rich_help_panel=TRAINING),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Carry on from the folder's state.pt.", rich_help_panel=TRAINING)
     ] = False,
 ) -> None:
     """Train a model from nothing on scenes that are drawn on the way, with exact masks.
 
-    Needs the extra [train]. Sizes grow from 128 to 1024 pixels on a GPU, to 512 on a CPU. The folder gets the
+    Needs the extra [train]. Sizes grow from 128 to 1024 pixels on a GPU, to 512 on a CPU; weights that --checkpoint
+    names see the two largest alone. The folder gets the
     weights in fp16 (demo.0.safetensors, ...: give each as --checkpoint), log.jsonl, curves.png, samples.png, and
     state.pt, from which --resume carries on after any stop.
     """
     if (budget is None) == (steps is None):
         raise ConfigError("give how long to train: --budget 9m or --steps 1000, one of them")
     seconds = None if budget is None else _seconds(budget)
-    _check_folder(out, resume)
+    _check_folder(out, resume, bool(checkpoint))
+    require("torch", "skimage", "matplotlib")
     import torch
 
     from samexport.models.catalog import find_model
     from samexport.training.demo import LOG, STATE, train
-    from samexport.training.loop import TrainSettings, stages_for
+    from samexport.training.loop import settings_for
 
     spec = find_model(encoder)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,10 +75,10 @@ def train_demo(
     if chosen == "cuda" and not torch.cuda.is_available():
         raise ConfigError("PyTorch sees no CUDA device; give --device cpu")
     out.mkdir(parents=True, exist_ok=True)
-    settings = TrainSettings(stages_for(spec.frame.size, chosen), seconds, steps, seed, device=chosen)
+    settings = settings_for(spec.frame.size, chosen, seconds, steps, seed, further=bool(checkpoint))
     state = out / STATE if resume else None
     with _Bar() as bar:
-        quality = train(spec, settings, out, shown=bar.show, resume=state)
+        quality = train(spec, settings, out, shown=bar.show, start=checkpoint or (), resume=state)
     print(
         f"on held-out scenes: box IoU {quality.box:.3f}, one click {quality.click:.3f} (best of three masks),"
         f" {quality.scored:.3f} (by its own score)"
@@ -83,7 +93,9 @@ def draw_scenes(
         int, typer.Option(min=64, max=4096, metavar="PIXELS", help="Their long side.", rich_help_panel=TRAINING)
     ] = 1024,
     objects: Annotated[int, typer.Option(min=1, max=200, help="Most objects in one.", rich_help_panel=TRAINING)] = 40,
-    first: Annotated[int, typer.Option(min=0, help="Number of the first one.", rich_help_panel=TRAINING)] = 0,
+    first: Annotated[
+        int, typer.Option(min=0, max=1 << 30, help="Number of the first one.", rich_help_panel=TRAINING)
+    ] = 0,
 ) -> None:
     """Draw scenes that train-demo never sees, as PNG files with COCO annotations for `samexport eval`.
 
@@ -91,6 +103,7 @@ def draw_scenes(
     """
     from samexport.files import new_folder
 
+    require("torch", "skimage")
     with new_folder(out) as folder, _Drawing(count) as drawing:
         from samexport.training.dataset import ANNOTATIONS, write_scenes
         from samexport.training.scenes import SceneSettings
@@ -116,6 +129,13 @@ class _Drawing:
         self._bar.__exit__()
 
 
+def require(*packages: str) -> None:
+    """MissingDependency for the first that is not installed, before any work."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(f"training needs {package}: {install_hint('train')}")
+
+
 def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if not found or float(found[1]) == 0:
@@ -123,7 +143,9 @@ def _seconds(text: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def _check_folder(out: Path, resume: bool) -> None:
+def _check_folder(out: Path, resume: bool, started: bool) -> None:
+    if resume and started:
+        raise ConfigError("--resume has the weights of the folder's state.pt; leave --checkpoint out")
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; --out names a folder")
     if resume and not (out / "state.pt").is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samexport.files import new_file, write_text
 from samexport.models.architectures.sam import Sam
+from samexport.models.loading import load_model
 from samexport.models.spec import ModelSpec
 from samexport.training.loop import Progress, Trainer, TrainSettings, decode, embed, fast, set_size
 from samexport.training.measure import Quality, held_out, measure
@@ -31,6 +33,7 @@ def train(
     out: Path,
     *,
     shown: Callable[[Progress], None] = lambda _: None,
+    start: Sequence[Path] = (),
     resume: Path | None = None,
     keep_state: bool = True,
 ) -> Quality:
@@ -41,12 +44,14 @@ def train(
         settings: how.
         out: a folder that exists.
         shown: called after each step.
+        start: files of the weights to start from; none for new weights.
         resume: a ``state.pt`` to carry on from.
         keep_state: write ``state.pt`` at intervals.
     """
-    trainer = Trainer(spec, settings)
+    trainer = Trainer(spec, settings, load_model(spec, start)[0].state_dict() if start else None)
     if resume:
         trainer.load(resume)
+        _forget_after(trainer.step, out / LOG)
     due = trainer.seconds + _EVERY
     for progress in trainer.run():
         shown(progress)
@@ -80,6 +85,13 @@ def _log(out: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(rounded) + "\n")
 
 
+def _forget_after(step: int, log: Path) -> None:
+    """Take what was logged between the last state and the stop out of the log: it is done again."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step and "final" not in json.loads(line)]
+    write_text(log, "".join(f"{line}\n" for line in kept), force=True)
+
+
 def write_weights(sam: Sam, spec: ModelSpec, out: Path) -> list[Path]:
     """What graphs read of the state dict, fp16, as ``demo.N.safetensors``: whole tensors, ``PART`` bytes a file."""
     from safetensors.torch import save_file
@@ -97,9 +109,8 @@ def write_weights(sam: Sam, spec: ModelSpec, out: Path) -> list[Path]:
         filled += half.nbytes
     paths = [out / f"demo.{index}.safetensors" for index in range(len(parts))]
     for path, part in zip(paths, parts, strict=True):
-        partial = path.with_suffix(".partial")
-        save_file(part, partial)
-        partial.replace(path)
+        with new_file(path, force=True) as private:
+            save_file(part, private)
     return paths
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from samexport.errors import ConfigError, FileError
+from samexport.files import new_file, reason
 from samexport.models.architectures.sam import Sam
+from samexport.models.families.sam import SamSize
+from samexport.models.graphs.tiny_vit import TinyViTEncoder
 from samexport.models.spec import ModelSpec, Preprocess
 from samexport.training.losses import Losses, losses
 from samexport.training.prompts import Points, Targets, choose_targets, corrections, first_prompts
-from samexport.training.scenes import Scenes, SceneSettings, draw
+from samexport.training.scenes import HELD_OUT, Scenes, SceneSettings, draw
 
 EMA = 0.998
 
@@ -61,12 +67,6 @@ CPU_STAGES = (
 )
 
 
-def stages_for(size: int, device: str) -> tuple[Stage, ...]:
-    """The stages of a device, as far as a model's frame of ``size`` pixels goes; larger pictures become that size."""
-    stages = GPU_STAGES if device == "cuda" else CPU_STAGES
-    return tuple(replace(stage, size=min(stage.size, size)) for stage in stages)
-
-
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train.
@@ -89,6 +89,22 @@ class TrainSettings:
     device: str = "cpu"
 
 
+def settings_for(
+    size: int, device: str, seconds: float | None, steps: int | None, seed: int, *, further: bool = False
+) -> TrainSettings:
+    """The recipe of a device, as far as a model's frame of ``size`` pixels goes; larger pictures become that size.
+
+    Weights that are trained already go ``further``: the last two stages alone, at a quarter of the learning rate.
+    """
+    stages: tuple[Stage, ...] = GPU_STAGES if device == "cuda" else CPU_STAGES
+    rate = TrainSettings.learning_rate
+    if further:
+        stages, rate = stages[-2:], rate / 4
+    whole = sum(stage.share for stage in stages)
+    fitted = tuple(replace(stage, size=min(stage.size, size), share=stage.share / whole) for stage in stages)
+    return TrainSettings(fitted, seconds, steps, seed, rate, device=device)
+
+
 @dataclass(frozen=True)
 class Progress:
     """After a step: how far, how fast, what it cost."""
@@ -102,7 +118,13 @@ class Progress:
 
 
 def new_model(spec: ModelSpec, seed: int) -> Sam:
-    """A SAM as training starts it: torch's own starting values, random Fourier features of the seed."""
+    """A SAM as training starts it: torch's own starting values, random Fourier features of the seed.
+
+    Raises:
+        ConfigError: its encoder holds terms for one size of frame.
+    """
+    if not isinstance(spec.size, SamSize) or resolve_name(spec.size.encoder_graph) is not TinyViTEncoder:
+        raise ConfigError(f"{spec.name} cannot see small pictures, as training does; give --encoder tinyvit")
     torch.manual_seed(seed)
     sam = Sam(spec)
     pe = sam.prompt_encoder.pe_layer
@@ -154,12 +176,15 @@ def decode(sam: Sam, embeddings: Tensor, points: Points, mask_input: Tensor | No
 class Trainer:
     """Weights, optimizer and average; ``run`` yields after each step, ``save`` and ``load`` carry on elsewhere."""
 
-    def __init__(self, spec: ModelSpec, settings: TrainSettings) -> None:
+    def __init__(self, spec: ModelSpec, settings: TrainSettings, start: Mapping[str, Tensor] | None = None) -> None:
+        """``start`` is the state dict of the weights to start from; None for new ones of the seed."""
         self.spec, self.settings = spec, settings
         self.device = torch.device(settings.device)
         # convolutions of GPUs are made for this layout
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         self.sam = new_model(spec, settings.seed).to(self.device)
+        if start is not None:
+            self.sam.load_state_dict(start)
         self.sam = self.sam.to(memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.sam).eval().requires_grad_(False)
         self.step, self.share, self.seconds, self.pictures = 0, 0.0, 0.0, 0
@@ -171,35 +196,40 @@ class Trainer:
         self._averaged = [(old, new) for old, new in pairs if old.is_floating_point()]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
 
-    def stage(self) -> Stage:
-        """The stage that training is in."""
-        reached = 0.0
+    def _stage(self, step: int) -> Stage:
+        """The stage that a step belongs to; by the clock the one that training is in."""
+        reached, share = 0.0, self._share(step)
         for stage in self.settings.stages:
             reached += stage.share
-            if self.share < reached:
+            if share < reached:
                 return stage
         return self.settings.stages[-1]
 
     def run(self) -> Iterator[Progress]:
         """Train to the end, a step at a time; the next scenes are drawn meanwhile."""
         with ThreadPoolExecutor(1) as artist:
-            drawn = artist.submit(self._draw, self.step, self.stage())
+            drawn = artist.submit(self._draw, self.step, self._stage(self.step))
             while self.share < 1:
                 started = time.monotonic()
                 stage, scenes, targets = drawn.result()
-                drawn = artist.submit(self._draw, self.step + 1, self.stage())
+                drawn = artist.submit(self._draw, self.step + 1, self._stage(self.step + 1))
                 for group in self.optimizer.param_groups:
                     group["lr"] = self._learning_rate()
                 cost = self._one_step(stage, scenes, targets)
-                found = {name: float(value) for name, value in vars(cost).items()} if self.step % 10 == 0 else {}
+                found = (
+                    {name: float(value.detach()) for name, value in vars(cost).items()} if self.step % 10 == 0 else {}
+                )
                 self.step += 1
                 self.pictures += stage.batch
                 self.seconds += time.monotonic() - started
-                if self.settings.steps is not None:
-                    self.share = self.step / self.settings.steps
-                else:
-                    self.share = self.seconds / float(self.settings.seconds or 1)
+                self.share = self._share(self.step)
                 yield Progress(self.step, self.share, self.seconds, stage, found, self.pictures)
+
+    def _share(self, step: int) -> float:
+        """Of the whole training, how much lies before a step; by the clock how much is done."""
+        if self.settings.steps is not None:
+            return step / self.settings.steps
+        return self.seconds / float(self.settings.seconds or 1)
 
     def _draw(self, step: int, stage: Stage) -> tuple[Stage, Scenes, Targets]:
         generator = self._generator(2 * step)
@@ -207,7 +237,7 @@ class Trainer:
         return stage, scenes, choose_targets(scenes, stage.prompts, generator)
 
     def _generator(self, number: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_000_007 + number)
+        return torch.Generator(self.device).manual_seed((self.settings.seed * 1_000_000_007 + number) % HELD_OUT)
 
     def _learning_rate(self) -> float:
         falling = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.share)))
@@ -270,23 +300,28 @@ class Trainer:
             norm.eval()
 
     def save(self, path: Path) -> None:
-        """Write everything that carrying on needs."""
+        """Write everything that carrying on needs; FileError if the disk is full."""
         state = {
             "sam": self.sam.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "at": {"step": self.step, "share": self.share, "seconds": self.seconds, "pictures": self.pictures},
+            "settings": asdict(self.settings),
+            "at": {"step": self.step, "seconds": self.seconds, "pictures": self.pictures},
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        with new_file(path, force=True) as private:
+            torch.save(state, private)
 
     def load(self, path: Path) -> None:
-        """Carry on from a file of ``save``."""
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        self.sam.load_state_dict(state["sam"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        at = state["at"]
-        self.step, self.share = int(at["step"]), float(at["share"])
-        self.seconds, self.pictures = float(at["seconds"]), int(at["pictures"])
+        """Carry on from a file of ``save``, by its recipe and seed; FileError if it is none, or of another model."""
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            self.sam.load_state_dict(state["sam"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            at, was = state["at"], state["settings"]
+            stages = tuple(Stage(**stage) for stage in was["stages"])
+            self.settings = replace(self.settings, stages=stages, seed=was["seed"], learning_rate=was["learning_rate"])
+            self.step, self.seconds, self.pictures = int(at["step"]), float(at["seconds"]), int(at["pictures"])
+        except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
+            raise FileError(f"{path} is no state of this model: {reason(error)}; leave --resume out") from error
+        self.share = self._share(self.step)

@@ -12,10 +12,7 @@ from samexport.models.spec import Preprocess
 from samexport.training.loop import decode, embed, fast, set_size
 from samexport.training.losses import mask_ious
 from samexport.training.prompts import boxes, choose_targets, first_clicks
-from samexport.training.scenes import Scenes, SceneSettings, draw
-
-HELD_OUT = 1 << 40
-"""Seeds from here on belong to held-out scenes; training never reaches them."""
+from samexport.training.scenes import HELD_OUT, Scenes, SceneSettings, draw
 
 
 @dataclass(frozen=True)

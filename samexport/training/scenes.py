@@ -14,6 +14,9 @@ from samexport.training.surfaces import paint
 LAYERS = 3
 """Slots of one object: itself and up to two parts that lie on it."""
 
+HELD_OUT = 1 << 31
+"""Seeds from here on belong to held-out scenes; training stays below. A CPU reads 32 bits of a seed alone."""
+
 
 @dataclass(frozen=True)
 class SceneSettings:

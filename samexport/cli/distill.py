@@ -1,0 +1,115 @@
+"""``samexport distill``: options to a call of :mod:`samexport.training.distill`, whose imports take a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from samexport.cli.options import OUTPUT
+from samexport.cli.pictures import find_pictures
+from samexport.cli.terminal import ProgressBar
+from samexport.cli.train import require
+from samexport.errors import ConfigError, FileError
+
+if TYPE_CHECKING:
+    from samexport.models.architectures.sam import Sam
+    from samexport.models.spec import ModelSpec, WeightsInfo
+
+TRAINING, TEACHER = "Training", "Teacher"
+
+
+def distill(
+    teacher: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="A bundle, or a file of weights.", rich_help_panel=TEACHER),
+    ],
+    images: Annotated[Path, typer.Option(metavar="FOLDER", help="Pictures; no labels.", rich_help_panel=TRAINING)],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Checkpoint, report, cache.", rich_help_panel=OUTPUT)],
+    student: Annotated[
+        str, typer.Option(metavar="NAME", help="What is trained.", rich_help_panel=TRAINING)
+    ] = "tinyvit",
+    teacher_encoder: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose weights the file has.", rich_help_panel=TEACHER)
+    ] = "vit_h",
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="The weights that the bundle was made from; repeats.", rich_help_panel=TEACHER
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many.", rich_help_panel=TRAINING)] = 10_000,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Pictures a step.", rich_help_panel=TRAINING)] = 8,
+    held_out: Annotated[
+        int, typer.Option(min=1, help="Pictures to measure on, the last by name.", rich_help_panel=TRAINING)
+    ] = 8,
+    through_decoder: Annotated[
+        bool,
+        typer.Option("--through-decoder", help="Compare masks too, not embeddings alone.", rich_help_panel=TRAINING),
+    ] = False,
+    learning_rate: Annotated[float, typer.Option(min=1e-8, max=1, help="Its peak.", rich_help_panel=TRAINING)] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of weights and order.", rich_help_panel=TRAINING)] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="cuda or cpu.", show_default="cuda where there is one", rich_help_panel=TRAINING
+        ),
+    ] = None,
+) -> None:
+    """Train a small encoder to give a large one's embeddings; the decoder stays the large one's (MobileSAM's recipe).
+
+    The teacher sees each picture once: its embeddings stay in the folder's cache, so that a run that was stopped does
+    not compute them again. The folder gets student.safetensors, for --checkpoint of every export. Runs on several
+    processes under torchrun.
+    """
+    paths = tuple(Path(str(source.path)) for source in find_pictures([str(images)]))
+    if not images.is_dir() or len(paths) <= held_out:
+        raise ConfigError(f"{images} has {len(paths)} pictures, of which --held-out keeps {held_out}; none is left")
+    if out.exists() and not out.is_dir():
+        raise FileError(f"{out} is a file; --out names a folder")
+    if (out / "student.safetensors").exists():
+        raise FileError(f"{out} has a student already; name another folder")
+    require("torch", "safetensors")
+    import torch
+
+    from samexport.models.catalog import find_model
+    from samexport.training.cache import EmbeddingCache
+    from samexport.training.distill import DistillSettings, check_pair, distil, encoding
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen not in ("cuda", "cpu") or (chosen == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"--device {chosen} is none that PyTorch sees; give --device cpu")
+    network, spec, weights = _teacher(teacher, teacher_encoder, tuple(checkpoint or ()))
+    small = find_model(student)
+    check_pair(spec, small)
+
+    identity = {"model": spec.name, "weights": weights.source, "sha256": weights.sha256}
+    cache = EmbeddingCache(out / "cache", paths, identity, spec.frame, encoding(network, spec.frame, chosen))
+    settings = DistillSettings(steps, batch, learning_rate, float(through_decoder), held_out, seed=seed, device=chosen)
+    out.mkdir(parents=True, exist_ok=True)
+    with ProgressBar() as bar:
+        found = distil(network, small, cache, settings, out, bar.update)
+    if found is not None:
+        print(
+            f"beside the teacher: mean square error {found.error:.5f}, IoU {found.click:.3f} of one click,"
+            f" {found.box:.3f} of a box"
+        )
+        print(f"wrote {out}; export it with --encoder {student} --checkpoint {out / 'student.safetensors'}")
+
+
+def _teacher(path: Path, encoder: str, files: tuple[Path, ...]) -> tuple[Sam, ModelSpec, WeightsInfo]:
+    """The teacher in torch, what it is, and its weights: those of a bundle, or a file's."""
+    from samexport.models.catalog import find_model
+    from samexport.models.loading import load_model, reload_model
+    from samexport.runtimes.bundle import open_bundle
+
+    if path.is_dir():
+        manifest = open_bundle(path).manifest
+        spec = find_model(manifest.model)
+        return cast("Sam", reload_model(spec, manifest.weights, files)), spec, manifest.weights
+    if files:
+        raise ConfigError("--checkpoint goes with a bundle as --teacher; a file of weights is the teacher itself")
+    spec = find_model(encoder)
+    network, info = load_model(spec, [path])
+    return cast("Sam", network), spec, info

@@ -1,0 +1,215 @@
+"""Decoupled distillation at 64 pixels."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import samexport
+from samexport.errors import ConfigError, FileError
+from samexport.models.catalog import find_model
+from samexport.models.loading import load_model
+from samexport.training import cache as caching
+from samexport.training.cache import EmbeddingCache, read_framed
+from samexport.training.distill import Distiller, DistillSettings, check_pair, embedding_error, encoding
+from tests.command_line import one_line_error
+
+SPEC = find_model("test.tinyvit64")
+OPTIONS = ("--student", "test.tinyvit64", "--teacher-encoder", "test.tinyvit64", "--device", "cpu", "--batch", "4")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for number in range(7):
+        height, width = (40, 64) if number % 2 else (64, 30)
+        coarse = random.integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(coarse).resize((width, height)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Random weights as a file."""
+    network, _ = load_model(SPEC, random_seed=3)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def cache_of(folder, pictures, encode):
+    return EmbeddingCache(folder, tuple(sorted(pictures.iterdir())), {"model": "x"}, SPEC.frame, encode)
+
+
+def test_the_cache_has_the_teachers_embeddings_in_half_precision(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_SHARD", 3)
+    network, _ = load_model(SPEC, random_seed=3)
+    cache = cache_of(tmp_path / "c", pictures, encoding(network, SPEC.frame, "cpu"))
+    cache.prepare()
+    cache.fill()
+    assert cache.shards == 3
+    for framed, found in cache.batches([6, 0, 3, 2, 5], 2):
+        assert framed.ids.unique().tolist() == [-1, 0]
+        with torch.no_grad():
+            # what the encoder graph computes: normalised, padding 0
+            picture = (framed.pixels - torch.tensor(SPEC.frame.mean).view(3, 1, 1)) / torch.tensor(SPEC.frame.std).view(
+                3, 1, 1
+            )
+            wanted = network.image_encoder(picture * (framed.ids >= 0)[:, None])
+        torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_the_cache_is_filled_once_by_several_processes_and_mended(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_SHARD", 2)
+    calls = []
+
+    def encode(framed):
+        calls.append(len(framed.inside))
+        return framed.pixels[:, :, :4, :4]
+
+    cache = cache_of(tmp_path / "c", pictures, encode)
+    cache.prepare()
+    cache.fill(1, 2)
+    assert sorted(p.name for p in (tmp_path / "c").glob("*.safetensors")) == [
+        "shard-00001.safetensors",
+        "shard-00003.safetensors",
+    ]
+    cache.fill(0, 2)
+    assert len(calls) == 7
+    again = cache_of(tmp_path / "c", pictures, encode)
+    again.prepare()
+    again.fill()
+    assert len(calls) == 7
+    shard = tmp_path / "c/shard-00001.safetensors"
+    damaged = bytearray(shard.read_bytes())
+    damaged[-1] ^= 1
+    shard.write_bytes(damaged)
+    (tmp_path / "c/shard-00002.safetensors").unlink()
+    again.fill()
+    assert len(calls) == 11
+    wanted = read_framed([again.paths[3]], SPEC.frame).pixels[0, :, :4, :4]
+    assert torch.equal(next(again.batches([3], 1))[1][0], wanted.half().float())
+
+
+def test_another_teachers_cache_is_left_alone(pictures, tmp_path):
+    cache = cache_of(tmp_path, pictures, None)
+    cache.prepare()
+    cache.prepare()
+    other = EmbeddingCache(tmp_path, cache.paths, {"model": "y"}, SPEC.frame, None)
+    with pytest.raises(FileError, match="embeddings of another teacher or of other pictures"):
+        other.prepare()
+    with pytest.raises(FileError, match="or of other pictures"):
+        EmbeddingCache(tmp_path, cache.paths[1:], {"model": "x"}, SPEC.frame, None).prepare()
+
+
+def test_the_error_of_embeddings_leaves_padding_out():
+    wanted, found = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    found[0, :, :2] = 2.0  # seen
+    found[0, :, 2:] = 100.0  # 20 of 64 rows show the picture: two cells of 16
+    found[1, :, :, 3] = 4.0
+    # 8 cells of 2 squared and 4 of 4 squared, of 8 + 16 cells
+    assert embedding_error(found, wanted, ((20, 64), (64, 64)), 16).item() == pytest.approx((8 * 4 + 4 * 16) / 24)
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_student_learns_what_its_teacher_sees(pictures, teacher, tmp_path, run, through):
+    options = ("--images", pictures, "--out", tmp_path / "out", "--held-out", "2", "--learning-rate", "3e-3", *OPTIONS)
+    more = ("--through-decoder",) if through else ()
+    code, out, err = run("distill", "--teacher", teacher, "--steps", "30", *options, *more)
+    assert code == 0, err
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    losses = [loss for _, loss in report["loss"]]
+    assert losses[-1] < 0.6 * losses[0]
+    assert report["pictures"] == 7
+    assert f"square error {report['agreement']['error']:.5f}" in out
+    assert 0 < report["agreement"]["click"] <= 1
+    student, info = load_model(SPEC, [tmp_path / "out/student.safetensors"])
+    assert info.kind == "checkpoint"
+    master = torch.load(teacher, weights_only=True)
+    for key, value in student.state_dict().items():
+        if not key.startswith("image_encoder.") and "num_batches" not in key:
+            assert value.equal(master[key]), key
+    assert not student.state_dict()["image_encoder.neck.0.weight"].equal(master["image_encoder.neck.0.weight"])
+    code, _, err = run("distill", "--teacher", teacher, "--steps", "1", *options)
+    assert code == 2
+    assert "has a student already; name another folder" in one_line_error(err)
+
+
+def test_a_student_that_is_its_teacher_agrees_with_it(pictures, tmp_path):
+    network, _ = load_model(SPEC, random_seed=3)
+    cache = cache_of(tmp_path / "c", pictures, encoding(network, SPEC.frame, "cpu"))
+    cache.prepare()
+    cache.fill()
+    distiller = Distiller(network, SPEC, cache, DistillSettings(1, held_out=3))
+    before = distiller.measure()
+    distiller.encoder.load_state_dict(network.image_encoder.state_dict())
+    same = distiller.measure()
+    assert same.error < 1e-3 < before.error
+    assert min(same.click, same.box) > 0.97 > before.click
+
+
+@pytest.mark.parametrize(("pictures_left", "world"), [(6, 2), (5, 2), (1, 4), (7, 3)])
+def test_every_process_has_as_many_pictures_and_together_all(pictures_left, world, pictures, tmp_path):
+    network, _ = load_model(SPEC, random_seed=3)
+    cache = EmbeddingCache(tmp_path, tuple(sorted(pictures.iterdir())), {}, SPEC.frame, None)
+    distiller = Distiller(network, SPEC, cache, DistillSettings(1, held_out=7 - pictures_left))
+    orders = []
+    for distiller.rank in range(world):
+        distiller.world = world
+        orders.append(distiller._order(0))
+    assert len({len(order) for order in orders}) == 1
+    assert set().union(*orders) == set(range(pictures_left))
+
+
+def test_two_processes_train_one_student(pictures, teacher, tmp_path):
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    paths = ("--teacher", teacher, "--images", pictures, "--out", tmp_path / "out")
+    command = (*torchrun, "-m", "samexport", "distill", *paths, "--held-out", "1", "--steps", "3", *OPTIONS)
+    root = Path(samexport.__file__).parent.parent
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("beside the teacher") == 1
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["processes"] == 2
+    state = load_file(tmp_path / "out/student.safetensors")
+    assert all(value.isfinite().all() for value in state.values())
+
+
+@pytest.mark.parametrize(
+    ("teacher_name", "student", "message"),
+    [
+        ("vit_h", "test.tinyvit64", "has another frame or decoder than sam.vit_h"),
+        ("test.tinyvit64", "tinyvit", "has another frame or decoder than test.tinyvit64"),
+    ],
+)
+def test_a_student_of_another_frame_is_refused(teacher_name, student, message):
+    with pytest.raises(ConfigError, match=message):
+        check_pair(find_model(teacher_name), find_model(student))
+    check_pair(find_model("vit_h"), find_model("tinyvit"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--held-out", "7"), "has 7 pictures, of which --held-out keeps 7; none is left"),
+        (("--device", "tpu"), "--device tpu is none that PyTorch sees"),
+        (("--student", "nothing"), "no encoder is called 'nothing'"),
+        (("--checkpoint", "x.pt"), "--checkpoint goes with a bundle as --teacher"),
+        (("--steps", "0"), "Input should be greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(options, message, pictures, teacher, tmp_path, run):
+    defaults = ("--held-out", "2", *OPTIONS)
+    code, _, err = run(
+        "distill", "--teacher", teacher, "--images", pictures, "--out", tmp_path / "o", *defaults, *options
+    )
+    assert code == 2
+    assert message in one_line_error(err)
+    assert not (tmp_path / "o/student.safetensors").exists()
