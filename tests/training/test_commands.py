@@ -29,6 +29,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(demo, "measure", lambda *_: Quality(0.5, 0.25, 0.125))
     monkeypatch.setattr(Trainer, "settle", lambda self: None)
     monkeypatch.setattr(demo, "draw_samples", lambda *_: None)
+    monkeypatch.setattr(demo, "draw_curves", lambda *_: None)
 
 
 @pytest.mark.parametrize(
