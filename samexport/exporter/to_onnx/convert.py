@@ -49,9 +49,8 @@ class OnnxOptions:
             raise ConfigError(f"opset {self.opset} is not supported; use {min(OPSETS)} to {max(OPSETS)}")
         if self.simplify not in SIMPLIFIERS:
             raise ConfigError(f"simplify is one of {', '.join(SIMPLIFIERS)}, not {self.simplify!r}")
-        if self.simplify != "none" and importlib.util.find_spec(self.simplify) is None:
-            extra = "onnxsim" if self.simplify == "onnxsim" else "export"
-            raise MissingDependency(f"simplifying needs {self.simplify}: {install_hint(extra)}")
+        if self.simplify == "onnxsim" and importlib.util.find_spec("onnxsim") is None:
+            raise MissingDependency(f"simplifying needs onnxsim: {install_hint('onnxsim')}")
 
 
 @dataclass(frozen=True)
