@@ -20,7 +20,12 @@ def options(command) -> set[str]:
 def test_the_python_example_runs_as_printed_on_a_small_model(tmp_path, monkeypatch, capsys, converted):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     assert 'export("tinyvit"' in code
-    code = code.replace('"tinyvit"', '"test.tinyvit64"').replace("[320, 200]", "[20, 12]")
+    assert 'weights="demo"' in code
+    code = (
+        code.replace('weights="demo"', 'weights="random", seed=7')
+        .replace('"tinyvit"', '"test.tinyvit64"')
+        .replace("[320, 200]", "[20, 12]")
+    )
     code = code.replace("[100, 50, 500, 350]", "[5, 5, 30, 20]")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})

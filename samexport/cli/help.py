@@ -47,10 +47,7 @@ _EXAMPLES = {
         "samexport train-demo --budget 9m --out demo",
         "samexport train-demo --budget 2h --out demo --resume",
     ),
-    "distill": (
-        "samexport distill --teacher sam_vit_h_4b8939.pth --student tinyvit --images photos --out student",
-        "torchrun --nproc-per-node 4 -m samexport distill --teacher BUNDLE --images photos --out student",
-    ),
+    "distill": ("samexport distill --teacher sam_vit_h_4b8939.pth --student tinyvit --images photos --out student",),
     "draw-scenes": ("samexport draw-scenes --count 20 --out scenes",),
     "list": ("samexport list", "samexport list --json"),
     "doctor": ("samexport doctor", "samexport doctor --json"),

@@ -9,7 +9,7 @@ from samexport.exporter.pipeline import ExportOptions, export_bundle
 from samexport.exporter.to_tflite import convert as to_tflite
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.runtimes.bundle import Bundle
-from samexport.runtimes.parity import golden
+from samexport.runtimes.families import sam_cases
 from tests.tflite_models import OPTIONS, built, folder
 
 TINY = "test.tinyvit64"
@@ -27,6 +27,6 @@ def small_bundle() -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(to_tflite, "convert", copy)
         # the file of decoder_with_mask that tests share has room for two points
-        patch.setattr(golden, "MASK_PROMPT_COUNTS", ((1, 2), (4, 2)))
+        patch.setattr(sam_cases, "MASK_PROMPT_COUNTS", ((1, 2), (4, 2)))
         target = TfliteOptions(OPTIONS.prompt_buckets, OPTIONS.points)
         return export_bundle(ExportOptions(TINY, folder() / "android-bundle", random_seed=7, target=target))[0]

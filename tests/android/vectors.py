@@ -180,9 +180,11 @@ class SumsBundle:
     def __init__(self, manifest):
         self.manifest, self.calls = manifest, []
 
+    def graph(self, name):
+        return next(g for g in self.manifest.graphs if g.name == name)
+
     def open(self, name, **_):
-        graph = next(g for g in self.manifest.graphs if g.name == name)
-        return Sums(graph, ENTRIES if name == "decoder" else (Bucket("encoder", 1, 1),), self.calls)
+        return Sums(self.graph(name), ENTRIES if name == "decoder" else (Bucket("encoder", 1, 1),), self.calls)
 
 
 def bundle_manifest():

@@ -46,7 +46,7 @@ def test_every_option_says_what_it_is(run, command):
 def test_the_program_groups_its_commands_in_the_order_of_the_work(run):
     out = shown(run, "--help")
     groups = re.findall(r"^(\S[^:\n]*):$", out, re.MULTILINE)
-    assert groups == ["Options", "Make files", "Use files", "Check and measure", "Look around"]
+    assert groups == ["Options", "Make files", "Use files", "Check and measure", "Train", "Look around"]
     for command in COMMANDS:
         assert re.search(rf"^  {command} ", out, re.MULTILINE)
 
@@ -56,7 +56,7 @@ def test_export_options_are_grouped_with_choices_and_defaults(run, command):
     out = shown(run, command, "--help")
     groups = re.findall(r"^(\S[^:\n]*):$", out, re.MULTILINE)
     assert groups == ["Weights", "Output", "Graphs", "Box detector", "Checks", "Options"]
-    for text in ("official|random", "[default: (official)]", "(named after the model)", "1024", "[1<=x<="):
+    for text in ("official|demo|random", "[default: (official)]", "(named after the model)", "1024", "[1<=x<="):
         assert text in words(out)
 
 

@@ -63,7 +63,7 @@ NUMBERS = [
 ]  # fmt: skip
 
 CHOICES = [
-    *((f"{c} --encoder test.tinyvit64 --weights some", "'official', 'random'") for c in EXPORTS),
+    *((f"{c} --encoder test.tinyvit64 --weights some", "'official', 'demo', 'random'") for c in EXPORTS),
     *((f"{c} --encoder nobody", "no encoder") for c in EXPORTS),
     *((f"{c} --encoder ''", "no encoder") for c in EXPORTS),
     (f"onnx {RANDOM} --precision fp8", "'fp32', 'fp16'"),

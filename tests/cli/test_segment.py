@@ -20,6 +20,7 @@ from samexport.cli import pictures, results
 from samexport.cli.segment import SegmentRequest, read_logits
 from samexport.cli.terminal import ProgressBar
 from samexport.errors import FileError, PromptError
+from samexport.runtimes.session import OpenGraphs
 from samexport.runtimes.tasks.segment import Segmenter
 from tests.command_line import one_line_error
 
@@ -323,9 +324,9 @@ def test_a_note_says_that_12_bits_in_16_are_nearly_black(run, tiny_bundle, tmp_p
 
 @pytest.mark.parametrize("name", ["low_res_masks", "iou_predictions", "image_embeddings"])
 def test_nan_is_a_failure_and_nothing_is_written(run, tiny_bundle, photo, tmp_path, monkeypatch, name):
-    real = Segmenter._run
+    real = OpenGraphs.run
     spoilt = {name: np.float32(np.nan)}
-    monkeypatch.setattr(Segmenter, "_run", lambda *call: {n: v * spoilt.get(n, 1) for n, v in real(*call).items()})
+    monkeypatch.setattr(OpenGraphs, "run", lambda *call: {n: v * spoilt.get(n, 1) for n, v in real(*call).items()})
     code, out, err = run("segment", tiny_bundle.folder, photo, *CLICK, "--out", tmp_path / "o.png")
     assert (code, "NaN" in one_line_error(err), "score" in out) == (1, True, False)
     assert not (tmp_path / "o.png").exists()

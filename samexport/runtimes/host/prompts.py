@@ -107,7 +107,7 @@ def _numbers(name: str, values: ArrayLike, kinds: str = "iuf") -> NDArray[np.flo
         raise PromptError(f"{name} must be an array of numbers; {reason(error)}") from error
     if array.size > _MAX_NUMBERS:
         raise PromptError(f"{name}: {array.size} numbers are too many, at most {_MAX_NUMBERS}")
-    if array.size and array.dtype.kind not in kinds:
+    if array.dtype.kind not in kinds and (array.size or array.dtype.kind == "c"):
         raise PromptError(f"{name} must be an array of numbers, got {array.dtype}")
     with np.errstate(over="ignore"):  # what overflows is then refused as infinite
         return array.astype(np.float64)

@@ -167,9 +167,8 @@ def test_without_adb_the_error_says_what_to_install(monkeypatch):
 def test_every_signature_is_pushed_and_timed(phone, tflite_bundle):
     run = PhoneRun(find_phone(), phone / "benchmark_model", ("cpu", "gpu"))
     rows = rows_of(tflite_bundle, run)
-    names = signatures(
-        tflite_bundle.folder / tflite_bundle.manifest.artifacts[0].path, tflite_bundle.manifest.graphs[0]
-    )
+    artifact = tflite_bundle.manifest.artifacts[0]
+    names = signatures(tflite_bundle.folder / artifact.path, tflite_bundle.graph(artifact.graph))
     assert [n for _, n in names] == [1, 4]
     assert [(r.job.prompts, r.job.runtime) for r in rows] == [
         (n, f"litert-{a}") for _, n in names for a in ("cpu", "gpu")

@@ -139,13 +139,13 @@ def test_a_task_does_the_work_that_its_name_says(tiny_bundle, monkeypatch, name,
     subject.prepare()
     subject.open()
     done = {"encoder": 0, "prompts": 0}
-    decode, run = subject.segmenter.decode, subject.segmenter.set_image
+    decode, run = subject.segmenter.session.decode, subject.segmenter.set_image
 
-    def counted(tensors):
+    def counted(encoded, tensors):
         done["prompts"] += len(tensors["point_labels"])
-        return decode(tensors)
+        return decode(encoded, tensors)
 
-    monkeypatch.setattr(subject.segmenter, "decode", counted)
+    monkeypatch.setattr(subject.segmenter.session, "decode", counted)
     monkeypatch.setattr(subject.segmenter, "set_image", lambda p: done.update(encoder=done["encoder"] + 1) or run(p))
     subject.call()
     assert done == {"encoder": encodes, "prompts": prompts}

@@ -183,7 +183,7 @@ def test_files_of_another_graph_and_missing_packages_are_one_line(bundle, monkey
         raise ModuleNotFoundError("No module named 'ai_edge_litert'", name="ai_edge_litert")
 
     monkeypatch.setattr(tflite_file, "read_model", missing)
-    with pytest.raises(MissingDependency, match=r"pip install .*\[tflite\]"):
+    with pytest.raises(MissingDependency, match=r"pip install .*\[litert\]"):
         entry_points(bundle.folder / "encoder.tflite", bundle.graph("encoder"))
 
 

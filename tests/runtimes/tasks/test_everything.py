@@ -8,6 +8,7 @@ from PIL import Image
 
 from samexport.errors import BundleError, ImageError, ParityFailed, PromptError
 from samexport.models.catalog import find_model
+from samexport.runtimes import session as session_module
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.families.sam import SamSession
 from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
@@ -181,7 +182,7 @@ class Clock:
             return real(bundle, name, **options)
 
         monkeypatch.setattr(Bundle, "open", slow)
-        for module in (segment_module, everything_module):
+        for module in (session_module, segment_module, everything_module):
             monkeypatch.setattr(module, "time", self)
 
     def perf_counter(self):

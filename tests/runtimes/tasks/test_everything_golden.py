@@ -27,7 +27,7 @@ from tests.models.golden import GOLDEN
 
 def test_the_detector_of_mobilesamv2_finds_the_official_boxes_in_onnx(tmp_path, monkeypatch):
     # slimming 270 MB takes as long as all the rest; the small sampler's file is slimmed in other tests
-    monkeypatch.setattr(to_onnx, "optimise", lambda model, graph: (model, ""))
+    monkeypatch.setattr(to_onnx, "optimise", lambda model, *_: (model, ""))
     golden = np.load(GOLDEN / "detector_square.npz")
     centre, side = golden["boxes_cxcywh"].T[:, :2], golden["boxes_cxcywh"].T[:, 2:]
     boxes = np.concatenate([centre - side / 2, centre + side / 2], axis=1)
