@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from samexport.cli.guard import interrupted, one_line
 
@@ -85,7 +85,7 @@ class ProgressBar:
         """Say how far the stage is."""
         self._progress.update(self._task, description=stage, completed=done, total=total)
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from samexport.cli.options import OUTPUT
+from samexport.cli.terminal import ProgressBar
 from samexport.errors import ConfigError, FileError, MissingDependency
 from samexport.installation import install_hint
 
@@ -53,9 +54,8 @@ def train_demo(
     """Train a model from nothing on scenes that are drawn on the way, with exact masks.
 
     Needs the extra [train]. Sizes grow from 128 to 1024 pixels on a GPU, to 512 on a CPU; weights that --checkpoint
-    names see the two largest alone. The folder gets the
-    weights in fp16 (demo.0.safetensors, ...: give each as --checkpoint), log.jsonl, curves.png, samples.png, and
-    state.pt, from which --resume carries on after any stop.
+    names see the two largest alone. The folder gets the weights in fp16 (demo.0.safetensors, ...: give each as
+    --checkpoint), log.jsonl, curves.png, samples.png, and state.pt, from which --resume carries on after any stop.
     """
     if (budget is None) == (steps is None):
         raise ConfigError("give how long to train: --budget 9m or --steps 1000, one of them")
@@ -104,29 +104,15 @@ def draw_scenes(
     from samexport.files import new_folder
 
     require("torch", "skimage")
-    with new_folder(out) as folder, _Drawing(count) as drawing:
+    with new_folder(out) as folder, ProgressBar() as bar:
         from samexport.training.dataset import ANNOTATIONS, write_scenes
         from samexport.training.scenes import SceneSettings
 
-        objects_drawn = write_scenes(folder, count, SceneSettings(size, objects), first, drawing.done)
+        def done(number: int) -> None:
+            bar.update("drawing", number, count)
+
+        objects_drawn = write_scenes(folder, count, SceneSettings(size, objects), first, done)
     print(f"wrote {out}: {count} scenes with {objects_drawn} objects; {ANNOTATIONS} has their masks")
-
-
-class _Drawing:
-    def __init__(self, count: int) -> None:
-        from samexport.cli.terminal import ProgressBar
-
-        self._bar, self._count = ProgressBar(), count
-
-    def done(self, number: int) -> None:
-        self._bar.update("drawing", number, self._count)
-
-    def __enter__(self) -> _Drawing:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.__exit__()
 
 
 def require(*packages: str) -> None:
@@ -154,13 +140,11 @@ def _check_folder(out: Path, resume: bool, started: bool) -> None:
         raise FileError(f"{out} is not empty; carry on with --resume or name another folder")
 
 
-class _Bar:
+class _Bar(ProgressBar):
     """Share done, size, pictures a second and the IoU; elsewhere than on a terminal a line every half minute."""
 
     def __init__(self) -> None:
-        from samexport.cli.terminal import ProgressBar
-
-        self._bar = ProgressBar()
+        super().__init__()
         self._iou, self._said = "", -30.0
 
     def show(self, progress: Progress) -> None:
@@ -168,14 +152,7 @@ class _Bar:
             self._iou = f"IoU {progress.losses['single']:.2f}"
         rate = progress.pictures / max(progress.seconds, 1e-9)
         label = f"step {progress.step}, {progress.stage.size} pixels, {rate:.0f} pictures/s, {self._iou}"
-        self._bar.update(label, round(1000 * min(1.0, progress.share)), 1000)
+        self.update(label, round(1000 * min(1.0, progress.share)), 1000)
         if progress.seconds - self._said >= 30 and not sys.stderr.isatty():
             self._said = progress.seconds
             print(f"{progress.seconds:.0f} s: {label}", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> _Bar:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.__exit__()

@@ -15,6 +15,7 @@ from samexport.files import new_file, write_text
 from samexport.models.architectures.sam import Sam
 from samexport.models.loading import load_model
 from samexport.models.spec import ModelSpec
+from samexport.models.weights.checkpoints import is_unread
 from samexport.training.loop import Progress, Trainer, TrainSettings, decode, embed, fast, set_size
 from samexport.training.measure import Quality, held_out, measure
 from samexport.training.prompts import boxes, choose_targets, first_clicks
@@ -99,7 +100,7 @@ def write_weights(sam: Sam, spec: ModelSpec, out: Path) -> list[Path]:
     parts: list[dict[str, Tensor]] = [{}]
     filled = 0
     for key, value in sam.state_dict().items():
-        if key.startswith(spec.unread) or key.endswith(".num_batches_tracked"):
+        if is_unread(spec, key):
             continue
         half = (value.half() if value.is_floating_point() else value).cpu().contiguous()
         if parts[-1] and filled + half.nbytes > PART:

@@ -20,6 +20,7 @@ from samexport.errors import ConfigError
 from samexport.files import new_file, to_json, write_text
 from samexport.models.architectures.sam import Sam
 from samexport.models.spec import ModelSpec, Preprocess
+from samexport.models.weights.checkpoints import is_unread
 from samexport.training.cache import EmbeddingCache, Framed
 from samexport.training.loop import decode, embed, fast
 from samexport.training.losses import mask_ious, mask_losses
@@ -215,7 +216,7 @@ class Distiller:
         state = {
             key: value.cpu().contiguous()
             for key, value in self.student.state_dict().items()
-            if not key.startswith(self.spec.unread) and not key.endswith(".num_batches_tracked")
+            if not is_unread(self.spec, key)
         }
         with new_file(out / STUDENT) as private:
             save_file(state, private)

@@ -138,7 +138,7 @@ def _held(spec: ModelSpec, expected: Mapping[str, Tensor], path: Path, file: Wei
     _check_pixels(path, found.unexpected, spec)
     unexpected = [key for key, value in found.unexpected.items() if key not in _PIXELS and not _counts(value)]
     tensors = {
-        key: value if _unread(spec, key) else checked(value, f"{path}: {show(key)}")
+        key: value if is_unread(spec, key) else checked(value, f"{path}: {show(key)}")
         for key, value in found.tensors.items()
     }
     return _Held(tensors, unexpected, [f"{path.name}: {'; '.join(found.notes)}"] if found.notes else [])
@@ -155,13 +155,13 @@ def _counts(tensor: Tensor) -> bool:
     return tensor.numel() == 1 and not tensor.is_floating_point() and not tensor.is_complex()
 
 
-def _unread(spec: ModelSpec, key: str) -> bool:
+def is_unread(spec: ModelSpec, key: str) -> bool:
     """Whether no graph reads the tensor, so that it may be absent or have another shape."""
     return key.endswith(_COUNTER) or key.startswith(spec.unread)
 
 
 def _needed(spec: ModelSpec, expected: Mapping[str, Tensor]) -> list[str]:
-    return [key for key in expected if not _unread(spec, key)]
+    return [key for key in expected if not is_unread(spec, key)]
 
 
 def _check_pixels(path: Path, unexpected: Mapping[str, Tensor], spec: ModelSpec) -> None:
