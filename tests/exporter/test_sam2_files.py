@@ -21,7 +21,7 @@ from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.families.sam2_tracker import Tracker
 from samexport.runtimes.host.prompts import Prompt
 from tests.models import sam2_golden
-from tests.models.sam2_golden import one_thread
+from tests.single_thread import one_thread
 
 __all__ = ["one_thread"]  # fixtures
 

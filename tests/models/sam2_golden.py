@@ -11,7 +11,6 @@ import functools
 import hashlib
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -20,15 +19,6 @@ from samexport.models.weights.random_weights import random_state_dict
 from tests.models import golden
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def randomise(module, prefix=""):

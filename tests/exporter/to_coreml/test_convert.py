@@ -23,17 +23,9 @@ from samexport.runtimes.adapters.entry_points import Bucket
 from samexport.runtimes.adapters.mil import MilRuntime
 from samexport.runtimes.adapters.packages import buckets_of
 from samexport.runtimes.formats.mlpackage import read_package
+from tests.single_thread import one_thread as one_thread
 
 pytest.importorskip("coremltools")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 TEXTS = PackageTexts("samexport", "Apache-2.0", "0.1.0", {"dev.samexport.model": "toy.toy"})

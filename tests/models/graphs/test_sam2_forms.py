@@ -17,7 +17,7 @@ from samexport.runtimes.adapters.entry_points import Bucket, pad_prompts
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from tests.models import golden, sam2_golden
 from tests.models.graphs.test_decoder import assert_equal_within
-from tests.models.sam2_golden import one_thread
+from tests.single_thread import one_thread
 
 __all__ = ["one_thread"]  # fixtures
 

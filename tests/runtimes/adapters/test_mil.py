@@ -14,21 +14,12 @@ from samexport.runtimes.adapters.mil import FP16_MAX, MilRuntime
 from samexport.runtimes.formats.mil_arithmetic import Arithmetic, HalfAccumulation, Window
 from samexport.runtimes.formats.mil_ops import MOVES, OPERATIONS
 from samexport.runtimes.formats.mlpackage import read_package
+from tests.single_thread import one_thread as one_thread
 
 ct = pytest.importorskip("coremltools")
 
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402
 from coremltools.converters.mil.mil import Function, types  # noqa: E402
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 ROOT = Path(__file__).parents[3]
 RANDOM = np.random.default_rng(5)

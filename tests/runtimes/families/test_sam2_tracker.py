@@ -18,7 +18,7 @@ from samexport.runtimes.host.frames import FrameMap, to_frame
 from samexport.runtimes.host.memory import from_bfloat16
 from samexport.runtimes.host.prompts import Prompt
 from tests.models import golden, sam2_golden
-from tests.models.sam2_golden import one_thread
+from tests.single_thread import one_thread
 
 __all__ = ["one_thread"]  # fixtures
 
