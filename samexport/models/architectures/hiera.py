@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samexport.models.architectures.layers import in_windows
+
 WINDOW_EMBED = 8
 
 
@@ -120,22 +122,11 @@ class Block(nn.Module):
         """[B, H, W, width] to [B, H, W, out_width], or half of H and W."""
         normed = self.norm1(x)
         shortcut = _pool(self.proj(normed)) if self.pooled else x
-        x = shortcut + (self._windowed(normed) if self.window else self.attn(normed))
+        x = shortcut + (
+            in_windows(self.attn, normed, self.window, 2 if self.pooled else 1) if self.window else self.attn(normed)
+        )
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
-
-    def _windowed(self, x: Tensor) -> Tensor:
-        batch, height, columns, width = x.shape
-        size = self.window
-        padded = F.pad(x, (0, 0, 0, -columns % size, 0, -height % size))
-        rows, cols = padded.shape[1] // size, padded.shape[2] // size
-        windows = padded.view(batch, rows, size, cols, size, width).transpose(2, 3)
-        mixed = self.attn(windows.reshape(-1, size, size, width))
-        step = 2 if self.pooled else 1
-        size = size // step
-        mixed = mixed.view(batch, rows, cols, size, size, -1).transpose(2, 3)
-        whole: Tensor = mixed.reshape(batch, rows * size, cols * size, -1)
-        return whole[:, : height // step, : columns // step]
 
 
 class Hiera(nn.Module):

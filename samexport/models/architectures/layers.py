@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
@@ -26,6 +27,23 @@ class LayerNorm2d(nn.Module):
         centred = x - x.mean(1, keepdim=True)
         scale = torch.sqrt(centred.square().mean(1, keepdim=True) + self.eps)
         return self.weight[:, None, None] * (centred / scale) + self.bias[:, None, None]
+
+
+def in_windows(attention: nn.Module, x: Tensor, size: int, step: int = 1) -> Tensor:
+    """Attention inside windows of ``size`` cells: [B, H, W, width] to [B, H / step, W / step, out].
+
+    The map is padded with zeros to whole windows. An attention that pools its queries by ``step`` gives windows of
+    ``size / step``.
+    """
+    batch, height, columns, width = x.shape
+    padded = F.pad(x, (0, 0, 0, -columns % size, 0, -height % size))
+    rows, cols = padded.shape[1] // size, padded.shape[2] // size
+    windows = padded.view(batch, rows, size, cols, size, width).transpose(2, 3)
+    mixed = attention(windows.reshape(-1, size, size, width))
+    size = size // step
+    mixed = mixed.view(batch, rows, cols, size, size, -1).transpose(2, 3)
+    whole: Tensor = mixed.reshape(batch, rows * size, cols * size, -1)
+    return whole[:, : height // step, : columns // step]
 
 
 def neck(channels: int, out_channels: int) -> nn.Sequential:

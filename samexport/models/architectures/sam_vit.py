@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samexport.models.architectures.layers import neck
+from samexport.models.architectures.layers import in_windows, neck
 
 
 class PatchEmbed(nn.Module):
@@ -84,20 +84,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, width], same shape out."""
-        x = x + (self._windowed(self.norm1(x)) if self.window else self.attn(self.norm1(x)))
+        x = x + (in_windows(self.attn, self.norm1(x), self.window) if self.window else self.attn(self.norm1(x)))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
-
-    def _windowed(self, x: Tensor) -> Tensor:
-        batch, height, columns, width = x.shape
-        size = self.window
-        padded = F.pad(x, (0, 0, 0, -columns % size, 0, -height % size))
-        rows, cols = padded.shape[1] // size, padded.shape[2] // size
-        windows = padded.view(batch, rows, size, cols, size, width).transpose(2, 3)
-        mixed = self.attn(windows.reshape(-1, size, size, width))
-        mixed = mixed.view(batch, rows, cols, size, size, width).transpose(2, 3)
-        whole: Tensor = mixed.reshape(batch, rows * size, cols * size, width)
-        return whole[:, :height, :columns]
 
 
 class SamViT(nn.Module):
