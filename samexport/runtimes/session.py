@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from samexport.runtimes.base import Runtime, Tensors, describe
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.prompts import Prompt
+
+if TYPE_CHECKING:
+    from samexport.runtimes.families.sam2_tracker import Tracker
 
 
 class OpenGraphs:
@@ -120,6 +123,14 @@ class Session(ABC):
 
     def step(self, picture: NDArray[np.uint8], state: Any, prompts: Sequence[Prompt] = ()) -> tuple[Decoded, Any]:
         """One frame of a video: its masks, and the state for the next frame; ``state`` None begins a video.
+
+        Raises:
+            ConfigError: the family has no memory.
+        """
+        raise ConfigError(f"{self.manifest.model} follows nothing through a video")
+
+    def tracker(self, *, frames: int | None = None, postprocess: bool = True) -> Tracker:
+        """What follows objects through a video on these graphs.
 
         Raises:
             ConfigError: the family has no memory.
