@@ -97,13 +97,17 @@ def test_overlay_is_the_video_with_the_masks_of_each_frame(run, clip):
     with VideoWriter(Path("clip.mp4"), open_clip(clip).rate / 3, HW) as video:
         for pixels in open_clip(clip).read(range(FRAMES)):
             video.write(pixels)
-    arguments = ("--frame", 3, "--mask", "mask.png", "--object", 2, "--point", "20,30", "--direction", "both")
+    Image.fromarray(np.roll(a_mask(), 20, axis=0)).save("lower.png")
+    arguments = (
+        "--frame", 3, "--object", 3, "--mask", "lower.png", "--object", 1, "--mask", "mask.png",
+        "--object", 2, "--point", "20,30", "--direction", "both",
+    )  # fmt: skip
     code, _, err = run("track", "BUNDLE", "clip.mp4", *arguments, "--overlay", "out.mp4", "--json", "tracks.json")
     assert (code, err) == (0, "")
     source, result = open_clip(Path("clip.mp4")), open_clip(Path("out.mp4"))
     assert (result.frames, result.image_hw, result.rate) == (FRAMES, HW, 10)
     records = json.loads(Path("tracks.json").read_text())["tracks"]
-    assert len(records) == 2 * FRAMES
+    assert len(records) == 3 * FRAMES
     for frame, (before, after) in enumerate(zip(source.read(range(10)), result.read(range(10)), strict=True)):
         masks = [coco.decode(r["segmentation"]).astype(bool) for r in records if r["frame"] == frame]
         clicks = {"points": [[20, 30]], "labels": [1]} if frame == 3 else {}
