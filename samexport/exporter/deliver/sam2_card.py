@@ -25,12 +25,12 @@ print(f"score {{scores[0, best]:.3f}}, {{(masks[0, best] > 0).mean():.1%}} of th
 
 _VIDEO = """## Video
 
-Frames are scaled with Pillow's bicubic filter on 8-bit RGB. A frame where an object gets its first prompt is decoded as
-a picture is. Later frames go through `memory_attention` with what is remembered of the object and
-`mask_decoder_tracked`; the best of masks 1..3 answers, its pointer is kept, and `memory_encoder` makes the memory of the frame. The object is
-not in the picture where `object_score` is 0 or less: then its mask logits count as -1024 and its pointer is
-`no_object_pointer` in `constants.npz`. Memories are kept as bfloat16: those of all frames with prompts and of the last
-six others; pointers of the last fifteen frames, too. `samexport.runtimes.families.sam2_tracker` is this loop in numpy.
+Frames are scaled with Pillow's bicubic filter on 8-bit RGB. A frame where an object gets its first prompt is decoded
+as a picture is. Later frames go through `memory_attention` with what is remembered of the object, then through
+`mask_decoder_tracked`: the best of masks 1..3 answers, its pointer is kept, and `memory_encoder` makes the frame's
+memory. Where `object_score` is 0 or less, the object is not in the picture: its mask logits count as -1024, its pointer
+is `no_object_pointer` of `constants.npz`. Memories are kept as bfloat16, those of all frames with prompts and of the
+last six others, and the pointers of fifteen. `samexport.runtimes.families.sam2_tracker` is this loop in numpy.
 """
 
 
