@@ -264,6 +264,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
         threads=shared.threads,
         decoder_checkpoint=shared.decoder_checkpoint,
         sampler=_sampler_of(shared, nms),
+        features=("video",) if shared.video else (),
     )
     if within and shared.out is not None:
         return replace(options, out=shared.out / options.folder(find_model(options.encoder)).name)

@@ -120,6 +120,14 @@ class ExportArguments:
             rich_help_panel=GRAPHS,
         ),
     ] = False
+    video: Annotated[
+        bool,
+        typer.Option(
+            "--video",
+            help="Also what follows objects through a video (SAM 2).",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = False
     sampler: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ import re
 from functools import cache
 
 from samexport.errors import ConfigError
-from samexport.models.families import sam
+from samexport.models.families import sam, sam2
 from samexport.models.families.base import Family
 from samexport.models.spec import ModelSpec
 
@@ -45,6 +45,7 @@ def register(family: Family) -> None:
 
 
 register(sam.FAMILY)
+register(sam2.FAMILY)
 
 
 @cache

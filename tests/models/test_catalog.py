@@ -1,26 +1,28 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pkgutil import resolve_name
 
 import pytest
-import torch
 
 from samexport.errors import ConfigError
-from samexport.models.architectures.sam import Sam
-from samexport.models.catalog import MODELS, find_model, names_of
+from samexport.models.catalog import MODELS, find_family, find_model, names_of
 from samexport.models.spec import Preprocess
 
-PUBLIC = {"mobilesam.tinyvit", "tinysam.tinysam", "sam.vit_b", "sam.vit_l", "sam.vit_h"}
+SAM = {"mobilesam.tinyvit", "tinysam.tinysam", "sam.vit_b", "sam.vit_l", "sam.vit_h"}
+SAM2 = {f"sam2.{version}hiera_{size}" for version in ("", "sam2_") for size in ("t", "s", "b+", "l")}
+PUBLIC = SAM | SAM2
+TEST = {"test.tinyvit64", "test.vit64", "test.hiera64"}
 
 
 def test_catalogue_has_these_models_and_hides_those_for_tests():
     assert {name for name, model in MODELS.items() if not model.hidden} == PUBLIC
-    assert {name for name, model in MODELS.items() if model.hidden} == {"test.tinyvit64", "test.vit64"}
+    assert {name for name, model in MODELS.items() if model.hidden} == TEST
     assert all(name == model.name for name, model in MODELS.items())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sorted(name for name, model in MODELS.items() if model.family == "sam"))
 def test_dotted_paths_lead_to_the_builders(name):
     assert callable(resolve_name(MODELS[name].size.image_encoder))
     assert isinstance(resolve_name(MODELS[name].size.encoder_graph), type)
@@ -28,10 +30,9 @@ def test_dotted_paths_lead_to_the_builders(name):
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_parameter_count_is_the_networks_without_the_unused_classifier(name):
-    with torch.device("meta"):
-        sam = Sam(MODELS[name])
+    network = resolve_name(find_family(MODELS[name].family).network)(MODELS[name])
     unused = ("image_encoder.head.", "image_encoder.norm_head.")
-    assert MODELS[name].parameters == sum(p.numel() for k, p in sam.named_parameters() if not k.startswith(unused))
+    assert MODELS[name].parameters == sum(p.numel() for k, p in network.named_parameters() if not k.startswith(unused))
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
@@ -40,14 +41,14 @@ def test_source_is_an_https_address_with_a_whole_sha256_or_none(name):
     assert source.url.startswith("https://")
     assert source.url.endswith("/" + source.filename)
     assert source.sha256 is None or re.fullmatch("[0-9a-f]{64}", source.sha256)
-    assert (source.sha256 is None) == (name == "tinysam.tinysam")
+    assert (source.sha256 is None) == (name == "tinysam.tinysam" or name in SAM2)
     assert MODELS[name].licence == "Apache-2.0"
 
 
 def test_frames_are_sams():
-    assert {MODELS[name].frame for name in PUBLIC} == {
-        Preprocess(1024, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-    }
+    sams = Preprocess(1024, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    assert {MODELS[name].frame for name in SAM} == {sams}
+    assert {MODELS[name].frame for name in SAM2} == {replace(sams, resize="stretch", filter="bilinear_float")}
 
 
 def test_tiny_sam_offers_no_single_mask():
@@ -76,6 +77,12 @@ def test_model_is_found_by_its_name_and_by_its_encoder(name):
         ("sam_l.pt", "sam.vit_l"),
         ("sam_huge", "sam.vit_h"),
         ("facebook/sam-vit-base", "sam.vit_b"),
+        ("sam2.1_hiera_tiny.pt", "sam2.hiera_t"),
+        ("sam2.1_hiera_base_plus", "sam2.hiera_b+"),
+        ("facebook/sam2.1-hiera-large", "sam2.hiera_l"),
+        ("sam2.1_hiera_s", "sam2.hiera_s"),
+        ("sam2_hiera_tiny.pt", "sam2.sam2_hiera_t"),
+        ("facebook/sam2-hiera-base-plus", "sam2.sam2_hiera_b+"),
     ],
 )
 def test_other_names_that_people_use_are_known(alias, name):
@@ -85,7 +92,7 @@ def test_other_names_that_people_use_are_known(alias, name):
 def test_no_name_leads_to_two_models_and_none_leaves_a_folder():
     names = [name for model in MODELS.values() for name in names_of(model)]
     assert len(set(names)) == len(names)
-    assert all(re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", name) for name in MODELS)
+    assert all(re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_+]+", name) for name in MODELS)
 
 
 @pytest.mark.parametrize("wrong", ["tinyvit6", "test.tinyvit", "vit_64", "test", "test.vit_b", "test.vit"])

@@ -7,7 +7,8 @@ frames are remembered is the tracker's business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samexport.models.architectures.hiera import HieraSize, ImageEncoder
+from samexport.models.architectures.layers import no_values
 from samexport.models.architectures.mask_decoder import HeadMlp
 from samexport.models.architectures.prompt_encoder import PromptEncoder
 from samexport.models.architectures.sam2_mask_decoder import Decoded, Sam2MaskDecoder, choose
@@ -25,6 +27,8 @@ from samexport.models.architectures.sam2_memory import (
     sine_1d,
     sine_2d,
 )
+from samexport.models.families.sam2 import Sam2Numbers
+from samexport.models.spec import ModelSpec
 
 MEMORY_FRAMES = 7
 ABSENT_LOGIT = -1024.0
@@ -58,6 +62,20 @@ BASE_PLUS = Sam2Size(HieraSize(112, 2, (2, 3, 16, 3), (12, 16, 20), background=1
 LARGE = Sam2Size(HieraSize(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=(8, 4, 16, 8)))
 # the same code at 64 pixels: windows that need padding in the last two stages, one global block
 TEST = Sam2Size(HieraSize(16, 1, (1, 2, 3, 2), (4,), windows=(8, 4, 6, 3)), image_size=64, width=64, hidden=128)
+
+
+def size_of(spec: ModelSpec) -> Sam2Size:
+    """The numbers of a model of the catalogue, at the size of its frame."""
+    numbers: Sam2Numbers = spec.size
+    size: Sam2Size = resolve_name(numbers.network)
+    marks = numbers.version == "2.1"
+    return replace(size, image_size=spec.frame.size, absent_memory=marks, timed_pointers=marks)
+
+
+def empty_sam2(spec: ModelSpec) -> Sam2:
+    """A SAM 2 whose tensors have shapes and no values; ``load_state_dict(..., assign=True)`` gives it values."""
+    with no_values():
+        return Sam2(size_of(spec))
 
 
 class Features(NamedTuple):

@@ -32,7 +32,8 @@ from samexport.runtimes.host.object_masks import (
     object_mask,
 )
 from samexport.runtimes.host.prompts import Prompt, fit_box
-from samexport.runtimes.host.sam_prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING
+from samexport.runtimes.host.sam2_prompts import CLAMP, slots
+from samexport.runtimes.host.sam_prompts import PADDING
 
 TrackPrompt = Prompt | NDArray[np.bool_]
 """Points and a box in pixels of the video, or a mask [H, W] that becomes the frame's mask."""
@@ -44,7 +45,6 @@ KEPT_FRAMES = MAX_POINTERS - 1
 """How far back a frame reads: older ones are forgotten in a stream."""
 
 _FEATURES = ("image_embed", "feat_s0", "feat_s1")
-_CLAMP = 32.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ class Tracker:
 
     def _click(self, prompt: Prompt, embed: Floats, features: Tensors, earlier: ObjectMask | None) -> ObjectMask:
         """The mask that points and a box ask for; a mask from before takes part."""
-        coords, labels = _slots(fit_box(prompt, self.place.image_hw))
+        coords, labels = slots(fit_box(prompt, self.place.image_hw))
         inputs = {
             **{name: features[name] for name in _FEATURES},
             "image_embed": embed,
@@ -281,7 +281,7 @@ class Tracker:
         graph = "mask_decoder"
         if earlier is not None:
             graph = "mask_decoder_with_mask"
-            inputs["mask_input"] = np.clip(earlier.low_res, -_CLAMP, _CLAMP)[None, None]
+            inputs["mask_input"] = np.clip(earlier.low_res, -CLAMP, CLAMP)[None, None]
             inputs["has_mask_input"] = np.ones(1, np.float32)
         multimask = int(np.count_nonzero(labels != PADDING)) <= 1
         return self._object(self._run(graph, "decode", inputs), 0, multimask=multimask)
@@ -365,14 +365,6 @@ class Tracker:
         start = time.perf_counter()
         yield
         self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
-
-
-def _slots(prompt: Prompt) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Coordinates [S, 2] in the video and labels [S]: the corners of the box, the points, one padding point always."""
-    corners = np.zeros((0, 2)) if prompt.box is None else prompt.box.reshape(2, 2)
-    labels = [] if prompt.box is None else [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
-    coords = np.concatenate([corners, prompt.points, np.zeros((1, 2))])
-    return coords, np.array([*labels, *prompt.labels, PADDING], np.float32)
 
 
 def check_prompt(prompt: TrackPrompt, image_hw: tuple[int, int]) -> None:
