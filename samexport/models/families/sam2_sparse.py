@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from samexport.models.families.sam import PROMPTS
-from samexport.models.families.sam2 import ABSENT_ROW, MEMORIES, MEMORY_WIDTH, POINTERS
+from samexport.models.families.sam2 import (
+    ABSENT_ROW,
+    MASK_DECODER_TRACKED,
+    MEMORIES,
+    MEMORY_WIDTH,
+    POINTERS,
+    sam2_graphs,
+)
 from samexport.models.spec import Axis, GraphSpec, TensorSpec
 
 MEMORY_LAYERS = 4
@@ -13,7 +21,8 @@ ENCODER_STEM = "encoder_stem"
 ENCODER_ROUTED = "encoder_routed"
 ENCODER_TAIL = "encoder_tail"
 MEMORY_ATTENTION_PRUNED = "memory_attention_pruned"
-SPARSE_GRAPHS = (ENCODER_STEM, ENCODER_ROUTED, ENCODER_TAIL, MEMORY_ATTENTION_PRUNED)
+MASK_DECODER_SALIENT = "mask_decoder_salient"
+SPARSE_GRAPHS = (ENCODER_STEM, ENCODER_ROUTED, ENCODER_TAIL, MEMORY_ATTENTION_PRUNED, MASK_DECODER_SALIENT)
 
 CHOSEN = Axis("W", "windows", traced=3, usual=8)
 KEPT = Axis("M", "kept", traced=6, usual=1020)
@@ -44,7 +53,10 @@ def sparse_graphs(size: int, width: int, trunk_width: int, cut: Cut) -> tuple[Gr
         trunk_width: of the trunk's third stage.
         cut: its windows.
     """
-    return (*_encoder_graphs(size, width, trunk_width, cut), _pruned(size, width))
+    tracked = next(graph for graph in sam2_graphs(size, width) if graph.name == MASK_DECODER_TRACKED)
+    looked = TensorSpec("saliency", ("N", cut.grid, cut.grid), "where the decoder looked for the object; sums to 1")
+    salient = replace(tracked, name=MASK_DECODER_SALIENT, outputs=(*tracked.outputs, looked))
+    return (*_encoder_graphs(size, width, trunk_width, cut), _pruned(size, width), salient)
 
 
 def _encoder_graphs(size: int, width: int, trunk_width: int, cut: Cut) -> tuple[GraphSpec, ...]:

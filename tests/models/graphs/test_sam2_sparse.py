@@ -10,7 +10,8 @@ from samexport.models.architectures.sam2 import Sam2, Sam2Size
 from samexport.models.architectures.sam2_sparse import Bypass, RoutedEncoder
 from samexport.models.architectures.sam2_sparse import PrunedMemoryAttention as Reference
 from samexport.models.families.sam2_sparse import sparse_graphs
-from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, Stem, Tail
+from samexport.models.graphs.sam2_plain import PlainTrackedDecoder
+from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, SalientDecoder, Stem, Tail
 from samexport.runtimes.adapters.ort import OrtRuntime
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.host.windows import Windows
@@ -40,6 +41,7 @@ def sparse(request):
         "encoder_routed": Routed(model),
         "encoder_tail": Tail(model),
         "memory_attention_pruned": PrunedMemoryAttention(model, chunk=24),
+        "mask_decoder_salient": SalientDecoder(model),
     }
     return model, bypass, {name: form.eval() for name, form in forms.items()}
 
@@ -147,6 +149,32 @@ def test_absent_slots_change_nothing(sparse):
     padded["kept_cell"] = torch.cat([given["kept_cell"], torch.zeros(1, 4, 5, dtype=torch.int64)], dim=2)
     padded["kept_row"] = torch.cat([given["kept_row"], torch.full((1, 5), -1.0)], dim=1)
     assert_equal_within(list(forms["memory_attention_pruned"](**padded)), list(found), 1e-5)
+
+
+@torch.no_grad()
+def test_decoder_tells_where_it_looked(sparse):
+    model, _, forms = sparse
+    generator = torch.Generator().manual_seed(0)
+    embedding, s0, s1 = (
+        torch.randn(*shape, generator=generator) for shape in ((2, 64, 8, 8), (1, 8, 32, 32), (1, 16, 16, 16))
+    )
+    *decoded, saliency = forms["mask_decoder_salient"](embedding, s0, s1)
+    transformer, weights = model.sam_mask_decoder.transformer, []
+
+    def note(attention, args):
+        q, k = (
+            projection(x).unflatten(-1, (8, -1)).transpose(1, 2)
+            for projection, x in ((attention.q_proj, args[0]), (attention.k_proj, args[1]))
+        )
+        weights.append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)[:, :, :7].mean((1, 2)))
+
+    watched = [layer.cross_attn_token_to_image for layer in transformer.layers]
+    hooks = [each.register_forward_pre_hook(note) for each in (*watched, transformer.final_attn_token_to_image)]
+    expected = PlainTrackedDecoder(model)(embedding, s0, s1)
+    for hook in hooks:
+        hook.remove()
+    assert_equal_within(decoded, expected, 1e-4)
+    assert_equal_within([saliency.flatten(1)], [torch.stack(weights).mean(0)], 1e-4)
 
 
 def test_onnx_files_compute_what_the_forms_compute_at_every_size(sparse, tmp_path):
