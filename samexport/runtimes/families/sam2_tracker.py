@@ -22,7 +22,7 @@ from samexport.models.spec import Preprocess
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.host.frames import FrameMap, to_frame, upscale_logits
 from samexport.runtimes.host.image import Picture, as_pixels
-from samexport.runtimes.host.memory import MAX_POINTERS, Bank, Remembered, batch, to_bfloat16
+from samexport.runtimes.host.memory import MAX_POINTERS, MEMORY_FRAMES, Bank, Remembered, batch, to_bfloat16
 from samexport.runtimes.host.object_masks import (
     Floats,
     ObjectMask,
@@ -299,7 +299,8 @@ class Tracker:
 
     def _read(self, frame: int, names: Sequence[int], features: Tensors, *, backwards: bool = False) -> Floats:
         """What objects make of a frame, [objects, width, grid, grid]."""
-        reads = [self.banks[name].read(frame, self.span, backwards=backwards) for name in names]
+        most = self._room
+        reads = [self.banks[name].read(frame, self.span, backwards=backwards, most=most) for name in names]
         # an absent memory costs as much as one that is there, so objects with as many memories go together
         groups: dict[int, list[int]] = {}
         for item, read in enumerate(reads):
@@ -310,6 +311,12 @@ class Tracker:
             embed = self._run("memory_attention", "remember", inputs)["image_embed"]
             parts |= dict(zip(items, embed, strict=True))
         return np.stack([parts[item] for item in range(len(reads))])
+
+    @property
+    def _room(self) -> int | None:
+        """How many frames with prompts a file of fixed sizes takes besides the six others; None for any number."""
+        rooms = [dict(entry.slots)["memories"] for entry in self._open("memory_attention").bounds]
+        return max(1, max(rooms) - MEMORY_FRAMES + 1) if rooms else None
 
     def _memorise(self, found: Mapping[int, ObjectMask], features: Tensors, *, binary: bool) -> dict[int, Remembered]:
         masks = list(found.values())

@@ -185,6 +185,8 @@ def test_frame_is_encoded_once_for_all_objects_and_not_again_for_prompts_alone(t
     next(frames)
 
     class Counted:
+        bounds = ()
+
         def __init__(self, name):
             self.name, self.graph = name, opened(name).graph
 
