@@ -167,6 +167,8 @@ class _State:
 
     def score(self, name: str, image: AnnotatedImage, segmenter: Segmenter, propose: Propose | None) -> None:
         """Score a model on a picture, unless another model failed on it: all models see the same objects."""
+        if image.id in self.problems:
+            return
         try:
             found = score_picture(image, image.read(), segmenter, self.request.prompt_makers(), propose)
         except (ImageError, ParityFailed) as error:
