@@ -341,9 +341,7 @@ def _rival(job: Job, rival: str, plan: Plan) -> Job | None:
     # the halves of SAM's decoder together are the plain decoder; after the first prompt only the step remains
     graph = find_family(find_model(job.source.model).family).equal.get(job.graph, job.graph)
     same = [
-        b
-        for b in plan.baselines
-        if (b.manifest.model, made_from(b.manifest)) == (job.source.model, job.source.weights)
+        b for b in plan.baselines if (b.manifest.model, made_from(b.manifest)) == (job.source.model, job.source.weights)
     ]
     batch = 1 if rival == "single" and job.prompts > 1 else 0
     plain = replace(job, graph=graph, form="plain", precision="fp32", options="", batch=batch)
