@@ -250,7 +250,6 @@ def _sampler_of(shared: ExportArguments, nms: Nms | None) -> SamplerExport | Non
 def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: bool) -> ExportOptions:
     """For one bundle; ``within``: ``--out`` is the folder around it."""
     from samexport.exporter.pipeline import ExportOptions
-    from samexport.models.catalog import find_model
 
     options = ExportOptions(
         encoder=shared.encoder,
@@ -264,10 +263,11 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
         threads=shared.threads,
         decoder_checkpoint=shared.decoder_checkpoint,
         sampler=_sampler_of(shared, nms),
+        image_size=shared.image_size,
         features=("video",) if shared.video else (),
     )
     if within and shared.out is not None:
-        return replace(options, out=shared.out / options.folder(find_model(options.encoder)).name)
+        return replace(options, out=shared.out / options.folder(options.spec).name)
     return options
 
 
@@ -286,13 +286,12 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     from samexport.exporter.formats import format_of
     from samexport.exporter.pipeline import export_bundles
     from samexport.files import check_new_folder, to_json
-    from samexport.models.catalog import find_model
     from samexport.models.weights.downloads import official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
     several = [_options(shared, target, nms, within) for target in targets]
     options = several[0]
-    spec = find_model(options.encoder)
+    spec = options.spec
     folders = [each.folder(spec) for each in several]
     for folder in folders:
         check_new_folder(folder, force=options.force, refusal=not_ours)

@@ -120,6 +120,17 @@ class ExportArguments:
             rich_help_panel=GRAPHS,
         ),
     ] = False
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            max=2048,
+            metavar="PIXELS",
+            help="Side of the model's frame, a multiple of 32: smaller is faster (SAM 2, TinyViT).",
+            show_default="the model's own",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = None
     video: Annotated[
         bool,
         typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from samexport.errors import ConfigError
 from samexport.models.families.base import Family
 from samexport.models.spec import Axis, CheckpointSource, GraphSpec, ModelSpec, Preprocess, TensorSpec
 
@@ -26,12 +27,14 @@ class SamSize:
         encoder_graph: dotted path of its export form, a class that takes the encoder and the frame.
         embed_dim: channels of the embedding.
         decoder_mlp_dim: width of the MLPs in the mask decoder.
+        any_size: no weights of the encoder depend on the size of the frame.
     """
 
     image_encoder: str
     encoder_graph: str
     embed_dim: int = 256
     decoder_mlp_dim: int = 2048
+    any_size: bool = False
 
 
 def sam_graphs(frame: Preprocess, embed_dim: int = 256) -> tuple[GraphSpec, ...]:
@@ -110,6 +113,22 @@ def _graph_names(features: Collection[str]) -> tuple[str, ...]:
     return ("encoder", *decoder, "decoder_with_mask")
 
 
+def check_size(size: int) -> None:
+    """ConfigError unless a frame may have this side."""
+    if size % 32 or not 64 <= size <= 2048:
+        raise ConfigError(f"--image-size is a multiple of 32 from 64 to 2048, not {size}")
+
+
+def at_size(spec: ModelSpec, size: int) -> ModelSpec:
+    """A model with a frame of another side; ConfigError for one whose weights hold positions."""
+    check_size(size)
+    numbers: SamSize = spec.size
+    if not numbers.any_size:
+        raise ConfigError(f"{spec.name} takes pictures of {spec.frame.size} pixels: its weights hold their positions")
+    frame = replace(spec.frame, size=size)
+    return replace(spec, frame=frame, graphs=sam_graphs(frame, numbers.embed_dim))
+
+
 _ARCH = "samexport.models.architectures"
 _GRAPHS = "samexport.models.graphs"
 # TinyViT's classifier
@@ -136,7 +155,7 @@ _MODELS = (
     ModelSpec(
         name="mobilesam.tinyvit",
         summary="MobileSAM: TinyViT-5M encoder, SAM ViT-H's decoder",
-        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder"),
+        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder", any_size=True),
         frame=_FULL,
         graphs=sam_graphs(_FULL),
         parameters=9_808_452,
@@ -153,7 +172,7 @@ _MODELS = (
     ModelSpec(
         name="tinysam.tinysam",
         summary="TinySAM: the same network as MobileSAM, distilled further",
-        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder"),
+        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder", any_size=True),
         frame=_FULL,
         graphs=sam_graphs(_FULL),
         parameters=9_808_452,
@@ -192,7 +211,7 @@ _MODELS = (
         name="test.tinyvit64",
         summary="a 64-pixel TinyViT for tests; there are no trained weights",
         unread=_CLASSIFIER,
-        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_test", f"{_GRAPHS}.tiny_vit:TinyViTEncoder", 64, 128),
+        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_test", f"{_GRAPHS}.tiny_vit:TinyViTEncoder", 64, 128, any_size=True),
         frame=_TINY,
         graphs=sam_graphs(_TINY, embed_dim=64),
         parameters=0,
@@ -220,6 +239,7 @@ FAMILY = Family(
     forms=f"{_GRAPHS}.sam:EXPORT",
     plain=f"{_GRAPHS}.sam:PLAIN",
     equal={"decoder_step": "decoder"},
+    at_size=at_size,
     session="samexport.runtimes.families.sam:SamSession",
     cases="samexport.runtimes.families.sam_cases:make_cases",
     encoder_parts=("image_encoder.",),

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from samexport.models.families.base import Family
-from samexport.models.families.sam import ABSENT, LABELS, POINTS, PROMPTS
+from samexport.models.families.base import Family, Loop
+from samexport.models.families.sam import ABSENT, LABELS, POINTS, PROMPTS, check_size
 from samexport.models.spec import Axis, CheckpointSource, GraphSpec, ModelSpec, Preprocess, TensorSpec
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ IMAGE_GRAPHS = (IMAGE_ENCODER, MASK_DECODER, MASK_DECODER_WITH_MASK)
 VIDEO_GRAPHS = (*IMAGE_GRAPHS, MASK_DECODER_TRACKED, MEMORY_ATTENTION, MEMORY_ENCODER)
 
 MEMORY_WIDTH = 64
-MEMORIES = Axis("F", "memories", traced=4, usual=7)
-POINTERS = Axis("R", "pointers", traced=5, usual=16)
+MEMORIES = Axis("F", "memories", traced=4, usual=7, high=64)
+POINTERS = Axis("R", "pointers", traced=5, usual=16, high=80)
 ABSENT_ROW = -1
 """``memory_row`` of a slot without a memory."""
 
@@ -198,6 +198,12 @@ def _graph_names(features: Collection[str]) -> tuple[str, ...]:
     return VIDEO_GRAPHS if "video" in features else IMAGE_GRAPHS
 
 
+def at_size(spec: ModelSpec, size: int) -> ModelSpec:
+    """A model with a frame of another side: positions are derived anew, weights stay as they are."""
+    check_size(size)
+    return replace(spec, frame=replace(spec.frame, size=size), graphs=sam2_graphs(size, spec.size.width))
+
+
 _URL = "https://dl.fbaipublicfiles.com/segment_anything_2"
 # in every checkpoint, and read by nothing
 _UNREAD = ("no_mem_pos_enc",)
@@ -241,7 +247,7 @@ _MODELS = (
     ModelSpec(
         name="test.hiera64",
         summary="a 64-pixel SAM 2.1 for tests; there are no trained weights",
-        size=Sam2Numbers("samexport.models.architectures.sam2:TEST", 64),
+        size=Sam2Numbers("samexport.models.architectures.sam2:SHALLOW", 64),
         family="sam2",
         frame=_TEST_FRAME,
         graphs=sam2_graphs(_TEST_FRAME.size, 64),
@@ -263,6 +269,8 @@ FAMILY = Family(
     session="samexport.runtimes.families.sam2_session:Sam2Session",
     cases="samexport.runtimes.families.sam2_cases:make_cases",
     constants="samexport.models.families.sam2:sam2_constants",
+    at_size=at_size,
+    loop=Loop(VIDEO_GRAPHS, "samexport.runtimes.families.sam2_clip:follow"),
     # a decoder's own file has what the others lack
     encoder_parts=("image_encoder.", "memory_", "obj_ptr_", "mask_downsample.", "maskmem_", "no_"),
     card="samexport.exporter.deliver.sam2_card:about",

@@ -28,7 +28,7 @@ FORMS: Mapping[str, Form] = {
     MEMORY_ATTENTION: sam2_memory.Sam2MemoryAttention,
     MEMORY_ENCODER: sam2_memory.Sam2MemoryEncoder,
 }
-_PLAIN: Mapping[str, Form] = {
+PLAIN_FORMS: Mapping[str, Form] = {
     IMAGE_ENCODER: sam2_plain.PlainImageEncoder,
     MASK_DECODER: sam2_plain.PlainMaskDecoder,
     MASK_DECODER_WITH_MASK: sam2_plain.PlainMaskDecoderWithMask,
@@ -44,4 +44,4 @@ def _of_network(form: Form) -> Callable[[Sam2, ModelSpec, bool], nn.Module]:
 
 
 EXPORT = {name: _of_network(form) for name, form in FORMS.items()}
-PLAIN = {name: _of_network(form) for name, form in _PLAIN.items()}
+PLAIN = {name: _of_network(form) for name, form in PLAIN_FORMS.items()}

@@ -1,6 +1,6 @@
 """SAM 2's graphs without any rewrite: the architecture wrapped in the graph contracts, the reference of every check.
 
-Where a contract has slots that may be absent, they are left out before the architecture sees them.
+Where a contract has slots that may be absent, their keys get a bias after which they weigh exactly nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samexport.models.architectures.sam2 import Features, Sam2
+from samexport.models.architectures.sam2_memory import sine_2d
 from samexport.models.families.sam2 import ABSENT_ROW, image_frame
 from samexport.models.graphs.decoder import ABSENT
 from samexport.models.graphs.layers import frozen
@@ -80,45 +81,37 @@ class PlainTrackedDecoder(_Plain):
 
 
 class PlainMemoryAttention(_Plain):
-    """One object after the other, each with the memories and pointers that it has."""
+    """The memory attention as published; absent slots have keys that nothing reads."""
 
     def forward(
         self, vision: Tensor, memory: Tensor, memory_row: Tensor, pointers: Tensor, pointer_age: Tensor,
         pointer_present: Tensor,
     ) -> Tensor:  # fmt: skip
         """Read the memory."""
-        objects = zip(memory, memory_row, pointers, pointer_age, pointer_present, strict=True)
-        return torch.cat([self._read(vision, *each) for each in objects])
-
-    def _read(
-        self, vision: Tensor, memory: Tensor, row: Tensor, pointers: Tensor, age: Tensor, present: Tensor
-    ) -> Tensor:
-        model, grid = self.model, vision.shape[-1]
-        tokens, places = [], []
-        for cells, when in zip(memory, row.tolist(), strict=True):
-            if when != ABSENT_ROW:
-                seen, place = model.memory_tokens(cells.T.reshape(1, -1, grid, grid), int(when))
-                tokens.append(seen)
-                places.append(place)
-        kept = present > 0
-        count = 0
-        if kept.any():
-            made = [each[None] for each in pointers[kept]]
-            seen, place = model.pointer_tokens(made, age[kept].tolist(), 1)
-            tokens.append(seen)
-            places.append(place)
-            count = seen.shape[1]
-        return model.with_memory(vision, torch.cat(tokens, dim=1), torch.cat(places, dim=1), count)
+        model, (count, _, cells, width) = self.model, memory.shape
+        place = sine_2d(width, model.size.image_size // 16).to(memory).flatten(2).transpose(1, 2)
+        times = model.maskmem_tpos_enc[memory_row.clamp(min=0).long(), 0, 0]
+        parts = pointers.shape[-1] // width
+        ages = model.share_times(pointer_age).repeat_interleave(parts, dim=1)
+        absent = torch.cat(
+            [
+                (memory_row == ABSENT_ROW).repeat_interleave(cells, dim=1),
+                (pointer_present == 0).repeat_interleave(parts, dim=1),
+            ],
+            dim=1,
+        )
+        tokens = torch.cat([memory.reshape(count, -1, width), pointers.reshape(count, -1, width)], dim=1)
+        places = torch.cat([(place[:, None] + times[:, :, None]).reshape(count, -1, width), ages], dim=1)
+        bias = (absent * ABSENT)[:, None]
+        return model.with_memory(vision.expand(count, -1, -1, -1), tokens, places, ages.shape[1], bias)
 
 
 class PlainMemoryEncoder(_Plain):
-    """One object after the other."""
+    """The memory encoder as published, on masks of both kinds."""
 
     def forward(self, vision: Tensor, mask_logits: Tensor, binary: Tensor, object_present: Tensor) -> Tensor:
         """Encode."""
         logits = self.model.whole_frame(mask_logits)
-        made = [
-            self.model.encode_memory(vision, one[None], 2 * present.view(1, 1) - 1, binary=bool(hard > 0))
-            for one, hard, present in zip(logits, binary, object_present, strict=True)
-        ]
-        return torch.cat(made).flatten(2).transpose(1, 2)
+        mask = torch.where(binary[:, None, None, None] > 0, (logits > 0).to(logits), logits.sigmoid())
+        made = self.model.encode_mask(vision.expand(len(mask), -1, -1, -1), mask, 2 * object_present[:, None] - 1)
+        return made.flatten(2).transpose(1, 2)

@@ -22,7 +22,15 @@ from samexport.models.spec import Preprocess
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.host.frames import FrameMap, to_frame, upscale_logits
 from samexport.runtimes.host.image import Picture, as_pixels
-from samexport.runtimes.host.memory import MAX_POINTERS, Bank, Read, Remembered, batch, to_bfloat16
+from samexport.runtimes.host.memory import (
+    MAX_POINTERS,
+    MEMORY_FRAMES,
+    Bank,
+    Read,
+    Remembered,
+    batch,
+    to_bfloat16,
+)
 from samexport.runtimes.host.object_masks import (
     Floats,
     ObjectMask,
@@ -322,7 +330,8 @@ class Tracker:
 
     def _read(self, frame: int, names: Sequence[int], features: Tensors, *, backwards: bool = False) -> Floats:
         """What objects make of a frame, [objects, width, grid, grid]."""
-        reads = [self.banks[name].read(frame, self.span, backwards=backwards) for name in names]
+        most = self._room
+        reads = [self.banks[name].read(frame, self.span, backwards=backwards, most=most) for name in names]
         # an absent memory costs as much as one that is there, so objects with as many memories go together
         groups: dict[tuple[int, ...], list[int]] = {}
         for item, read in enumerate(reads):
@@ -332,6 +341,12 @@ class Tracker:
             embed = self._attend([names[item] for item in items], [reads[item] for item in items], features["vision"])
             parts |= dict(zip(items, embed, strict=True))
         return np.stack([parts[item] for item in range(len(reads))])
+
+    @property
+    def _room(self) -> int | None:
+        """How many frames with prompts a file of fixed sizes takes besides the six others; None for any number."""
+        rooms = [dict(entry.slots)["memories"] for entry in self._open("memory_attention").bounds]
+        return max(1, max(rooms) - MEMORY_FRAMES + 1) if rooms else None
 
     def _kind(self, name: int, read: Read) -> tuple[int, ...]:
         """Objects of which this is equal read in one batch."""

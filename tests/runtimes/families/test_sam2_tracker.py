@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from samexport.errors import ConfigError, FileError, ImageError, ParityFailed, PromptError
 from samexport.models.architectures.sam2_video import Sam2Tracker
-from samexport.models.families.sam2 import VIDEO_GRAPHS, sam2_constants, video_frame
+from samexport.models.families.sam2 import VIDEO_GRAPHS, sam2_constants, sam2_graphs, sam2_module, video_frame
+from samexport.runtimes.adapters.entry_points import entry_points, plan, run_in_buckets
+from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.families.sam2_tracker import GRAPHS, Tracker
 from samexport.runtimes.families.sam2_tracker_state import resume, save
 from samexport.runtimes.host.frames import FrameMap, to_frame
@@ -133,6 +135,60 @@ def test_prompt_of_a_stream_corrects_what_is_followed(small, tracker, clip, feat
     check(ours.step(clip[3]).found[0], reference.track(3, features[3]))
 
 
+class Fixed(PyTorchRuntime):
+    """A form behind entry points of fixed sizes, as a TFLite file has them."""
+
+    def __init__(self, module, graph):
+        super().__init__(module, graph)
+        self.entry_points = entry_points(graph, plan((1, 2), (3,)))
+        self.called = []
+
+    def _run(self, inputs):
+        return run_in_buckets(self.graph, inputs, self.entry_points, self._call)
+
+    def _call(self, bucket, part):
+        self.called.append(bucket.name)
+        for tensor in self.graph.inputs:
+            assert part[tensor.name].shape == tensor.resolved(bucket.sizes(self.graph))
+        return super()._run(part)
+
+
+@pytest.fixture
+def fixed(small):
+    graphs = sam2_graphs(small.size.image_size, small.size.width)[1:]
+    return {graph.name: Fixed(sam2_module(small, graph.name), graph) for graph in graphs}
+
+
+def test_files_of_fixed_sizes_follow_as_others_do(small, tracker, runtimes, fixed, clip):
+    ours = Tracker({**runtimes, **fixed}, sam2_constants(small), frames=FRAMES)
+    free = tracker(frames=FRAMES)
+    for each in (ours, free):
+        each.add(0, 7, Prompt.make(CLICK))
+        each.add(0, 3, Prompt.make(box=BOX))
+        each.add(1, 7, a_mask())
+        each.add(8, 9, a_mask())
+    for one, other in zip(ours.propagate(clip), free.propagate(clip), strict=True):
+        assert one.objects == other.objects
+        for a, b in zip(one.found, other.found, strict=True):
+            golden.close(a.low_res, b.low_res, 0.2)
+            golden.close(a.score, b.score, 2e-2)
+    assert set(fixed["memory_attention"].called) == {"memories_1", "memories_7", "memories_10"}
+    assert set(fixed["mask_decoder_tracked"].called) == {"decode_1", "decode_2"}
+
+
+def test_of_more_prompted_frames_than_a_file_takes_the_nearest_are_read(small, runtimes, fixed, clip):
+    ours = Tracker({**runtimes, **fixed}, sam2_constants(small), frames=FRAMES)
+    for frame in range(6):
+        ours.add(frame, 1, Prompt.make(CLICK))
+    list(ours.propagate(clip))
+    bank = ours.banks[1]
+    assert list(bank.prompted) == list(range(6))
+    read = bank.read(8, most=4)
+    assert read.rows == [6, 6, 6, 6, 1, 0]
+    np.testing.assert_array_equal(read.memories[0], bank.prompted[2].memory)
+    assert len(bank.read(8).rows) == 8
+
+
 def test_both_directions_meet_at_the_prompt(tracker, clip):
     ours = tracker(frames=FRAMES)
     ours.add(5, 1, Prompt.make(CLICK))
@@ -174,6 +230,8 @@ def test_frame_is_encoded_once_for_all_objects_and_not_again_for_prompts_alone(t
     next(frames)
 
     class Counted:
+        bounds = ()
+
         def __init__(self, name):
             self.name, self.graph = name, opened(name).graph
 
