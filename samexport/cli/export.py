@@ -252,7 +252,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     from samexport.exporter.pipeline import ExportOptions
 
     options = ExportOptions(
-        encoder=shared.encoder,
+        encoder=sparse_model(shared.encoder) if shared.sparse else shared.encoder,
         out=None if within else shared.out,
         checkpoints=shared.files,
         random_seed=shared.random_seed,
@@ -264,11 +264,22 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
         decoder_checkpoint=shared.decoder_checkpoint,
         sampler=_sampler_of(shared, nms),
         image_size=shared.image_size,
-        features=("video",) if shared.video else (),
+        features=("sparse",) if shared.sparse else ("video",) if shared.video else (),
     )
     if within and shared.out is not None:
         return replace(options, out=shared.out / options.folder(options.spec).name)
     return options
+
+
+def sparse_model(name: str) -> str:
+    """The model that can be sparse; ConfigError where there is no bypass for its windows."""
+    from samexport.models.catalog import MODELS, find_model
+
+    dense = find_model(name).name
+    sparse = dense if dense.endswith("-sparse") else f"{dense}-sparse"
+    if sparse not in MODELS:
+        raise ConfigError(f"{name} cannot be sparse: no bypass was trained for its windows, but for hiera_b+, hiera_l")
+    return sparse
 
 
 def _import_torch() -> None:

@@ -139,6 +139,14 @@ class ExportArguments:
             rich_help_panel=GRAPHS,
         ),
     ] = False
+    sparse: Annotated[
+        bool,
+        typer.Option(
+            "--sparse",
+            help="As --video, and what does it on parts of pictures and memories (Efficient-SAM2; hiera_b+, hiera_l).",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = False
     sampler: Annotated[
         str | None,
         typer.Option(

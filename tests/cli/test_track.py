@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +42,11 @@ def small(monkeypatch):
     """The small model in the place of a bundle, which takes a minute to make."""
     weights = SimpleNamespace(kind="random", warning="RANDOM weights: its masks mean nothing")
     made = SimpleNamespace(folder=Path("BUNDLE"), manifest=SimpleNamespace(weights=weights))
-    tracker = partial(Tracker, small_forms(), sam2_constants(small_model()))
+
+    def tracker(*, sparse, **options):
+        assert sparse is None
+        return Tracker(small_forms(), sam2_constants(small_model()), **options)
+
     monkeypatch.setattr(bundles, "open_bundle", lambda _: made)
     monkeypatch.setattr(sessions, "open_session", lambda _: SimpleNamespace(tracker=tracker, placement="this machine"))
 
@@ -193,6 +196,7 @@ BAD_LINES = [
     (["--point", "1,1", "--json", "tracks.txt"], ".json"),
     (["--prompts", "negative.json", "--json", "negative.json", "--force"], "negative.json"),
     (["--point", "1,1", "--overlay", "out.png"], ".mp4"),
+    (["--point", "1,1", "--keep", "0.1"], "say what --sparse leaves out"),
     (["--point", "1,1", "--overlay", "absent/out.mp4"], "absent does not exist"),
 ]
 
@@ -252,7 +256,7 @@ def test_earlier_masks_are_replaced_with_force_alone(run, clip):
 
 
 def test_model_that_follows_nothing_is_refused(run, clip, monkeypatch):
-    def tracker():
+    def tracker(**_):
         raise ConfigError("mobilesam-tinyvit follows nothing through a video")
 
     monkeypatch.setattr(sessions, "open_session", lambda _: SimpleNamespace(tracker=tracker))

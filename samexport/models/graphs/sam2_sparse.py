@@ -42,11 +42,11 @@ _WATCHED = OWN_TOKENS + 1
 class Stem(Sam2ImageEncoder):
     """Image [1, 3, S, S] in 0..255 to the fine maps, the windows [n, T, C] and the same after the bypass."""
 
-    def __init__(self, model: Sam2, bypass: nn.Module) -> None:
+    def __init__(self, model: Sam2) -> None:
         super().__init__(model)
         where = routing(model.size.trunk)
         self.blocks = self.blocks[: where.first]
-        self.bypass, self.window = bypass, where.window
+        self.bypass, self.window = cast(nn.Module, model.bypass), where.window
         self.after: Layout = self.blocks[-1].after  # type: ignore[assignment]
         self.padding = -self.after.side % where.window
 

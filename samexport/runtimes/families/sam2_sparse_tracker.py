@@ -22,7 +22,6 @@ from samexport.models.families.sam2_sparse import (
     ENCODER_TAIL,
     MASK_DECODER_SALIENT,
     MEMORY_ATTENTION_PRUNED,
-    MEMORY_LAYERS,
 )
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.families.sam2_tracker import TrackedFrame, Tracker
@@ -150,7 +149,8 @@ class SparseTracker(Tracker):
         whole = [_without(read, set(_old(read)) if pruned else set()) for read in reads]
         inputs = batch([_without(read, {len(read.rows) - 1}) for read in whole])
         named = zip(names, reads, strict=True)
-        old = [self._old_tokens(name, read) if pruned else _no_tokens(read) for name, read in named]
+        layers = int(self._open(MEMORY_ATTENTION_PRUNED).graph.outputs[1].shape[1])
+        old = [self._old_tokens(name, read) if pruned else _no_tokens(read, layers) for name, read in named]
         inputs |= {key: np.stack([each[key] for each in old]) for key in ("kept", "kept_cell", "kept_row")}
         inputs["newest"] = np.stack([from_bfloat16(read.memories[-1]) for read in reads])
         found = self._run(MEMORY_ATTENTION_PRUNED, "remember", {"vision": vision, **inputs})
@@ -191,10 +191,10 @@ def _without(read: Read, slots: set[int]) -> Read:
     )
 
 
-def _no_tokens(read: Read) -> Mapping[str, NDArray[Any]]:
+def _no_tokens(read: Read, layers: int) -> Mapping[str, NDArray[Any]]:
     """One absent token."""
     return {
-        "kept": np.zeros((MEMORY_LAYERS, 1, read.memories[0].shape[1]), np.float32),
-        "kept_cell": np.zeros((MEMORY_LAYERS, 1), np.int64),
+        "kept": np.zeros((layers, 1, read.memories[0].shape[1]), np.float32),
+        "kept_cell": np.zeros((layers, 1), np.int64),
         "kept_row": np.full(1, ABSENT_ROW, np.float32),
     }

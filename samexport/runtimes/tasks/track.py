@@ -78,11 +78,17 @@ class TrackedMask:
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
-    """What one pass found on a frame: its number, the masks, and how long each part took, in seconds."""
+    """What one pass found on a frame: its number, the masks, and how long each part took, in seconds.
+
+    ``windows`` are the parts of the picture that were encoded, None for all, ``tokens`` the share of the remembered
+    tokens that was read.
+    """
 
     frame: int
     masks: tuple[TrackedMask, ...]
     seconds: Mapping[str, float]
+    windows: tuple[int, ...] | None = None
+    tokens: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +178,7 @@ def follow(open_tracker: OpenTracker, clip: Clip, ways: Iterable[Pass]) -> Itera
                 if way.wants(frame, name)
             )
             seconds = {"read": read, **found.seconds, "masks": time.perf_counter() - begun}
-            yield Tracked(frame, masks, seconds)
+            yield Tracked(frame, masks, seconds, found.windows, found.tokens)
 
 
 def _mask(name: int, found: ObjectMask, place: FrameMap, prompted: bool) -> TrackedMask:

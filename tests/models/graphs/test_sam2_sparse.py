@@ -9,7 +9,8 @@ from samexport.models.architectures.hiera import HieraSize
 from samexport.models.architectures.sam2 import Sam2, Sam2Size
 from samexport.models.architectures.sam2_sparse import Bypass, RoutedEncoder
 from samexport.models.architectures.sam2_sparse import PrunedMemoryAttention as Reference
-from samexport.models.families.sam2_sparse import sparse_graphs
+from samexport.models.families.sam2 import sam2_graphs
+from samexport.models.families.sam2_sparse import Cut, sparse_graphs
 from samexport.models.graphs.sam2_plain import PlainTrackedDecoder
 from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, SalientDecoder, Stem, Tail
 from samexport.runtimes.adapters.ort import OrtRuntime
@@ -35,9 +36,9 @@ def sparse(request):
     size = SIZES[request.param]
     model = sam2_golden.randomise(Sam2(size))
     torch.manual_seed(0)
-    bypass = Bypass(size.trunk.widths[2]).eval().requires_grad_(False)
+    bypass = model.bypass = Bypass(size.trunk.widths[2]).eval().requires_grad_(False)
     forms = {
-        "encoder_stem": Stem(model, bypass),
+        "encoder_stem": Stem(model),
         "encoder_routed": Routed(model),
         "encoder_tail": Tail(model),
         "memory_attention_pruned": PrunedMemoryAttention(model, chunk=24),
@@ -51,8 +52,8 @@ def windows_of(model):
 
 
 def graphs_of(model):
-    windows = windows_of(model)
-    graphs = sparse_graphs(model.size.image_size, model.size.width, model.size.trunk.widths[2], windows)
+    cut = Cut(windows_of(model).window, model.size.trunk.widths[2])
+    graphs = sparse_graphs(sam2_graphs(model.size.image_size, model.size.width), cut)
     return {graph.name: graph for graph in graphs}
 
 

@@ -8,8 +8,8 @@ from samexport.errors import ConfigError
 from samexport.models.architectures.hiera import HieraSize
 from samexport.models.architectures.sam2 import Sam2, Sam2Size
 from samexport.models.architectures.sam2_sparse import Bypass, RoutedEncoder
-from samexport.models.families.sam2 import sam2_constants, video_frame
-from samexport.models.families.sam2_sparse import sparse_graphs
+from samexport.models.families.sam2 import sam2_constants, sam2_graphs, video_frame
+from samexport.models.families.sam2_sparse import Cut, sparse_graphs
 from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, SalientDecoder, Stem, Tail
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.families import sam2_sparse_tracker
@@ -31,20 +31,17 @@ CELLS = 64
 
 @pytest.fixture(scope="module")
 def model():
-    return sam2_golden.randomise(Sam2(SIZE))
-
-
-@pytest.fixture(scope="module")
-def bypass():
+    made = sam2_golden.randomise(Sam2(SIZE))
     torch.manual_seed(0)
-    return Bypass(SIZE.trunk.widths[2]).eval().requires_grad_(False)
+    made.bypass = Bypass(SIZE.trunk.widths[2]).eval().requires_grad_(False)
+    return made
 
 
 @pytest.fixture(scope="module")
-def runtimes(model, bypass):
-    graphs = {graph.name: graph for graph in sparse_graphs(128, 64, SIZE.trunk.widths[2], Windows(8, 6))}
+def runtimes(model):
+    graphs = {graph.name: graph for graph in sparse_graphs(sam2_graphs(128, 64), Cut(6, SIZE.trunk.widths[2]))}
     modules = {
-        "encoder_stem": Stem(model, bypass),
+        "encoder_stem": Stem(model),
         "encoder_routed": Routed(model),
         "encoder_tail": Tail(model),
         "memory_attention_pruned": PrunedMemoryAttention(model),
@@ -141,12 +138,12 @@ def test_what_is_kept_is_what_was_salient_when_the_memory_was_new(make, runtimes
                 assert saliency[item, layer, kept].min() >= rest.max()
 
 
-def test_frames_are_seen_in_windows_from_the_second_after_a_prompt_on(make, model, bypass, clip, monkeypatch):
+def test_frames_are_seen_in_windows_from_the_second_after_a_prompt_on(make, model, clip, monkeypatch):
     chosen = np.array([0, 3])
     monkeypatch.setattr(sam2_sparse_tracker, "choose", lambda *_, **__: chosen)
     tracker = prompts(make(memory=False))
     tracker.add(4, 1, Prompt.make([[60.0, 50.0]]))
-    routed = RoutedEncoder(model.image_encoder, bypass, SIZE.trunk)
+    routed = RoutedEncoder(model.image_encoder, model.bypass, SIZE.trunk)
     used = []
     for index, picture in enumerate(clip):
         frame = tracker.step(picture)
