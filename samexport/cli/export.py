@@ -276,7 +276,7 @@ def sparse_model(name: str) -> str:
     from samexport.models.catalog import MODELS, find_model
 
     dense = find_model(name).name
-    sparse = dense if dense.endswith("-sparse") else f"{dense}-sparse"
+    sparse = dense if dense.endswith("_sparse") else f"{dense}_sparse"
     if sparse not in MODELS:
         raise ConfigError(f"{name} cannot be sparse: no bypass was trained for its windows, but for hiera_b+, hiera_l")
     return sparse

@@ -248,7 +248,7 @@ def _sparse(dense: ModelSpec, cut: Cut) -> ModelSpec:
     """A model with the bypass of Efficient-SAM2, which is a file of its own."""
     numbers = replace(dense.size, cut=cut)
     return replace(
-        dense, name=f"{dense.name}-sparse", summary=f"{dense.summary}, that can be sparse", size=numbers,
+        dense, name=f"{dense.name}_sparse", summary=f"{dense.summary}, that can be sparse", size=numbers,
         graphs=_graphs(dense.frame.size, numbers), source=None, aliases=(), hidden=True,
     )  # fmt: skip
 

@@ -13,6 +13,13 @@ from samexport.models.families.sam2 import sam2_graphs
 from samexport.models.families.sam2_sparse import Cut, sparse_graphs
 from samexport.models.graphs.sam2_plain import PlainTrackedDecoder
 from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, SalientDecoder, Stem, Tail
+from samexport.models.graphs.sam2_sparse_plain import (
+    PlainPrunedAttention,
+    PlainRouted,
+    PlainSalientDecoder,
+    PlainStem,
+    PlainTail,
+)
 from samexport.runtimes.adapters.ort import OrtRuntime
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.host.windows import Windows
@@ -176,6 +183,28 @@ def test_decoder_tells_where_it_looked(sparse):
         hook.remove()
     assert_equal_within(decoded, expected, 1e-4)
     assert_equal_within([saliency.flatten(1)], [torch.stack(weights).mean(0)], 1e-4)
+
+
+PLAIN = {
+    "encoder_stem": PlainStem,
+    "encoder_routed": PlainRouted,
+    "encoder_tail": PlainTail,
+    "memory_attention_pruned": PlainPrunedAttention,
+    "mask_decoder_salient": PlainSalientDecoder,
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_form_computes_what_the_export_form_computes(sparse, name):
+    model, _, forms = sparse
+    graph, plain = graphs_of(model)[name], PLAIN[name](model)
+    for inputs in inputs_of(model, graph):
+        if "memory_row" in inputs and len(inputs["memory_row"]) > 1:
+            inputs["memory_row"][1, -1] = inputs["kept_row"][0, -1] = -1
+            inputs["pointer_present"][1, 0] = 0
+        found, expected = (PyTorchRuntime(form, graph).run(inputs) for form in (forms[name], plain))
+        for output, wanted in expected.items():
+            assert np.abs(found[output] - wanted).max() <= 1e-4 * max(np.ptp(wanted), 0.1), output
 
 
 def test_onnx_files_compute_what_the_forms_compute_at_every_size(sparse, tmp_path):
