@@ -13,9 +13,15 @@ from pycocotools import mask as coco
 from samexport.cli import tracks
 from samexport.cli.track import TrackRequest
 from samexport.errors import ConfigError
+from samexport.models.build import build_graph
+from samexport.models.catalog import find_model
 from samexport.models.families.sam2 import sam2_constants
+from samexport.models.loading import load_model
 from samexport.runtimes import bundle as bundles
 from samexport.runtimes import session as sessions
+from samexport.runtimes.adapters.pytorch import PyTorchRuntime
+from samexport.runtimes.families import sam2_sparse_tracker
+from samexport.runtimes.families.sam2_sparse_tracker import Sparse, SparseTracker
 from samexport.runtimes.families.sam2_tracker import Tracker
 from samexport.runtimes.host.drawing import overlay
 from samexport.runtimes.host.video import VideoWriter, open_clip
@@ -239,6 +245,28 @@ def test_damage_on_the_way_leaves_nothing(run, clip):
     code, _, err = run("track", "BUNDLE", "frames", "--point", "1,1", "--out", "masks", "--json", "tracks.json")
     assert (code, "3.png is 40x30, the first frame 80x60" in one_line_error(err)) == (2, True)
     assert sorted(os.listdir(".")) == before
+
+
+def test_what_sparse_leaves_out_is_said(run, clip, monkeypatch):
+    spec = find_model("test.hiera128_sparse")
+    network, _ = load_model(spec, random_seed=7)
+    runtimes = {g.name: PyTorchRuntime(build_graph(network, spec, g.name)[1], g) for g in spec.graphs}
+    asked = []
+
+    def tracker(*, sparse, **options):
+        asked.append(sparse)
+        return SparseTracker(runtimes, sam2_constants(network), sparse=Sparse(**sparse), **options)
+
+    monkeypatch.setattr(sessions, "open_session", lambda _: SimpleNamespace(tracker=tracker, placement="this machine"))
+    monkeypatch.setattr(sam2_sparse_tracker, "choose", lambda *_, **__: np.array([1, 2]))
+    line = ("track", "BUNDLE", "frames", "--mask", "mask.png", "--json", "tracks.json", "--sparse", "both")
+    code, out, err = run(*line, "--keep", 0.1, "--window-threshold", 0.6, "--object-threshold", 3)
+    assert (code, err) == (0, "")
+    wanted = {"windows": True, "memory": True, "keep": 0.1, "share": 0.6, "object_threshold": 3}
+    assert asked == [wanted] * 2
+    # frames 7 to 9 read two memories of seven whole, and 6 of 64 tokens of the others
+    share = (7 + 3 * (2 + 5 * 6 / 64) / 7) / 10
+    assert f"a frame), 2.0 windows on 8 of 10 frames, {share:.0%} of the tokens on this machine" in out
 
 
 def test_without_an_output_nothing_is_done(run, clip, never):
