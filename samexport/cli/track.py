@@ -171,7 +171,12 @@ def run_track(request: TrackRequest, outputs: Outputs, *, runtime: str | None, t
             for tracked in follow(open_tracker, clip, ways):
                 tracks.add(tracked)
                 speed.add(tracked)
-            facts = {"bundle": str(bundle.folder), "weights": bundle.manifest.weights.kind, "video": str(clip.path)}
+            facts = {
+                "bundle": str(bundle.folder),
+                "weights": bundle.manifest.weights.kind,
+                "video": str(clip.path),
+                "sparse": request.sparse,
+            }
             written = write(tracks, clip, prompts, outputs, facts, bar.update)
             for line in (*tracks.summary(), f"{speed.text()} on {session.placement}"):
                 print(line)

@@ -78,7 +78,7 @@ def test_masks_and_tracks_say_the_same_for_every_frame_and_object(run, clip):
     records = content.pop("tracks")
     assert content == {
         "bundle": "BUNDLE", "weights": "random", "video": "frames", "width": 80, "height": 60, "frames": FRAMES,
-        "frames_per_second": 30.0, "objects": [1, 7],
+        "frames_per_second": 30.0, "objects": [1, 7], "sparse": None,
     }  # fmt: skip
     expected = sorted([(frame, 1) for frame in range(FRAMES)] + [(frame, 7) for frame in range(4, FRAMES)])
     assert [(record["frame"], record["object"]) for record in records] == expected
@@ -264,6 +264,13 @@ def test_what_sparse_leaves_out_is_said(run, clip, monkeypatch):
     assert (code, err) == (0, "")
     wanted = {"windows": True, "memory": True, "keep": 0.1, "share": 0.6, "object_threshold": 3}
     assert asked == [wanted] * 2
+    content = json.loads(Path("tracks.json").read_text())
+    assert content["sparse"] == wanted
+    assert [record["frame"] for record in content["seen"]] == list(range(FRAMES))
+    assert [record["windows"] for record in content["seen"]] == [None] * 2 + [[1, 2]] * 8
+    # windows of 6 of 8 tokens, the second one cut off at the border of 80 x 60 pixels
+    assert content["seen"][5]["boxes"] == [[60.0, 0.0, 80.0, 45.0], [0.0, 45.0, 60.0, 60.0]]
+    assert [record["tokens"] < 1 for record in content["seen"]] == [False] * 7 + [True] * 3
     # frames 7 to 9 read two memories of seven whole, and 6 of 64 tokens of the others
     share = (7 + 3 * (2 + 5 * 6 / 64) / 7) / 10
     assert f"a frame), 2.0 windows on 8 of 10 frames, {share:.0%} of the tokens on this machine" in out

@@ -86,7 +86,7 @@ class SparseTracker(Tracker):
         found = super()._frame(frame, *args, **options)
         windows = None if self._used is None else tuple(self._used.tolist())
         share = self._read_tokens / self._all_tokens if self._all_tokens else 1.0
-        return replace(found, windows=windows, tokens=share)
+        return replace(found, windows=windows, tokens=share, cut=None if windows is None else self.windows)
 
     def forget(self) -> None:
         """Drop what no later frame reads, see :meth:`Tracker.forget`."""

@@ -42,6 +42,7 @@ from samexport.runtimes.host.object_masks import (
 from samexport.runtimes.host.prompts import Prompt, fit_box
 from samexport.runtimes.host.sam2_prompts import CLAMP, slots
 from samexport.runtimes.host.sam_prompts import PADDING
+from samexport.runtimes.host.windows import Windows
 
 TrackPrompt = Prompt | NDArray[np.bool_]
 """Points and a box in pixels of the video, or a mask [H, W] that becomes the frame's mask."""
@@ -67,6 +68,7 @@ class TrackedFrame:
         seconds: how long each part took; "encode" is 0 where nothing new had to be seen.
         windows: the parts of the picture that were encoded, numbered row by row; None is all of it.
         tokens: the share of the remembered tokens that was read.
+        cut: how the picture is cut, where it was encoded in parts.
     """
 
     index: int
@@ -76,6 +78,7 @@ class TrackedFrame:
     seconds: Mapping[str, float]
     windows: tuple[int, ...] | None = None
     tokens: float = 1.0
+    cut: Windows | None = None
 
     def logits(self) -> Floats:
         """At the size of the video, [objects, H, W]."""
