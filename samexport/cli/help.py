@@ -41,6 +41,11 @@ _EXAMPLES = {
         "samexport segment BUNDLE photos/ --box 100,50,500,350 --json > answers.jsonl",
     ),
     "everything": ("samexport everything BUNDLE photo.jpg --out overlay.png --masks masks.json",),
+    "track": (
+        "samexport track BUNDLE clip.mp4 --point 420,300 --overlay out.mp4",
+        "samexport track BUNDLE frames/ --object 1 --point 420,300 --object 2 --frame 40 --box 10,20,90,80 --out masks",
+        "samexport track BUNDLE clip.mp4 --frame 30 --point 420,300 --direction both --json tracks.json",
+    ),
     "eval": ("samexport eval BUNDLE --annotations instances_val2017.json --images val2017 --max-images 100",),
     "bench": ("samexport bench BUNDLE --out results", "samexport bench --compare old.json new.json"),
     "train-demo": (

@@ -19,6 +19,7 @@ from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, 
 from samexport.cli.options import Json
 from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
+from samexport.cli.track import OrderedCommand, track
 from samexport.cli.train import draw_scenes, train_demo
 from samexport.cli.verify import verify
 
@@ -59,8 +60,10 @@ def _options(
         raise typer.Exit(2)
 
 
-def _command(name: str, group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return app.command(name, cls=GroupedCommand, rich_help_panel=group, epilog=examples(name))
+def _command(
+    name: str, group: str, cls: type[GroupedCommand] = GroupedCommand
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return app.command(name, cls=cls, rich_help_panel=group, epilog=examples(name))
 
 
 _command("export", EXPORT)(export_commands.export)
@@ -70,6 +73,7 @@ _command("coreml", EXPORT)(export_commands.coreml)
 _command("android", EXPORT)(export_commands.android)
 _command("segment", USE)(segment)
 _command("everything", USE)(everything)
+_command("track", USE, OrderedCommand)(track)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("bench", CHECK)(bench)

@@ -19,6 +19,7 @@ WEIGHTS, GRAPHS, BOXES, CHECKS, OUTPUT = "Weights", "Graphs", "Box detector", "C
 MAX_THREADS = max(256, os.cpu_count() or 1)
 MAX_SAMPLER_SIZE = 4096
 DEFAULT_SEED = 7
+MAX_OBJECT = 999_999
 
 WeightsKind = Literal["official", "demo", "random"]
 
