@@ -333,5 +333,5 @@ def _manifest(work: Work) -> Manifest:
     info = None if sampler is None else sampler.info
     return Manifest(
         spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, work.weights, graphs, work.artifacts, {},
-        tools, (), info, spec.family,
+        tools, (), info, spec.family, spec.scores,
     )  # fmt: skip
