@@ -17,7 +17,15 @@ from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.onnx_ranges import half_range
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Artifact, Bundle
-from samexport.runtimes.parity.compare import TIERS, check_names, compare_boxes, compare_masks, compare_output, tier
+from samexport.runtimes.parity.compare import (
+    QUANTIZED,
+    TIERS,
+    check_names,
+    compare_boxes,
+    compare_masks,
+    compare_output,
+    tier,
+)
 from samexport.runtimes.parity.golden import (
     Case,
     Golden,
@@ -161,7 +169,8 @@ def _why_not(artifact: Artifact) -> str:
     """Why a file cannot be checked here; empty if it can."""
     if not checkers(artifact.file_format):
         return "no runtime here reads its format"
-    return "" if artifact.recipe in TIERS else f"there is no tolerance for its recipe {artifact.recipe}"
+    known = artifact.recipe in TIERS or artifact.parent
+    return "" if known else f"there is no tolerance for its recipe {artifact.recipe}"
 
 
 def _compare_variant(
@@ -194,8 +203,9 @@ def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | Non
 
 
 def recipes(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
-    """The recipes of the files of ``graphs``."""
-    return [bundle.artifact(name).recipe for name in graphs]
+    """The recipes of the files of ``graphs``, as :data:`TIERS` has them."""
+    files = [bundle.artifact(name) for name in graphs]
+    return [a.recipe if a.recipe in TIERS or not a.parent else QUANTIZED.name for a in files]
 
 
 def compare_chains(
