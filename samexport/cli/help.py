@@ -30,6 +30,10 @@ _EXAMPLES = {
         "samexport coreml --encoder tinyvit --input image --prompts 1,4,16 --deployment-target iOS18",
     ),
     "android": ("samexport android mobilesam-tinyvit-tflite-fp32 --out android_demo_assets",),
+    "deliver": (
+        "samexport deliver --list",
+        "samexport deliver mobilesam-tinyvit-onnx-fp32 --for anylabeling",
+    ),
     "verify": (
         "samexport verify BUNDLE --report report.xml",
         "samexport verify BUNDLE --checkpoint mobile_sam.pt",
