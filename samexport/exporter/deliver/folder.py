@@ -61,19 +61,21 @@ def deliver(bundle: Bundle, profile: Profile, out: Path, *, force: bool = False)
     check_new_folder(out, force=force, refusal=refusal)
     values = _values(bundle.manifest, profile)
     with new_folder(out, force=force, refusal=refusal) as folder:
-        named = {Template(name).substitute(values): name for name in (*profile.files, *profile.texts)}
-        for path, name in named.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            if name in profile.files:
-                text = Template(profile.files[name]).substitute(values)
-                write_adapted(text, bundle, folder / path, dict(profile.metadata.get(name, {})))
-            else:
-                (folder / path).write_text(Template(profile.texts[name]).substitute(values), encoding="utf-8")
-        models = [folder / path for path, name in named.items() if name in profile.files]
+        models = [folder / Template(name).substitute(values) for name in profile.files]
+        for path, (name, text) in zip(models, profile.files.items(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            adapted = Template(text).substitute(values)
+            write_adapted(adapted, bundle, path, dict(profile.metadata.get(name, {})))
+        values |= {f"SHA256_{number}": sha256(path) for number, path in enumerate(models)}
+        for name, text in profile.texts.items():
+            path = folder / Template(name).substitute(values)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(Template(text).substitute(values), encoding="utf-8")
         golden = load_golden(bundle.folder, bundle.manifest.frame)
         compared = compare(profile, models, bundle, golden.picture)
         _check(profile, bundle.manifest, compared)
-        (folder / CARD).write_text(card(profile, bundle.manifest, list(named), compared), encoding="utf-8")
+        text = Template(card(profile, bundle.manifest, compared)).substitute(values)
+        (folder / CARD).write_text(text, encoding="utf-8")
         _write_manifest(folder, profile, bundle.manifest, compared)
     return compared
 
@@ -116,8 +118,8 @@ def _check(profile: Profile, manifest: Manifest, compared: Iterable[Compared]) -
         raise ParityFailed(what, tuple(failed))
 
 
-def card(profile: Profile, manifest: Manifest, names: list[str], compared: Iterable[Compared]) -> str:
-    """Markdown: whose weights, how to load them, what was compared and how."""
+def card(profile: Profile, manifest: Manifest, compared: Iterable[Compared]) -> str:
+    """Markdown: whose weights, how to load them, what was compared and how; ``$NAME`` and its like as in texts."""
     weights = manifest.weights
     origin = f"{weights.warning} ({weights.source})" if weights.warning else weights.source
     rows = [
@@ -133,7 +135,7 @@ def card(profile: Profile, manifest: Manifest, names: list[str], compared: Itera
         "",
         f"- Weights: {origin}, sha256 `{weights.sha256}`" if weights.sha256 else f"- Weights: {origin}",
         f"- Licence of the weights: {manifest.licence}",
-        f"- Files: {', '.join(f'`{name}`' for name in names)}",
+        f"- Files: {', '.join(f'`{name}`' for name in (*profile.files, *profile.texts))}",
         "",
         "## How to load it",
         "",

@@ -31,6 +31,7 @@ def values(manifest: Manifest) -> dict[str, str]:
         "L": str(frame.low_res),
         "C": str(embeddings.shape[1]),
         "CH": str(canvas(frame.size)[0]),
+        "BELOW": str(frame.size - canvas(frame.size)[0]),
         "MEAN": _row(frame.mean),
         "STD": _row(frame.std),
         # added to the scores, so that the best one is the mask that answers
@@ -47,8 +48,8 @@ NORMALISED = """(float[1,3,$S,$S] $input) => (float[1,$C,$G,$G] $output) {
   std = Constant <value = float[1,3,1,1] {$STD}> ()
   mean = Constant <value = float[1,3,1,1] {$MEAN}> ()
   pixels = Mul ($input, std)
-  image = Add (pixels, mean)
-  $output = samexport.encoder (image)
+  framed = Add (pixels, mean)
+  $output = samexport.encoder (framed)
 }"""
 """Normalised outside, zeros as padding: those become the mean, as our encoder takes it."""
 
@@ -64,10 +65,31 @@ HWC = """(float[height,width,3] $input) => (float[1,$C,$G,$G] $output) {
   pads = Concat <axis = 0> (start, room)
   padded = Pad (centred, pads)
   pixels = Add (padded, mean)
-  image = Unsqueeze (pixels, first)
-  $output = samexport.encoder (image)
+  framed = Unsqueeze (pixels, first)
+  $output = samexport.encoder (framed)
 }"""
 """Rows, columns, channels, 0..255, any height and width up to the frame's; the rest is filled up here."""
+
+UINT8 = """(uint8[1,3,$CH,$S] $input) => (float[1,$C,$G,$G] $output) {
+  mean = Constant <value = float[1,3,1,1] {$MEAN}> ()
+  pads = Constant <value = int64[8] {0, 0, 0, 0, 0, 0, $BELOW, 0}> ()
+  pixels = Cast <to = 1> ($input)
+  centred = Sub (pixels, mean)
+  padded = Pad (centred, pads)
+  framed = Add (padded, mean)
+  $output = samexport.encoder (framed)
+}"""
+"""Whole numbers in 0..255 of one size, 684x1024 at 1024; the rest is filled up here."""
+
+PIXELS = """(float[1,3,$S,$S] $input) => (float[1,$C,$G,$G] $output) {
+  $output = samexport.encoder ($input)
+}"""
+"""0..255, as the bundle has it."""
+
+TRANSFORMERS_ENCODER = NORMALISED.replace(") {", ", float[1,1,1,1] image_positional_embeddings) {").replace(
+    "\n}", "\n  image_positional_embeddings = Constant <value = float[1,1,1,1] {0}> ()\n}"
+)
+"""transformers.js encodes anew on every call unless the encoder returns positional embeddings; our decoder has them."""
 
 PROMPTS = """
   axis1 = Constant <value = int64[1] {1}> ()
@@ -94,11 +116,6 @@ PROMPTS = """
   coords = Pad (coords_in, one_slot)
 """
 """``coords_in`` [N, K, 2] and ``labels_in`` [N, K] to prompts with SAM's padding point where SAM's predictor has it."""
-
-_TAKEN = """
-  coords_in = Identity (point_coords)
-  labels_in = Identity (point_labels)
-"""
 
 ANSWER = """
   unit = Constant <value = float {1}> ()
@@ -152,27 +169,116 @@ PICTURE = (
 )
 """The mask at the size ``size`` [2] of the picture, as SAM's predictor scales it."""
 
-_OFFICIAL_INPUTS = (
-    "(float[1,$C,$G,$G] image_embeddings, float[1,num_points,2] point_coords, float[1,num_points] point_labels,"
-    " float[1,1,$L,$L] mask_input, float[1] has_mask_input"
+_INPUTS = """(float[1,$C,$G,$G] $embeddings, float[1,num_points,2] point_coords, float[1,num_points] point_labels,
+ float[1,1,$L,$L] mask_input, """
+_ONE_MASK = "float[1,1] iou_predictions, float[1,1,$L,$L] low_res_masks) {"
+_PREPARED = (
+    """
+  embeddings = Identity ($embeddings)
+  coords_in = Identity (point_coords)
+  labels_in = Identity (point_labels)
+"""
+    + PROMPTS
+    + """
+  one = Constant <value = int64[1] {1}> ()
+  has_mask = Reshape (has_mask_input, one)
+"""
 )
-_OFFICIAL = """
-  embeddings = Identity (image_embeddings)
-  has_mask = Identity (has_mask_input)
+_BODY = _PREPARED + ANSWER
+_OFFICIAL = _INPUTS + "float[1] has_mask_input, float[2] orig_im_size)\n=> ($masks, " + _ONE_MASK + _BODY
+_TWO = """
+  size = Identity (orig_im_size)
 """
 
 DECODER = (
-    _OFFICIAL_INPUTS
-    + """, float[2] orig_im_size)
-=> (float[1,1,height,width] masks, float[1,1] iou_predictions, float[1,1,$L,$L] low_res_masks) {
-  size = Identity (orig_im_size)
-"""
-    + _OFFICIAL
-    + _TAKEN
-    + PROMPTS
-    + ANSWER
+    _OFFICIAL.replace("$masks", "float[1,1,height,width] masks").replace("$embeddings", "image_embeddings")
+    + _TWO
     + PICTURE
     + "  masks = Identity (picture_mask)\n}"
 )
 """The official decoder in single-mask mode: names, order, types."""
 
+FRAME_DECODER = (
+    _INPUTS.replace("$embeddings", "image_embed")
+    + "float[1] has_mask_input)\n=> (float[1,1,$S,$S] masks, "
+    + _ONE_MASK
+    + _BODY.replace("$embeddings", "image_embed")
+    + FRAME
+    + "  masks = Identity (whole)\n}"
+)
+"""Without the picture's size: the mask has the frame's."""
+
+CROPPED_DECODER = (
+    _OFFICIAL.replace(
+        "$masks, float[1,1] iou_predictions, float[1,1,$L,$L] low_res_masks",
+        "uint8[1,1,patch_height,patch_width] masks, float[1,1] iou_predictions, "
+        "float[1,1,$L,$L] low_res_masks, int64[1] xtl, int64[1] ytl, int64[1] xbr, int64[1] ybr",
+    ).replace("$embeddings", "image_embeddings")
+    + _TWO
+    + PICTURE
+    + """
+  above = Greater (picture_mask, zero)
+  inside_counts = Cast <to = 1> (above)
+  over_columns = Constant <value = int64[3] {0, 1, 3}> ()
+  over_rows = Constant <value = int64[3] {0, 1, 2}> ()
+  row_sums = ReduceSum <keepdims = 0> (inside_counts, over_columns)
+  column_sums = ReduceSum <keepdims = 0> (inside_counts, over_rows)
+  row_flags = Clip (row_sums, zero, unit)
+  column_flags = Clip (column_sums, zero, unit)
+  ytl = ArgMax <axis = 0, keepdims = 1> (row_flags)
+  xtl = ArgMax <axis = 0, keepdims = 1> (column_flags)
+  ybr = ArgMax <axis = 0, keepdims = 1, select_last_index = 1> (row_flags)
+  xbr = ArgMax <axis = 0, keepdims = 1, select_last_index = 1> (column_flags)
+  patch_from = Concat <axis = 0> (ytl, xtl)
+  patch_to_inclusive = Concat <axis = 0> (ybr, xbr)
+  patch_to = Add (patch_to_inclusive, ones)
+  patch = Slice (inside_counts, patch_from, patch_to, rows_and_columns)
+  white = Constant <value = float {255}> ()
+  bright = Mul (patch, white)
+  masks = Cast <to = 2> (bright)
+}"""
+)
+"""The mask's rectangle alone, 0 and 255, and where it lies, last row and column included."""
+
+OPENVINO_DECODER = (
+    _INPUTS.replace("$embeddings", "image_embeddings")
+    + """float[1,1] has_mask_input, int64[1,2] orig_size)
+=> (float[1,4,height,width] upscaled_masks, float[1,4] iou_predictions, float[1,4,$L,$L] low_res_masks) {
+"""
+    + _PREPARED.replace("$embeddings", "image_embeddings")
+    + """
+  unit = Constant <value = float {1}> ()
+  flag = Clip (has_mask, zero, unit)
+  low_res_masks, iou_predictions = samexport.decoder_with_mask (embeddings, coords, labels, mask_input, flag)
+  two = Constant <value = int64[1] {2}> ()
+  size = Reshape (orig_size, two)
+"""
+    + PICTURE.replace("{1, 1, $S, $S}", "{1, 4, $S, $S}").replace("int64[2] {1, 1}", "int64[2] {1, 4}")
+    + "  upscaled_masks = Identity (picture_mask)\n}"
+)
+"""model_api's names and types; it takes the best of masks 1 to 3 itself."""
+
+TRANSFORMERS_DECODER = (
+    """(float[1,$C,$G,$G] image_embeddings, float[1,point_batch,num_points,2] input_points,
+ int64[1,point_batch,num_points] input_labels)
+=> (float[1,point_batch,3] iou_scores, float[1,point_batch,3,$L,$L] pred_masks) {
+  first = Constant <value = int64[1] {0}> ()
+  coords_in = Squeeze (input_points, first)
+  labels_flat = Squeeze (input_labels, first)
+  labels_given = Cast <to = 1> (labels_flat)
+  ignored_below = Constant <value = float {-5}> ()
+  ignored = Less (labels_given, ignored_below)
+  labels_in = Where (ignored, absent_label, labels_given)
+"""
+    + PROMPTS
+    + """
+  all_masks, all_scores = samexport.decoder (image_embeddings, coords, labels)
+  from_mask = Constant <value = int64[1] {1}> ()
+  to_mask = Constant <value = int64[1] {4}> ()
+  three_masks = Slice (all_masks, from_mask, to_mask, axis1)
+  three_scores = Slice (all_scores, from_mask, to_mask, axis1)
+  pred_masks = Unsqueeze (three_masks, first)
+  iou_scores = Unsqueeze (three_scores, first)
+}"""
+).replace("labels_in = Where (ignored", "absent_label = Constant <value = float {-2}> ()\n  labels_in = Where (ignored")
+"""Prompts as a second batch, whole numbers as labels, -10 for none, the three masks of an ambiguous prompt."""
