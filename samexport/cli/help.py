@@ -35,6 +35,10 @@ _EXAMPLES = {
     ),
     "sensitivity": ("samexport sensitivity BUNDLE --calibration photos --out layers.png",),
     "android": ("samexport android mobilesam-tinyvit-tflite-fp32 --out android_demo_assets",),
+    "deliver": (
+        "samexport deliver --list",
+        "samexport deliver mobilesam-tinyvit-onnx-fp32 --for anylabeling",
+    ),
     "verify": (
         "samexport verify BUNDLE --report report.xml",
         "samexport verify BUNDLE --checkpoint mobile_sam.pt",

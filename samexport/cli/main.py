@@ -11,6 +11,7 @@ import typer
 
 from samexport.cli import export as export_commands
 from samexport.cli.bench import bench
+from samexport.cli.deliver import deliver
 from samexport.cli.distill import distill
 from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
@@ -73,6 +74,7 @@ _command("tflite", EXPORT)(export_commands.tflite)
 _command("coreml", EXPORT)(export_commands.coreml)
 _command("quantize", EXPORT)(quantize)
 _command("android", EXPORT)(export_commands.android)
+_command("deliver", EXPORT)(deliver)
 _command("segment", USE)(segment)
 _command("everything", USE)(everything)
 _command("track", USE, OrderedCommand)(track)

@@ -244,4 +244,5 @@ FAMILY = Family(
     dialects=("samexport.models.weights.layouts:transformers",),
     card="samexport.exporter.deliver.sam_card:about",
     extras={"coreml": "samexport.exporter.deliver.sam_swift:files"},
+    consumers="samexport.exporter.deliver.sam_consumers:PROFILES",
 )
