@@ -121,20 +121,6 @@ def test_clicks_one_after_the_other_and_corrections(small, tracker, clip, featur
     np.testing.assert_array_equal(again.low_res, corrected.low_res)
 
 
-def test_prompt_of_a_stream_corrects_what_is_followed(small, tracker, clip, features):
-    ours, reference = tracker(), Sam2Tracker(small)
-    ours.add(0, 1, Prompt.make(CLICK))
-    ours.add(2, 1, Prompt.make([[60.0, 10.0]], [0]))
-    reference.click(0, features[0], scaled(CLICK), torch.ones(1, 1))
-    for index in (1, 2):
-        reference.track(index, features[index])
-    corrected = reference.click(2, features[2], scaled([[60.0, 10.0]]), torch.zeros(1, 1))
-    *_, found = (ours.step(clip[index]).found[0] for index in range(3))
-    check(found, corrected)
-    assert (list(ours.banks[1].prompted), list(ours.banks[1].tracked)) == ([0], [1, 2])
-    check(ours.step(clip[3]).found[0], reference.track(3, features[3]))
-
-
 class Fixed(PyTorchRuntime):
     """A form behind entry points of fixed sizes, as a TFLite file has them."""
 
@@ -187,6 +173,20 @@ def test_of_more_prompted_frames_than_a_file_takes_the_nearest_are_read(small, r
     assert read.rows == [6, 6, 6, 6, 1, 0]
     np.testing.assert_array_equal(read.memories[0], bank.prompted[2].memory)
     assert len(bank.read(8).rows) == 8
+
+
+def test_prompt_of_a_stream_corrects_what_is_followed(small, tracker, clip, features):
+    ours, reference = tracker(), Sam2Tracker(small)
+    ours.add(0, 1, Prompt.make(CLICK))
+    ours.add(2, 1, Prompt.make([[60.0, 10.0]], [0]))
+    reference.click(0, features[0], scaled(CLICK), torch.ones(1, 1))
+    for index in (1, 2):
+        reference.track(index, features[index])
+    corrected = reference.click(2, features[2], scaled([[60.0, 10.0]]), torch.zeros(1, 1))
+    *_, found = (ours.step(clip[index]).found[0] for index in range(3))
+    check(found, corrected)
+    assert (list(ours.banks[1].prompted), list(ours.banks[1].tracked)) == ([0], [1, 2])
+    check(ours.step(clip[3]).found[0], reference.track(3, features[3]))
 
 
 def test_both_directions_meet_at_the_prompt(tracker, clip):
