@@ -8,7 +8,7 @@ import re
 from functools import cache
 
 from samexport.errors import ConfigError
-from samexport.models.families import sam, sam2
+from samexport.models.families import efficient_sam, sam2, sam_hq, sam_models
 from samexport.models.families.base import Family
 from samexport.models.spec import ModelSpec
 
@@ -44,7 +44,9 @@ def register(family: Family) -> None:
     _BY_NAME.update(new)
 
 
-register(sam.FAMILY)
+register(sam_models.FAMILY)
+register(sam_hq.FAMILY)
+register(efficient_sam.FAMILY)
 register(sam2.FAMILY)
 
 

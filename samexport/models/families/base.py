@@ -53,6 +53,8 @@ class Family:
         constants: dotted path of ``network -> {name: array}``: what the session needs besides the graphs.
         card: dotted path of ``Manifest -> samexport.exporter.deliver.card.About``: how to use a bundle, for its README.
         extras: by format, dotted path of ``Bundle -> {file name: text}``: code that goes with the files.
+        consumers: dotted path of :class:`samexport.exporter.deliver.profile.Profile` objects: programs that take the
+            files in a form of their own.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Family:
     encoder_parts: tuple[str, ...] = ()
     dialects: tuple[DottedPath, ...] = ()
     extras: Mapping[str, DottedPath] = field(default_factory=dict)
+    consumers: DottedPath = ""
 
     @property
     def first(self) -> str:

@@ -177,6 +177,8 @@ class Tracker:
     def step(self, picture: Picture) -> TrackedFrame:
         """The next frame of a stream: its prompts, then every object that has begun.
 
+        A prompt of an object that is followed already corrects what it would be without.
+
         Raises:
             ImageError: the picture cannot be used, or has another size than those before.
             PromptError: a prompt is outside of the picture.
@@ -186,9 +188,13 @@ class Tracker:
         result = self._frame(frame, lambda: picture, backwards=False)
         self.next_frame += 1
         if self.frames is None:
-            for bank in self.banks.values():
-                bank.forget(range(self.next_frame - KEPT_FRAMES, self.next_frame))
+            self.forget()
         return result
+
+    def forget(self) -> None:
+        """Drop what no frame from the next one on reads; prompts stay. A stream does so by itself."""
+        for bank in self.banks.values():
+            bank.forget(range(self.next_frame - KEPT_FRAMES, self.next_frame))
 
     def propagate(
         self, clip: Sequence[Picture], *, direction: Direction = "forwards", start: int | None = None
@@ -225,12 +231,21 @@ class Tracker:
         if self._seen is None or self._seen[0] != frame:
             self._seen = None
         if frame in self.waiting or self.image_hw is None:
+            self._follow_corrected(frame, picture(), backwards=backwards)
             self._prompts(frame, picture())
         begun = {name: bank for name, bank in self.banks.items() if bank.follows(frame, backwards=backwards)}
         if wanted := [name for name, bank in begun.items() if not bank.has_prompt(frame)]:
             self._track(frame, wanted, self._features(frame, picture()), backwards=backwards)
         found = [kept.mask for bank in begun.values() if (kept := bank.get(frame)) is not None]
         return TrackedFrame(frame, self.place, tuple(begun), tuple(found), dict(self._seconds))
+
+    def _follow_corrected(self, frame: int, picture: Picture, *, backwards: bool) -> None:
+        """Track what a prompt corrects: it is answered with the memory and the mask that are there."""
+        named = dict.fromkeys(name for name, _ in self.waiting.get(frame, []) if name in self.banks)
+        banks = {name: self.banks[name] for name in named}
+        wanted = [n for n, bank in banks.items() if not bank.get(frame) and bank.follows(frame, backwards=backwards)]
+        if wanted:
+            self._track(frame, wanted, self._features(frame, picture), backwards=backwards)
 
     def _prompts(self, frame: int, picture: Picture) -> None:
         """Answer the prompts that wait for a frame; an object's last answer is remembered."""

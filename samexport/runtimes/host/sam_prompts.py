@@ -125,6 +125,16 @@ def select_mask(
     return max(ambiguous, key=lambda index: float(iou_predictions[index]), default=0)
 
 
+def stability(logits: NDArray[Any], offset: float = 1.0) -> NDArray[np.float32]:
+    """IoU [N, M] of each low-resolution mask [N, M, L, L] with thresholds of ``offset`` and -``offset``.
+
+    EdgeSAM ranks its masks by this number, over the whole square and its padding; a mask without a pixel has 0.
+    """
+    surely, likely = (np.count_nonzero(logits > threshold, axis=(-2, -1)) for threshold in (offset, -offset))
+    scores: NDArray[np.float32] = np.divide(surely, np.maximum(likely, 1), dtype=np.float32)
+    return scores
+
+
 def check_tensors(point_coords: NDArray[Any], point_labels: NDArray[Any]) -> None:
     """Refuse prompt tensors that a decoder would turn into NaN or a wrong mask without complaint.
 

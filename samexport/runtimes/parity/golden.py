@@ -34,7 +34,7 @@ from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.clip import Clip
 
 FOLDER = "golden"
-_PICTURE, _TENSORS, _CASES = "picture.png", "tensors.npz", "cases.json"
+PICTURE, _TENSORS, _CASES = "picture.png", "tensors.npz", "cases.json"
 _STRIDE = 7
 _WHOLE = 1 << 16
 _MOST_NUMBERS = 1 << 24
@@ -367,7 +367,7 @@ def save_golden(golden: Golden, folder: Path) -> None:
     """Write ``golden/``: a PNG, an NPZ and a JSON that says which tensor is which."""
     out = folder / FOLDER
     out.mkdir()
-    Image.fromarray(golden.picture).save(out / _PICTURE, optimize=True)
+    Image.fromarray(golden.picture).save(out / PICTURE, optimize=True)
     tensors: dict[str, NDArray[Any]] = {}
     fed = [value for case in golden.cases for step in case.steps for value in step.inputs.values()]
     cases = []
@@ -421,9 +421,9 @@ def load_golden(folder: Path, frame: Preprocess) -> Golden:
     source = folder / FOLDER
     try:
         stored = msgspec.convert(read_json(source / _CASES), _StoredGolden)
-        picture = read_image(source / _PICTURE)
+        picture = read_image(source / PICTURE)
         if max(picture.shape[:2]) > 2 * frame.size:
-            raise ValueError(f"{_PICTURE} is larger than twice the frame")
+            raise ValueError(f"{PICTURE} is larger than twice the frame")
         tensors = read_npz(source / _TENSORS)
         masks = _unpack_masks(tensors.pop("masks"), (len(picture_prompts(picture)), *picture.shape[:2]))
         bits = tensors.pop("clip") if stored.clip is not None else None

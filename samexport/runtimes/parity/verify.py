@@ -21,6 +21,7 @@ from samexport.runtimes.bundle import Artifact, Bundle
 from samexport.runtimes.parity.clip import Clip, compare_clip
 from samexport.runtimes.parity.compare import (
     LOOP_TIER,
+    QUANTIZED,
     TIERS,
     check_names,
     compare_boxes,
@@ -172,7 +173,8 @@ def _why_not(artifact: Artifact) -> str:
     """Why a file cannot be checked here; empty if it can."""
     if not checkers(artifact.file_format):
         return "no runtime here reads its format"
-    return "" if artifact.recipe in TIERS else f"there is no tolerance for its recipe {artifact.recipe}"
+    known = artifact.recipe in TIERS or artifact.parent
+    return "" if known else f"there is no tolerance for its recipe {artifact.recipe}"
 
 
 def _compare_variant(
@@ -223,8 +225,9 @@ def _loop(bundle: Bundle, golden: Golden, clip: Clip, runtime: str, threads: int
 
 
 def recipes(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
-    """The recipes of the files of ``graphs``."""
-    return [bundle.artifact(name).recipe for name in graphs]
+    """The recipes of the files of ``graphs``, as :data:`TIERS` has them."""
+    files = [bundle.artifact(name) for name in graphs]
+    return [a.recipe if a.recipe in TIERS or not a.parent else QUANTIZED.name for a in files]
 
 
 def compare_chains(
