@@ -12,6 +12,7 @@ from samexport.runtimes.host.frames import FrameMap, resize
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.host.sam_prompts import stability
+from samexport.runtimes.session import Decoded
 from samexport.runtimes.tasks.everything import GridPoints, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.torch_bundle import plain_bundle
@@ -86,7 +87,7 @@ def test_efficient_sams_prompts_have_six_slots_box_first(efficient):
     packed = efficient.pack([Prompt.make([45, 20], box=[0, 0, 90, 40])], place)
     assert packed["point_labels"].tolist() == [[2, 3, 1, -1, -1, -1]]
     assert packed["point_coords"].tolist() == [[[0, 0], [64, 64], [32, 32], [-1, -1], [-1, -1], [-1, -1]]]
-    assert efficient.choose(packed, np.float32([[9, 1, 3, 2]])) == [2]
+    assert efficient.choose(packed, Decoded(np.zeros((1, 4, 2, 2), np.float32), np.float32([[9, 1, 3, 2]]))) == [2]
 
 
 @pytest.mark.parametrize(
