@@ -312,6 +312,7 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     several = [_options(shared, target, nms, within) for target in targets]
     options = several[0]
     spec = options.spec
+    graphs = len(options.graphs(spec)) + (options.sampler is not None)
     folders = [each.folder(spec) for each in several]
     for folder in folders:
         check_new_folder(folder, force=options.force, refusal=not_ours)
@@ -326,7 +327,6 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
         format_of(target).check_packages()
     if options.calibration is None and any(unquantized(target) != target for target in targets):
         warn_of(None)
-    graphs = len(options.graphs(spec)) + (options.sampler is not None)
     told = []
     exported = export_bundles(several, lambda step: steps.update(step))
     for _ in several:

@@ -219,7 +219,13 @@ def _loop(bundle: Bundle, golden: Golden, clip: Clip, runtime: str, threads: int
     limits = max((tier(*recipes(bundle, loop.graphs)), LOOP_TIER), key=lambda each: each.max_error)
     graphs = OpenGraphs(bundle, runtime=runtime, threads=threads)
     try:
-        yield from compare_clip(check, clip, resolve_name(loop.follow), open_session(graphs), golden.picture, limits)
+        session = open_session(graphs)
+        check = replace(check, placement=session.placement)
+        yield from compare_clip(check, clip, resolve_name(loop.follow), session, golden.picture, limits)
+    except MissingDependency:
+        raise
+    except SamExportError as error:
+        yield Row(check, "run", Verdict.FAIL, str(error))
     finally:
         graphs.close()
 
