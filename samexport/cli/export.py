@@ -253,7 +253,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     from samexport.models.catalog import find_model
 
     options = ExportOptions(
-        encoder=shared.encoder,
+        encoder=shared.model,
         out=None if within else shared.out,
         checkpoints=shared.files,
         random_seed=shared.random_seed,
@@ -270,7 +270,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     return options
 
 
-def _import_torch() -> None:
+def import_torch() -> None:
     """Whatever an export imports of torch comes with it."""
     from samexport.installation import install_hint
     from samexport.interrupts import load
@@ -289,6 +289,8 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     from samexport.models.weights.downloads import official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
+    if shared.encoder is None and shared.checkpoint:
+        import_torch()
     several = [_options(shared, target, nms, within) for target in targets]
     options = several[0]
     spec = find_model(options.encoder)
@@ -301,7 +303,7 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
         # before the steps, which would hide the progress of the download
         official_checkpoint(spec)
     print(f"exporting {spec.name} to {' and '.join(map(str, folders))}", file=sys.stderr)
-    _import_torch()
+    import_torch()
     for target in targets:
         format_of(target).check_packages()
     graphs = len(options.graphs(spec)) + (options.sampler is not None)

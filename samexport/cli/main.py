@@ -16,6 +16,7 @@ from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
 from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, GroupedCommands, examples
+from samexport.cli.inspection import inspect
 from samexport.cli.options import Json
 from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
@@ -73,6 +74,7 @@ _command("everything", USE)(everything)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("bench", CHECK)(bench)
+_command("inspect", LOOK)(inspect)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)
 _command("distill", TRAIN)(distill)

@@ -26,6 +26,8 @@ class SamSize:
         embed_dim: channels of the embedding.
         decoder_mlp_dim: width of the MLPs in the mask decoder.
         decoder_eps: of the LayerNorms in the mask decoder's transformer.
+        from_shapes: dotted path of a function from the spec and the shapes of a checkpoint's tensors to the network,
+            where the widths are the checkpoint's own.
         early: channels of the early map that HQ-SAM's decoder reads.
     """
 
@@ -35,6 +37,7 @@ class SamSize:
     decoder_mlp_dim: int = 2048
     decoder_eps: float = 1e-5
     early: int = 0
+    from_shapes: str = ""
 
 
 def sam_graphs(frame: Preprocess, embed_dim: int = 256, seen: tuple[TensorSpec, ...] = ()) -> tuple[GraphSpec, ...]:
