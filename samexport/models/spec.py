@@ -22,7 +22,7 @@ DType = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 Role = Literal["tensor", "mask_logits", "mask_scores", "ranked_boxes", "ranked_scores"]
 
 
-AxisRole = Literal["prompts", "points", "memories", "pointers"]
+AxisRole = Literal["prompts", "points", "memories", "pointers", "windows", "kept"]
 """What an axis counts. Prompts do not see each other, so they are cut, filled up and joined; slots of other axes are
 filled up. A file of fixed sizes has entry points for several numbers of prompts and points; others are ``usual``."""
 

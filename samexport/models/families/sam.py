@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from samexport.models.spec import Axis, GraphSpec, Preprocess, TensorSpec
+from samexport.errors import ConfigError
+from samexport.models.spec import Axis, GraphSpec, ModelSpec, Preprocess, TensorSpec
 
 LABELS = "1 inside, 0 outside, 2 and 3 box corners, -1 SAM's padding point, -2 absent slot"
 
@@ -25,6 +26,7 @@ class SamSize:
         encoder_graph: dotted path of its export form, a class that takes the encoder and the frame.
         embed_dim: channels of the embedding.
         decoder_mlp_dim: width of the MLPs in the mask decoder.
+        any_size: no weights of the encoder depend on the size of the frame.
         decoder_eps: of the LayerNorms in the mask decoder's transformer.
         from_shapes: dotted path of a function from the spec and the shapes of a checkpoint's tensors to the network,
             where the widths are the checkpoint's own.
@@ -35,6 +37,7 @@ class SamSize:
     encoder_graph: str
     embed_dim: int = 256
     decoder_mlp_dim: int = 2048
+    any_size: bool = False
     decoder_eps: float = 1e-5
     early: int = 0
     from_shapes: str = ""
@@ -117,3 +120,19 @@ def graph_names(features: Collection[str]) -> tuple[str, ...]:
     """The graphs to export, in the order in which they run; "split-decoder" has the decoder in two halves."""
     decoder = ("decoder_prologue", "decoder_step") if "split-decoder" in features else ("decoder",)
     return ("encoder", *decoder, "decoder_with_mask")
+
+
+def check_size(size: int) -> None:
+    """ConfigError unless a frame may have this side."""
+    if size % 32 or not 64 <= size <= 2048:
+        raise ConfigError(f"--image-size is a multiple of 32 from 64 to 2048, not {size}")
+
+
+def at_size(spec: ModelSpec, size: int) -> ModelSpec:
+    """A model with a frame of another side; ConfigError for one whose weights hold positions."""
+    check_size(size)
+    numbers: SamSize = spec.size
+    if not numbers.any_size:
+        raise ConfigError(f"{spec.name} takes pictures of {spec.frame.size} pixels: its weights hold their positions")
+    frame = replace(spec.frame, size=size)
+    return replace(spec, frame=frame, graphs=sam_graphs(frame, numbers.embed_dim))

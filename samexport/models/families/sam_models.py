@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from samexport.models.families.base import Family
-from samexport.models.families.sam import SamSize, graph_names, sam_graphs
+from samexport.models.families.sam import SamSize, at_size, graph_names, sam_graphs
 from samexport.models.spec import CheckpointSource, ModelSpec, Preprocess
 
 _ARCH = "samexport.models.architectures"
@@ -37,12 +37,14 @@ def _model(name: str, summary: str, encoder: str, graph: str, **others: Any) -> 
     return ModelSpec(name=name, summary=summary, size=size, frame=frame, graphs=sam_graphs(frame), **others)
 
 
-def _test(name: str, encoder: str, graph: str, frame: Preprocess = _TINY, **others: Any) -> ModelSpec:
+def _test(
+    name: str, encoder: str, graph: str, frame: Preprocess = _TINY, *, any_size: bool = False, **others: Any
+) -> ModelSpec:
     """The same code at 64 pixels."""
     return ModelSpec(
         name=f"test.{name}",
         summary=f"{name}, for tests; there are no trained weights",
-        size=SamSize(f"{_ARCH}.{encoder}", f"{_GRAPHS}.{graph}", 64, 128),
+        size=SamSize(f"{_ARCH}.{encoder}", f"{_GRAPHS}.{graph}", 64, 128, any_size=any_size),
         frame=frame,
         graphs=sam_graphs(frame, embed_dim=64),
         parameters=0,
@@ -130,7 +132,7 @@ _MODELS = (
     ModelSpec(
         name="mobilesam.tinyvit",
         summary="MobileSAM: TinyViT-5M encoder, SAM ViT-H's decoder",
-        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder"),
+        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder", any_size=True),
         frame=_FULL,
         graphs=sam_graphs(_FULL),
         parameters=9_808_452,
@@ -147,7 +149,7 @@ _MODELS = (
     ModelSpec(
         name="tinysam.tinysam",
         summary="TinySAM: the same network as MobileSAM, distilled further",
-        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder"),
+        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder", any_size=True),
         frame=_FULL,
         graphs=sam_graphs(_FULL),
         parameters=9_808_452,
@@ -221,7 +223,7 @@ _MODELS = (
     ),
     _slim_sam("50", 27_961_776, "1Ld7Q2LY8H2nu4zB6VxwwA5npS5A9OHFq"),
     _slim_sam("77", 9_723_528, "1OeWpfk5WhdlMz5VvYmb9gaE6suzHB0sp"),
-    _test("tinyvit64", "tiny_vit:tiny_vit_test", "tiny_vit:TinyViTEncoder", unread=_CLASSIFIER),
+    _test("tinyvit64", "tiny_vit:tiny_vit_test", "tiny_vit:TinyViTEncoder", any_size=True, unread=_CLASSIFIER),
     _test("vit64", "sam_vit:vit_test", "sam_vit:SamViTEncoder"),
     _test("edge64", "rep_vit:edge_test", "rep_vit:EdgeViTEncoder", gains=_REPVIT_GAINS, scores="stability"),
     _test(
@@ -245,10 +247,12 @@ FAMILY = Family(
     forms=f"{_GRAPHS}.sam:EXPORT",
     plain=f"{_GRAPHS}.sam:PLAIN",
     equal={"decoder_step": "decoder"},
+    at_size=at_size,
     session="samexport.runtimes.families.sam:SamSession",
     cases="samexport.runtimes.families.sam_cases:make_cases",
     encoder_parts=("image_encoder.",),
     dialects=("samexport.models.weights.layouts:transformers",),
     card="samexport.exporter.deliver.sam_card:about",
     extras={"coreml": "samexport.exporter.deliver.sam_swift:files"},
+    consumers="samexport.exporter.deliver.sam_consumers:PROFILES",
 )

@@ -66,9 +66,9 @@ class EfficientSamSession(SamSession):
         check_numbers("decoder", logits, scores)
         return Decoded(logits, scores)
 
-    def choose(self, packed: Tensors, scores: NDArray[np.float32]) -> list[int]:
+    def choose(self, packed: Tensors, decoded: Decoded) -> list[int]:
         """The one with the best predicted IoU."""
-        return [max(self.manifest.mask_outputs, key=lambda index: float(found[index])) for found in scores]
+        return [max(self.manifest.mask_outputs, key=lambda index: float(found[index])) for found in decoded.scores]
 
 
 def _nothing(count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -92,14 +92,14 @@ class SamSession(Session):
         check_numbers("decoder", logits, scores)
         return Decoded(logits, stability(logits) if self.manifest.scores == "stability" else scores)
 
-    def choose(self, packed: Tensors, scores: NDArray[np.float32]) -> list[int]:
+    def choose(self, packed: Tensors, decoded: Decoded) -> list[int]:
         """By :func:`samexport.runtimes.host.sam_prompts.select_mask`; where stability ranks, clicks have all masks."""
         labels, trained = packed["point_labels"], self.manifest.mask_outputs
         return [
             max(trained, key=lambda index: float(found[index]))
             if self.manifest.scores == "stability" and not boxed
             else select_mask(found, int(count), trained, boxed=bool(boxed))
-            for found, count, boxed in zip(scores, count_tokens(labels), has_box(labels), strict=True)
+            for found, count, boxed in zip(decoded.scores, count_tokens(labels), has_box(labels), strict=True)
         ]
 
     def _decoders(self, packed: Tensors) -> tuple[str, ...]:

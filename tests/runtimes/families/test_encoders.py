@@ -1,5 +1,7 @@
 """Every encoder behind the commands: the untouched architectures at 64 pixels, segmenting a picture."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from samexport.runtimes.host.frames import FrameMap, resize
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.host.sam_prompts import stability
+from samexport.runtimes.session import Decoded
 from samexport.runtimes.tasks.everything import GridPoints, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.torch_bundle import plain_bundle
@@ -63,8 +66,8 @@ def test_edge_sams_masks_are_ranked_by_stability(edge):
     found = session.decode(encoded, packed)
     np.testing.assert_array_equal(found.scores, stability(found.logits))
     scores = np.float32([[0.9, 0.1, 0.2, 0.3], [0.1, 0.9, 0.2, 0.3]])
-    assert session.choose(packed, scores) == [0, 0]
-    assert session.choose(packed, scores[::-1]) == [1, 0]
+    assert session.choose(packed, replace(found, scores=scores)) == [0, 0]
+    assert session.choose(packed, replace(found, scores=scores[::-1])) == [1, 0]
 
 
 def test_stability_of_masks_worked_out_by_hand():
@@ -84,7 +87,7 @@ def test_efficient_sams_prompts_have_six_slots_box_first(efficient):
     packed = efficient.pack([Prompt.make([45, 20], box=[0, 0, 90, 40])], place)
     assert packed["point_labels"].tolist() == [[2, 3, 1, -1, -1, -1]]
     assert packed["point_coords"].tolist() == [[[0, 0], [64, 64], [32, 32], [-1, -1], [-1, -1], [-1, -1]]]
-    assert efficient.choose(packed, np.float32([[9, 1, 3, 2]])) == [2]
+    assert efficient.choose(packed, Decoded(np.zeros((1, 4, 2, 2), np.float32), np.float32([[9, 1, 3, 2]]))) == [2]
 
 
 @pytest.mark.parametrize(
