@@ -83,10 +83,10 @@ _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("sensitivity", CHECK)(sensitivity)
 _command("bench", CHECK)(bench)
-_command("inspect", LOOK)(inspect)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)
 _command("distill", TRAIN)(distill)
+_command("inspect", LOOK)(inspect)
 
 
 @_command("list", LOOK)
