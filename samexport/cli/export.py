@@ -258,7 +258,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     from samexport.exporter.quantize.job import MAX_DROP
 
     options = ExportOptions(
-        encoder=sparse_model(shared.encoder) if shared.sparse else shared.encoder,
+        encoder=sparse_model(shared.model) if shared.sparse else shared.model,
         out=None if within else shared.out,
         checkpoints=shared.files,
         random_seed=shared.random_seed,
@@ -290,7 +290,7 @@ def sparse_model(name: str) -> str:
     return sparse
 
 
-def _import_torch() -> None:
+def import_torch() -> None:
     """Whatever an export imports of torch comes with it."""
     from samexport.installation import install_hint
     from samexport.interrupts import load
@@ -309,6 +309,8 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     from samexport.models.weights.downloads import official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
+    if shared.encoder is None and shared.checkpoint:
+        import_torch()
     several = [_options(shared, target, nms, within) for target in targets]
     options = several[0]
     spec = options.spec
@@ -322,7 +324,7 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
         # before the steps, which would hide the progress of the download
         official_checkpoint(spec)
     print(f"exporting {spec.name} to {' and '.join(map(str, folders))}", file=sys.stderr)
-    _import_torch()
+    import_torch()
     for target in targets:
         format_of(target).check_packages()
     if options.calibration is None and any(unquantized(target) != target for target in targets):
