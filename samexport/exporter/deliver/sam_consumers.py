@@ -89,7 +89,7 @@ PROFILES = (
         same_hw=_square,
         load=(
             "osam has its models in its code. With this folder on Python's path, `import osam_model` adds this one;",
-            'then `osam.apis.generate(osam.types.GenerateRequest(model="$NAME:latest", image=..., prompt=...))` runs it.',
+            "then `osam.apis.generate` with a `GenerateRequest` of the model `$NAME:latest` runs it.",
             "The import copies the files to osam's cache. labelme's menu lists osam's own models only.",
         ),
     ),
@@ -166,8 +166,8 @@ PROFILES = (
         same_hw=adapters.canvas,
         load=(
             "In RectLabel load a custom SAM model: `${NAME}_preprocess.onnx` and `${NAME}.onnx`, in one folder.",
-            "The program stretches pictures to the size in the file, 684x1024: 3:2 photos keep their proportions, others",
-            "do not, which the model was not trained for. It adds no padding point; the decoder here does.",
+            "The program stretches pictures to the size in the file, 684x1024: 3:2 photos keep their proportions,",
+            "others do not, which the model was not trained for. It adds no padding point; the decoder here does.",
         ),
     ),
     _sam(
@@ -195,7 +195,7 @@ PROFILES = (
         size=None,
         front_matter="library_name: transformers.js\npipeline_tag: mask-generation\ntags:\n- onnx\n- segment-anything",
         load=(
-            "`SamModel.from_pretrained(path)` and `AutoProcessor.from_pretrained(path)` with the path of this folder, or",
+            "`SamModel.from_pretrained(path)` and `AutoProcessor.from_pretrained(path)` with this folder's path, or",
             "the name of a repository on the hub that holds it. Prompts are points; several go in one call.",
             "Ask for fp32 (`config.json` does): in browsers the default is another file, which is not here.",
             "The answer has the three masks of an ambiguous prompt; take the best score.",
