@@ -167,6 +167,8 @@ class _State:
 
     def score(self, name: str, image: AnnotatedImage, segmenter: Segmenter, propose: Propose | None) -> None:
         """Score a model on a picture, unless another model failed on it: all models see the same objects."""
+        if image.id in self.problems:
+            return
         try:
             found = score_picture(image, image.read(), segmenter, self.request.prompt_makers(), propose)
         except (ImageError, ParityFailed) as error:
@@ -299,7 +301,9 @@ def _models(request: EvalRequest) -> dict[str, Bundle]:
 def _reference(bundle: Bundle, request: EvalRequest) -> TorchBundle:
     """PyTorch with the bundle's weights; ConfigError if the checkpoints are others."""
     wanted, info = bundle.manifest.weights, bundle.manifest.sampler
-    spec = replace(find_model(bundle.manifest.model), mask_outputs=bundle.manifest.mask_outputs)
+    spec = replace(
+        find_model(bundle.manifest.model, bundle.manifest.frame.size), mask_outputs=bundle.manifest.mask_outputs
+    )
     network = reload_model(spec, wanted, request.checkpoints, request.decoder_checkpoint)
     model = plain_bundle(spec, network, wanted, Path(PYTORCH))
     if request.sampler == DETECTOR and info is not None:

@@ -12,6 +12,7 @@ import typer
 from samexport.cli.options import (
     BOXES,
     GRAPHS,
+    NUMBERS,
     OUTPUT,
     BundleFolder,
     ExportArguments,
@@ -40,8 +41,9 @@ _MAX_PROMPTS, _MAX_POINTS = 1024, 128
 def onnx(
     shared: ExportArguments,
     precision: Annotated[
-        Literal["fp32", "fp16"], typer.Option(help="Of weights and computing.", rich_help_panel=GRAPHS)
-    ] = "fp32",
+        Literal["fp32", "fp16"] | None,
+        typer.Option(help="Of weights and computing.", show_default="fp32", rich_help_panel=NUMBERS),
+    ] = None,
     opset: Annotated[
         int, typer.Option(min=18, max=23, metavar="NUMBER", help="ONNX opset.", rich_help_panel=GRAPHS)
     ] = 20,
@@ -61,7 +63,7 @@ def onnx(
     """Export encoder and decoders as ONNX, verified against PyTorch."""
     from samexport.exporter.to_onnx.convert import OnnxOptions
 
-    _export(shared, OnnxOptions(precision, opset, simplify), nms=nms)
+    _export(shared, OnnxOptions(shared.recipe_or(precision, "fp32", "onnx"), opset, simplify), nms=nms)
 
 
 @takes(ExportArguments)
@@ -103,6 +105,7 @@ def tflite(
         prompt_buckets=tuple(b.prompts for b in buckets),
         points=tuple(b.points for b in buckets),
         target=target,
+        recipe=shared.recipe_or(None, "fp32", "tflite"),
         converter=converter,
         python=python,
     )
@@ -113,8 +116,9 @@ def tflite(
 def coreml(
     shared: ExportArguments,
     precision: Annotated[
-        Literal["fp16", "fp32"], typer.Option(help="Of weights and computing.", rich_help_panel=GRAPHS)
-    ] = "fp16",
+        Literal["fp16", "fp32"] | None,
+        typer.Option(help="Of weights and computing.", show_default="fp16", rich_help_panel=NUMBERS),
+    ] = None,
     deployment_target: Annotated[
         Literal["iOS16", "iOS17", "iOS18"],
         typer.Option(help="The oldest system that loads the packages.", rich_help_panel=GRAPHS),
@@ -143,7 +147,7 @@ def coreml(
         raise ConfigError("--points needs --prompts: without it the number of points is flexible")
     buckets = () if prompts in ("", _FLEXIBLE) else plan_of(prompts, points)
     options = CoreMLOptions(
-        recipe=precision,
+        recipe=shared.recipe_or(precision, "fp16", "coreml"),
         deployment_target=deployment_target,
         image_input=input_type == "image",
         prompt_buckets=tuple(b.prompts for b in buckets) or None,
@@ -161,7 +165,7 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
         typer.Option(
-            help="Of weights and computing.", show_default="fp16 for coreml, else fp32", rich_help_panel=GRAPHS
+            help="Of weights and computing.", show_default="fp16 for coreml, else fp32", rich_help_panel=NUMBERS
         ),
     ] = None,
 ) -> None:
@@ -174,8 +178,9 @@ def export(
     names = tuple(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
     if not names or not set(names) <= set(FORMATS):
         raise ConfigError(f"--format is one or more of {','.join(FORMATS)}, not {formats!r}")
-    recipe = {} if precision is None else {"recipe": precision}
-    _export(shared, *(FORMATS[name].options(**recipe) for name in names), within=True)
+    usual = {"coreml": "fp16"}
+    recipes = {name: shared.recipe_or(precision, usual.get(name, "fp32"), name) for name in names}
+    _export(shared, *(FORMATS[name].options(recipe=recipe) for name, recipe in recipes.items()), within=True)
 
 
 def android(
@@ -250,7 +255,7 @@ def _sampler_of(shared: ExportArguments, nms: Nms | None) -> SamplerExport | Non
 def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: bool) -> ExportOptions:
     """For one bundle; ``within``: ``--out`` is the folder around it."""
     from samexport.exporter.pipeline import ExportOptions
-    from samexport.models.catalog import find_model
+    from samexport.exporter.quantize.job import MAX_DROP
 
     options = ExportOptions(
         encoder=shared.encoder,
@@ -264,9 +269,13 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
         threads=shared.threads,
         decoder_checkpoint=shared.decoder_checkpoint,
         sampler=_sampler_of(shared, nms),
+        image_size=shared.image_size,
+        features=("video",) if shared.video else (),
+        calibration=shared.calibration,
+        max_drop=MAX_DROP if shared.max_drop is None else shared.max_drop,
     )
     if within and shared.out is not None:
-        return replace(options, out=shared.out / options.folder(find_model(options.encoder)).name)
+        return replace(options, out=shared.out / options.folder(options.spec).name)
     return options
 
 
@@ -282,16 +291,16 @@ def _import_torch() -> None:
 
 
 def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, within: bool = False) -> None:
+    from samexport.cli.quantize import gate_shown, warn_of
     from samexport.exporter.formats import format_of
-    from samexport.exporter.pipeline import export_bundles
+    from samexport.exporter.pipeline import export_bundles, unquantized
     from samexport.files import check_new_folder, to_json
-    from samexport.models.catalog import find_model
     from samexport.models.weights.downloads import official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
     several = [_options(shared, target, nms, within) for target in targets]
     options = several[0]
-    spec = find_model(options.encoder)
+    spec = options.spec
     folders = [each.folder(spec) for each in several]
     for folder in folders:
         check_new_folder(folder, force=options.force, refusal=not_ours)
@@ -304,11 +313,13 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     _import_torch()
     for target in targets:
         format_of(target).check_packages()
+    if options.calibration is None and any(unquantized(target) != target for target in targets):
+        warn_of(None)
     graphs = len(options.graphs(spec)) + (options.sampler is not None)
     told = []
     exported = export_bundles(several, lambda step: steps.update(step))
     for _ in several:
-        with Steps(3 + 2 * graphs) as steps:
+        with Steps(3 + 2 * graphs) as steps, gate_shown(shared.as_json):
             bundle, report = next(exported)
         if shared.as_json:
             told.append(_written(bundle.folder) | _told(bundle, report))
@@ -363,4 +374,9 @@ def _print_bundle(bundle: Bundle, report: ParityReport) -> None:
     print_table(columns, rows)
     warning = bundle.manifest.weights.warning
     note = f" with {warning}" if warning else ""
+    if bundle.manifest.gate is not None:
+        from samexport.cli.quantize import print_gate
+
+        print()
+        print_gate(bundle)
     print(f"{bundle.folder} is complete and verified{note}")

@@ -18,8 +18,10 @@ from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
 from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, GroupedCommands, examples
 from samexport.cli.options import Json
+from samexport.cli.quantize import list_recipes, quantize, sensitivity
 from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
+from samexport.cli.track import OrderedCommand, track
 from samexport.cli.train import draw_scenes, train_demo
 from samexport.cli.verify import verify
 
@@ -60,20 +62,25 @@ def _options(
         raise typer.Exit(2)
 
 
-def _command(name: str, group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return app.command(name, cls=GroupedCommand, rich_help_panel=group, epilog=examples(name))
+def _command(
+    name: str, group: str, cls: type[GroupedCommand] = GroupedCommand
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return app.command(name, cls=cls, rich_help_panel=group, epilog=examples(name))
 
 
 _command("export", EXPORT)(export_commands.export)
 _command("onnx", EXPORT)(export_commands.onnx)
 _command("tflite", EXPORT)(export_commands.tflite)
 _command("coreml", EXPORT)(export_commands.coreml)
+_command("quantize", EXPORT)(quantize)
 _command("android", EXPORT)(export_commands.android)
 _command("deliver", EXPORT)(deliver)
 _command("segment", USE)(segment)
 _command("everything", USE)(everything)
+_command("track", USE, OrderedCommand)(track)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
+_command("sensitivity", CHECK)(sensitivity)
 _command("bench", CHECK)(bench)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)
@@ -84,8 +91,12 @@ _command("distill", TRAIN)(distill)
 def list_models(
     as_json: Json = False,
     hidden: Annotated[bool, typer.Option("--all", help="Also the models for tests.")] = False,
+    recipes: Annotated[bool, typer.Option("--recipes", help="The recipes: what is in which numbers, where.")] = False,
 ) -> None:
-    """Show the models: parameters, licence, checkpoint source."""
+    """Show the models: parameters, licence, checkpoint source; or the recipes."""
+    if recipes:
+        list_recipes(as_json)
+        return
     from samexport.models.catalog import MODELS
 
     chosen = [m for m in MODELS.values() if hidden or not m.hidden]

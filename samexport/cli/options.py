@@ -16,9 +16,11 @@ from samexport.errors import ConfigError
 
 # of rich_help_panel: the groups of --help
 WEIGHTS, GRAPHS, BOXES, CHECKS, OUTPUT = "Weights", "Graphs", "Box detector", "Checks", "Output"
+NUMBERS = "Numbers"
 MAX_THREADS = max(256, os.cpu_count() or 1)
 MAX_SAMPLER_SIZE = 4096
 DEFAULT_SEED = 7
+MAX_OBJECT = 999_999
 
 WeightsKind = Literal["official", "demo", "random"]
 
@@ -76,6 +78,29 @@ RuntimeName = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", rich_help_panel=OUTPUT)]
 
 
+CalibrationFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FOLDER",
+        help="Your pictures, for the scales of integers and for the gate.",
+        show_default="photographs of installed packages",
+        rich_help_panel=NUMBERS,
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=0.2,
+        metavar="NUMBER",
+        help="By how much quantized files' masks may fall below a mean IoU of 1; p5 five times as far.",
+        show_default="0.01",
+        rich_help_panel=CHECKS,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class ExportArguments:
     """What every export command takes. None is what was not given, so that an option without effect is refused."""
@@ -119,6 +144,25 @@ class ExportArguments:
             rich_help_panel=GRAPHS,
         ),
     ] = False
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            max=2048,
+            metavar="PIXELS",
+            help="Side of the model's frame, a multiple of 32: smaller is faster (SAM 2, TinyViT).",
+            show_default="the model's own",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = None
+    video: Annotated[
+        bool,
+        typer.Option(
+            "--video",
+            help="Also what follows objects through a video (SAM 2).",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = False
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -139,9 +183,30 @@ class ExportArguments:
             rich_help_panel=BOXES,
         ),
     ] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="In which numbers, instead of --precision; `samexport list --recipes`.",
+            rich_help_panel=NUMBERS,
+        ),
+    ] = None
+    calibration: CalibrationFolder = None
+    max_drop: MaxDrop = None
     force: Force = False
     threads: Threads = None
     as_json: Json = False
+
+    def recipe_or(self, precision: str | None, default: str, file_format: str) -> str:
+        """The name of the recipe; ConfigError for two of them, or for options that only quantizing has."""
+        from samexport.exporter.recipes import find_recipe
+
+        if self.recipe is not None and precision is not None:
+            raise ConfigError("--recipe and --precision name two recipes; give one of them")
+        name = self.recipe or precision or default
+        if not find_recipe(name, file_format).parent and (self.calibration or self.max_drop is not None):
+            raise ConfigError(f"--calibration and --max-drop are for recipes that quantize, not {name}")
+        return name
 
     @property
     def random_seed(self) -> int | None:

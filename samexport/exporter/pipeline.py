@@ -9,10 +9,13 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 import samexport
 from samexport.errors import ConfigError, ParityFailed
 from samexport.exporter.formats import Facts, Target, format_of, versions
+from samexport.exporter.quantize.job import MAX_DROP, MOST_PICTURES, check_packages
+from samexport.exporter.recipes import RECIPES
 from samexport.exporter.sampler_export import (
     LoadedSampler,
     SamplerExport,
@@ -33,14 +36,17 @@ from samexport.runtimes.bundle import (
     MANIFEST,
     Artifact,
     Bundle,
+    Gate,
     Manifest,
     WeightsInfo,
     not_ours,
     open_bundle,
     relative_files,
 )  # fmt: skip
+from samexport.runtimes.parity.clip import Clip, make_clip
 from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases, picture_masks, run_frames
+from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.torch_bundle import constants_of, plain_bundle
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
@@ -62,8 +68,10 @@ class ExportOptions:
     ``random_seed`` is set. ``out`` None names the folder after the model. ``target`` says format and recipe.
     ``decoder_checkpoint`` is a file whose prompt encoder and mask decoder are used instead. With ``sampler`` a
     detector that proposes boxes joins the bundle; without a checkpoint of its own it is random like the rest.
+    ``image_size`` is the side of the model's frame, for models that take others than their own.
     ``features`` are what else a family can export, by its own names; ``split_decoder`` and ``small`` are two of SAM's.
     ``small`` leaves the decoders' position terms to the runtime, see :func:`samexport.models.build.build_graph`.
+    ``calibration`` is a folder of pictures and ``max_drop`` the gate of recipes that quantize.
     """
 
     encoder: str
@@ -78,6 +86,9 @@ class ExportOptions:
     decoder_checkpoint: Path | None = None
     sampler: SamplerExport | None = None
     features: tuple[str, ...] = ()
+    image_size: int | None = None
+    calibration: Path | None = None
+    max_drop: float = MAX_DROP
 
     def __post_init__(self) -> None:
         if (self.checkpoints or self.decoder_checkpoint) and self.random_seed is not None:
@@ -86,6 +97,11 @@ class ExportOptions:
             raise ConfigError("--small is of ONNX files, whose runtime computes the position terms once")
         if self.sampler is not None:
             self.sampler.check(self.target, self.random_seed)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model; ConfigError if there is none of that name and size."""
+        return find_model(self.encoder, self.image_size)
 
     def graphs(self, spec: ModelSpec) -> tuple[str, ...]:
         """The graphs to write; ConfigError for a feature that the model's family has not."""
@@ -103,8 +119,9 @@ class ExportOptions:
         if spec.demo and self.checkpoints == demo_checkpoint(spec):
             kind = "-demo"
         sampler = f"-{self.sampler.name}" if self.sampler else ""
+        size = "" if spec.frame.size == find_model(spec.name).frame.size else f"-{spec.frame.size}"
         return self.out or Path(
-            f"{spec.name.replace('.', '-')}{sampler}-{format_of(self.target).name}-{self.target.recipe}{kind}"
+            f"{spec.name.replace('.', '-')}{size}{sampler}-{format_of(self.target).name}-{self.target.recipe}{kind}"
         )
 
 
@@ -127,6 +144,7 @@ class Work:
     sampler: LoadedSampler | None = None
     golden: Golden = field(init=False)
     artifacts: tuple[Artifact, ...] = ()
+    gate: Gate | None = None
     report: ParityReport = field(default_factory=lambda: ParityReport(()))
 
     @property
@@ -170,36 +188,61 @@ def export(work: Work) -> None:
     from samexport.models.build import build_graph
 
     options, small = work.options, work.options.small
+    target = unquantized(options.target)
     for name in options.graphs(work.spec):
         work.progress(f"exporting {name}")
         graph, module = build_graph(work.network, work.spec, name, small=small)
         facts = Facts(work.spec, work.weights, {name: work.golden.inputs_of(graph)})
-        artifact = format_of(options.target).write(graph, module, work.folder, options.target, facts)
+        artifact = format_of(target).write(graph, module, work.folder, target, facts)
         form = {"form": "small"} if small and name != find_family(work.spec.family).first else {}
         work.artifacts += (replace(artifact, options=artifact.options | form),)
     if constants := constants_of(work.spec, work.network):
         np.savez_compressed(work.folder / CONSTANTS, allow_pickle=False, **constants)
     if work.sampler is not None:
         work.progress(f"exporting {SAMPLER}")
-        work.artifacts += (write_sampler(work.sampler, work.folder, options.target, work.spec),)
+        work.artifacts += (write_sampler(work.sampler, work.folder, target, work.spec),)
+
+
+def quantize(work: Work) -> None:
+    """Files by the recipe in place of those that it starts from; GateFailed if their masks are others."""
+    from samexport.exporter.quantize.calibration import pictures_of
+    from samexport.exporter.quantize.job import Request, quantize_here
+
+    options = work.options
+    recipe = RECIPES[options.target.recipe]
+    if recipe.parent:
+        pictures = pictures_of(options.calibration, work.folder, MOST_PICTURES)
+        request = Request(recipe, pictures, max_drop=options.max_drop, threads=options.threads)
+        made = quantize_here(work.bundle, request, work.progress).manifest
+        work.artifacts, work.gate = made.artifacts, made.gate
 
 
 def compare(work: Work) -> None:
     """Every file against the reference; ParityFailed if one computes something else."""
-    rows = tuple(compare_cases(work.bundle, work.golden, threads=work.options.threads, progress=work.progress))
-    work.report = ParityReport(rows)
-    if not work.report.proves:
-        lines = tuple(str(row) for row in work.report.failures)
-        failed = f"{len(lines)} of {len(rows)} checks failed" if lines else "no numbers were compared"
-        raise ParityFailed(f"{failed}; nothing was written", lines)
+    work.report = proven(work.bundle, work.golden, work.options.threads, work.progress)
 
 
 def deliver(work: Work) -> None:
+    """What :func:`finish` writes."""
+    finish(work.bundle, work.report)
+
+
+def proven(bundle: Bundle, golden: Golden, threads: int | None, progress: Progress) -> ParityReport:
+    """The report of every case on every file; ParityFailed if a file computes something else."""
+    report = ParityReport(tuple(compare_cases(bundle, golden, threads=threads, progress=progress)))
+    if not report.proves:
+        lines = tuple(str(row) for row in report.failures)
+        failed = f"{len(lines)} of {len(report.rows)} checks failed" if lines else "no numbers were compared"
+        raise ParityFailed(f"{failed}; nothing was written", lines)
+    return report
+
+
+def finish(bundle: Bundle, report: ParityReport) -> None:
     """The card, the code that goes with the files and, last, the manifest with the hash of every other file."""
     from samexport.exporter.deliver.card import write_card
 
-    bundle, folder = work.bundle, work.folder
-    manifest = replace(bundle.manifest, parity=tuple(row.kept() for row in work.report.rows))
+    folder = bundle.folder
+    manifest = replace(bundle.manifest, parity=tuple(row.kept() for row in report.rows))
     extras = find_family(manifest.family).extras
     formats = {artifact.file_format for artifact in manifest.artifacts}
     texts = {"README.md": write_card(manifest)}
@@ -211,7 +254,7 @@ def deliver(work: Work) -> None:
     (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
 
 
-STAGES: tuple[Callable[[Work], None], ...] = (load, reference, export, compare, deliver)
+STAGES: tuple[Callable[[Work], None], ...] = (load, reference, export, quantize, compare, deliver)
 """In this order. A stage that makes further files from files comes before ``compare``, one that judges after it."""
 
 
@@ -238,9 +281,11 @@ def export_bundles(
         ExportFailed: a converter failed.
         ParityFailed: a file does not compute what PyTorch computes.
     """
-    spec = find_model(several[0].encoder)
+    spec = several[0].spec
     for options in several:
         options.graphs(spec)
+        if unquantized(options.target) != options.target:
+            check_packages(format_of(options.target).name)
         check_new_folder(options.folder(spec), force=options.force, refusal=not_ours)
     if several[0].decoder_checkpoint is not None:
         spec = replace(spec, mask_outputs=ALL_MASKS)
@@ -253,6 +298,12 @@ def export_bundles(
                 stage(work)
         before = work
         yield open_bundle(target), work.report
+
+
+def unquantized(target: Target) -> Target:
+    """What the converter writes: the target, or for a recipe that quantizes files the one that it starts from."""
+    parent = RECIPES[target.recipe].parent
+    return replace(target, recipe=parent) if parent else target
 
 
 def reference_golden(network: nn.Module, spec: ModelSpec, graphs: Sequence[str], seed: int) -> Golden:
@@ -273,8 +324,13 @@ def reference_golden(network: nn.Module, spec: ModelSpec, graphs: Sequence[str],
         found = run_frames(runtimes, whole, frames, family.state)
         return [outputs for _, outputs in found]
 
+    def follow(picture: NDArray[np.uint8]) -> Clip | None:
+        if family.loop is None or not set(family.loop.graphs) <= set(graphs):
+            return None
+        return make_clip(resolve_name(family.loop.follow), open_session(OpenGraphs(plain)), picture)
+
     make_cases = resolve_name(family.cases)
-    return make_golden(spec, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0])
+    return make_golden(spec, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0], follow)
 
 
 def verify_against_pytorch(
@@ -291,7 +347,7 @@ def verify_against_pytorch(
         ConfigError: these are not the weights that the bundle was made from.
     """
     manifest = bundle.manifest
-    spec = replace(find_model(manifest.model), mask_outputs=manifest.mask_outputs)
+    spec = replace(find_model(manifest.model, manifest.frame.size), mask_outputs=manifest.mask_outputs)
     progress("running the reference")
     network = reload_model(spec, manifest.weights, checkpoints, decoder)
     graphs = [name for name in bundle.graph_names if name != SAMPLER]
@@ -317,5 +373,5 @@ def _manifest(work: Work) -> Manifest:
     info = None if sampler is None else sampler.info
     return Manifest(
         spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, work.weights, graphs, work.artifacts, {},
-        tools, (), info, spec.family,
+        tools, (), info, spec.family, spec.scores, work.gate,
     )  # fmt: skip

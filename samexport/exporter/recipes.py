@@ -1,43 +1,59 @@
-"""Recipes: in which numbers a file stores and computes. Data; what writes files are the formats."""
+"""Recipes: in which numbers a file stores and computes. Data; what writes files are the formats.
+
+The names decode as those of ai-edge-quantizer: ``static`` scales come from calibration, ``dynamic`` ones are found
+while running; ``wi8`` is weights of 8-bit integers, ``ai8`` activations, ``afp32`` activations in single precision.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
 from typing import Literal
 
-from samexport.errors import ConfigError
+import msgspec
 
-Numbers = Literal["float32", "float16", "int8", "int4"]
+from samexport.errors import ConfigError, FileError
+from samexport.files import read_json, reason
+from samexport.models.spec import Name
+
+Numbers = Literal["float32", "float16", "int16", "int8", "int4", "lut6", "lut4"]
+FormatName = Literal["onnx", "tflite", "coreml"]
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a file is made from a graph.
 
     Attributes:
         name: as it stands in manifests and in file names.
-        weights: what the weights are stored as.
+        weights: what the weights are stored as; lut6 and lut4 are indices of 6 and 4 bits into a table.
         compute: what most operations compute in.
         formats: that write it.
         parent: the recipe of the file that this one is quantized from; empty where the converter writes it itself.
         calibrated: whether that needs pictures.
+        search: whether layers stay in the parent's numbers until the gate is met.
+        operations: by format, the kinds of operations that are quantized; those of the file where it is left out.
+        summary: one line.
     """
 
-    name: str
+    name: Name
     weights: Numbers
     compute: Numbers
-    formats: tuple[str, ...]
+    formats: tuple[FormatName, ...]
     parent: str = ""
     calibrated: bool = False
+    search: bool = False
+    operations: dict[FormatName, tuple[str, ...]] = {}
+    summary: str = ""
 
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("fp32", "float32", "float32", ("onnx", "tflite", "coreml")),
-        Recipe("fp16", "float16", "float16", ("onnx", "coreml")),
-    )
-}
+@cache
+def _shipped() -> dict[str, Recipe]:
+    text = resources.files("samexport.exporter").joinpath("recipes.json").read_bytes()
+    return {recipe.name: recipe for recipe in msgspec.json.decode(text, type=tuple[Recipe, ...])}
+
+
+RECIPES: dict[str, Recipe] = _shipped()
 
 
 def find_recipe(name: str, file_format: str) -> Recipe:
@@ -46,3 +62,21 @@ def find_recipe(name: str, file_format: str) -> Recipe:
         known = [recipe.name for recipe in RECIPES.values() if file_format in recipe.formats]
         raise ConfigError(f"{file_format} is written as {' or '.join(known)}, not {name!r}")
     return RECIPES[name]
+
+
+def read_recipe(name: str, file_format: str) -> Recipe:
+    """The same, or the recipe in a file of the user's whose name ends in ``.json``; ConfigError says what is wrong."""
+    if not name.endswith(".json"):
+        return find_recipe(name, file_format)
+    try:
+        recipe = msgspec.convert(read_json(Path(name)), Recipe)
+    except (FileError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{name} is no recipe ({reason(error)}); docs/quantization.md shows one") from error
+    if recipe.name in RECIPES:
+        raise ConfigError(f"{name}: the name {recipe.name} is taken; give the recipe another one")
+    parent = RECIPES.get(recipe.parent)
+    if parent is None or parent.parent:
+        raise ConfigError(f"{name}: parent is fp32 or fp16, from which the files are quantized, not {recipe.parent!r}")
+    if file_format not in recipe.formats:
+        raise ConfigError(f"{name} is for {' and '.join(recipe.formats)} files, not {file_format}")
+    return recipe

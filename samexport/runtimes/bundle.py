@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from samexport.errors import BundleError, FileError, SamExportError
 from samexport.files import read_json, reason, sha256, to_json
 from samexport.models.families.sam import with_axes
-from samexport.models.spec import GraphSpec, Identifier, Name, Preprocess
+from samexport.models.spec import GraphSpec, Identifier, Name, Preprocess, Scores
 from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
 from samexport.runtimes.arrays import read_npz
 from samexport.runtimes.base import Runtime
@@ -33,6 +33,7 @@ _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 FilePath = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\\]+$", max_length=500)]
 """Path inside the bundle, with forward slashes."""
 
@@ -49,6 +50,61 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """What shows that a file is quantized, counted in the file itself.
+
+    Attributes:
+        integer_macs: share of the multiplications that are of integers; 0 where weights alone are integers.
+        quantized_weights: how many weights are stored as integers or as indices of a table.
+        pairs: operations that quantize or dequantize; 0 where the format has none.
+        size_ratio: bytes, of the parent's.
+        kept: what was to be quantized and was left as it was, and why.
+    """
+
+    integer_macs: Share
+    quantized_weights: Count
+    pairs: Count
+    size_ratio: Annotated[float, Meta(ge=0)]
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModeScores:
+    """How far masks agree with those of the files that others were quantized from, for one kind of prompt.
+
+    Attributes:
+        mode: click, clicks, box, box+click, mask+click.
+        prompts: how many were compared.
+        mean: of the IoU of the masks that answer them.
+        p5: 5th percentile.
+        worst: the lowest; of a mask of a few pixels it says little.
+        same_best: share of the prompts that the same of the model's masks answers.
+    """
+
+    mode: str
+    prompts: Count
+    mean: Share
+    p5: Share
+    worst: Share
+    same_best: Share
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The check of masks that quantized files passed.
+
+    Attributes:
+        max_drop: by how much the mean IoU may fall below 1; the 5th percentile may five times as far.
+        pictures: sha256 of each.
+        modes: what was found.
+    """
+
+    max_drop: Share
+    pictures: tuple[Sha256, ...]
+    modes: tuple[ModeScores, ...]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One file that implements one graph.
 
@@ -56,7 +112,7 @@ class Artifact:
         graph: name of the graph.
         path: of the file, inside the bundle.
         file_format: onnx, tflite or coreml.
-        recipe: which numbers are stored and computed in which precision: fp32, fp16.
+        recipe: which numbers are stored and computed in which precision: fp32, fp16, static_wi8_ai8.
         sha256: of the file; of a folder, of the list of its files.
         size: bytes.
         opset: of ONNX files.
@@ -64,6 +120,7 @@ class Artifact:
         options: what it was made with and does not show by itself, such as the target of a TFLite file.
         parent: sha256 of the file that this one was quantized from.
         calibration: of quantized files.
+        quantized: what shows that it is quantized.
         licence: of the weights inside.
         made_with: versions of the packages that wrote it.
     """
@@ -79,6 +136,7 @@ class Artifact:
     options: dict[str, str] = field(default_factory=dict)
     parent: Sha256 | None = None
     calibration: Calibration | None = None
+    quantized: Quantized | None = None
     licence: str = ""
     made_with: dict[str, str] = field(default_factory=dict)
 
@@ -120,6 +178,7 @@ class Manifest:
         tools: versions of what made the bundle.
         parity: rows of the report at export.
         sampler: None in a bundle without ``prompt_sampler``.
+        gate: of a bundle with quantized files.
         The others: as in :class:`samexport.models.spec.ModelSpec`.
     """
 
@@ -136,6 +195,8 @@ class Manifest:
     parity: tuple[Row, ...]
     sampler: SamplerInfo | None = None
     family: Name = "sam"
+    scores: Scores = "predicted"
+    gate: Gate | None = None
     schema_version: Literal[2] = 2
 
     def __post_init__(self) -> None:

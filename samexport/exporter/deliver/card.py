@@ -47,6 +47,7 @@ def write_card(manifest: Manifest) -> str:
         ),
         "",
         *_options(manifest),
+        *_quantized(manifest),
         "`bundle.json` describes all of it for programs; `golden/` holds inputs and PyTorch's outputs.",
         "`samexport verify .` compares the files with them; it needs no PyTorch.",
         "",
@@ -69,13 +70,19 @@ def _preprocessing(frame: Preprocess) -> list[str]:
     """In words, what ``runtimes.host.frames.to_frame`` does."""
     size, mean = frame.size, list(frame.mean)
     kinds = {"bilinear": "Pillow's bilinear filter on\n8-bit RGB", "bicubic": "Pillow's bicubic filter on\n8-bit RGB"}
+    kinds["bilinear_plain"] = "a bilinear filter on\nfloating-point RGB that never widens (torch's, antialias off)"
     kind = kinds.get(frame.filter, "a bilinear filter on\nfloating-point RGB that widens when it shrinks")
     fill = f"the pixel mean {mean}" if frame.padding == "mean" else "black"
-    scaled = f"Scale the long side to {size} pixels, `int(side * {size} / long + 0.5)`, with {kind}."
+    rule = f"int(side * {size} / long + 0.5)" if frame.rounding == "nearest" else f"int({size} / (long / side))"
+    scaled = f"Scale the long side to {size} pixels, `{rule}`, with {kind}."
     rest = f"Pad right and bottom to {size}x{size} with {fill}."
     if frame.resize == "stretch":
         scaled, rest = f"Scale to {size}x{size} pixels, whatever the picture's proportions, with {kind}.", ""
     whole = f"{scaled} {rest}" if rest else scaled
+    if frame.prompt_size:
+        whole += (
+            f"\nPoints are in pixels of the same picture scaled to {frame.prompt_size}, and masks are placed there."
+        )
     return [*whole.split("\n"), *([] if frame.white == 255 else [f"Multiply the pixels by {frame.white:g} / 255."])]
 
 
@@ -108,6 +115,39 @@ def _options(manifest: Manifest) -> list[str]:
         return []
     linted = ["Operations that would leave a delegate:", "", *lines] if lines else []
     return [" ".join([f"Made with {', '.join(options)}.", *oldest]), *linted, ""]
+
+
+def _quantized(manifest: Manifest) -> list[str]:
+    """How the quantized files were made, what shows that they are, and how far their masks agree with the parents'."""
+    gate, files = manifest.gate, [(a, a.quantized) for a in manifest.artifacts if a.quantized]
+    if gate is None or not files:
+        return []
+    modes = (
+        f"| {m.mode} | {m.prompts} | {m.mean:.4f} | {m.p5:.4f} | {m.worst:.4f} | {m.same_best:.3f} |"
+        for m in gate.modes
+    )
+    shown = (
+        f"| `{a.path}` | {q.size_ratio:.2f} | {100 * q.integer_macs:.0f} % | {q.quantized_weights} | {q.pairs} |"
+        for a, q in files
+    )
+    kept = [f"- {layer} of `{a.path}` is left as it was: {why}." for a, q in files for layer, why in q.kept.items()]
+    return [
+        "## Quantized",
+        "",
+        f"Masks of these files against those of the files that they were made from, on {len(gate.pictures)} pictures:",
+        f"the mean IoU is at least {1 - gate.max_drop:g}, the 5th percentile at least {1 - 5 * gate.max_drop:g}.",
+        "",
+        "| prompts | number | mean IoU | p5 | worst | same mask chosen |",
+        "|---|---|---|---|---|---|",
+        *modes,
+        "",
+        "| file | size, of the parent's | integer multiplications | integer weights | Q/DQ operations |",
+        "|---|---|---|---|---|",
+        *shown,
+        "",
+        *kept,
+        *([""] if kept else []),
+    ]
 
 
 def _graph_section(graph: GraphSpec) -> list[str]:

@@ -24,7 +24,7 @@ from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec, Sizes, TensorSpec, axis_sizes, is_picture
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, plan, takes_prompts
+from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, entry_points, plan, takes_prompts
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.formats.mlpackage import SEVERAL
 
@@ -107,7 +107,7 @@ def convert(
         KeyboardInterrupt: Ctrl-C, within seconds.
     """
     counts = options.prompt_buckets if takes_prompts(graph) else None
-    buckets = plan(counts, options.points) if counts else ()
+    buckets = entry_points(graph, plan(counts, options.points)) if counts else ()
     joined = len(buckets) == 0 or options.deployment_target == "iOS18"
     target = out if joined else out.with_suffix(SEVERAL)
     if out.suffix != ".mlpackage" or os.path.lexists(target):
@@ -260,8 +260,8 @@ def _overflows(graph: GraphSpec, sources: Sequence[Path], examples: Sequence[Ten
         with MilRuntime(source, graph, precision="fp32") as runtime:
             for inputs in examples:
                 sizes = axis_sizes(graph.inputs, {name: value.shape for name, value in inputs.items()})
-                room = max((bucket.points for bucket in runtime.buckets), default=None)
-                if room is not None and bucket_of("", graph, sizes).points > room:
+                size = bucket_of("", graph, sizes)
+                if runtime.buckets and not any(bucket.holds(size.points, size.slots) for bucket in runtime.buckets):
                     continue
                 for seen in runtime.ranges(inputs).near_limit:
                     if not (seen.finite and max(-seen.low, seen.high) <= FP16_MAX):

@@ -243,8 +243,14 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _clean(model: onnx.ModelProto, graph: GraphSpec, opset: int) -> onnx.ModelProto:
-    """Remove names, traces and metadata that differ from run to run or machine to machine; set the format's version."""
+    """:func:`tidy`, and the format's version."""
     model.ir_version = ir_version(opset)
+    tidy(model, graph)
+    return model
+
+
+def tidy(model: onnx.ModelProto, graph: GraphSpec) -> None:
+    """Remove names, traces and metadata that differ from run to run or machine to machine."""
     del model.metadata_props[:]
     model.doc_string = graph.meaning
     model.graph.name = graph.name
@@ -257,4 +263,3 @@ def _clean(model: onnx.ModelProto, graph: GraphSpec, opset: int) -> onnx.ModelPr
         del item.metadata_props[:]
     for value, spec in zip((*model.graph.input, *model.graph.output), (*graph.inputs, *graph.outputs), strict=True):
         value.doc_string = spec.meaning
-    return model

@@ -20,8 +20,8 @@ class Sam(nn.Module):
         super().__init__()
         size: SamSize = spec.size
         self.image_encoder: nn.Module = resolve_name(size.image_encoder)()
-        self.prompt_encoder = PromptEncoder(size.embed_dim, spec.frame.size)
-        self.mask_decoder = MaskDecoder(size.embed_dim, size.decoder_mlp_dim)
+        self.prompt_encoder = PromptEncoder(size.embed_dim, spec.frame.prompts, spec.frame.grid)
+        self.mask_decoder = MaskDecoder(size.embed_dim, size.decoder_mlp_dim, size.decoder_eps)
 
 
 def empty_sam(spec: ModelSpec) -> Sam:

@@ -12,6 +12,19 @@ DottedPath = str
 
 
 @dataclass(frozen=True)
+class Loop:
+    """How objects are followed through a video.
+
+    Attributes:
+        graphs: those that it needs.
+        follow: dotted path of a ``samexport.runtimes.parity.clip.Follow``: objects on a golden clip.
+    """
+
+    graphs: tuple[str, ...]
+    follow: DottedPath
+
+
+@dataclass(frozen=True)
 class Family:
     """Models whose graphs, pictures and prompts go together in one way.
 
@@ -31,6 +44,9 @@ class Family:
         state: outputs to the inputs of the next frame that they become.
         session: dotted path of the :class:`samexport.runtimes.session.Session` that does what an app does.
         cases: dotted path of a ``samexport.runtimes.parity.golden.MakeCases``: what is compared.
+        at_size: a model with a frame of another side, for models whose weights do not depend on it; it raises
+            ConfigError for others, and for sides that a network cannot have. None where no model can.
+        loop: for families with memory, what is compared of a whole video.
         encoder_parts: beginnings of the state-dict names that a decoder's own checkpoint leaves as they are.
         dialects: dotted paths of functions from the official state-dict names to
             :class:`samexport.models.weights.layouts.Dialect`: other names that checkpoints may have.
@@ -54,6 +70,8 @@ class Family:
     equal: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, str] = field(default_factory=dict)
     constants: DottedPath = ""
+    at_size: Callable[[ModelSpec, int], ModelSpec] | None = None
+    loop: Loop | None = None
     encoder_parts: tuple[str, ...] = ()
     dialects: tuple[DottedPath, ...] = ()
     extras: Mapping[str, DottedPath] = field(default_factory=dict)

@@ -35,7 +35,6 @@ from samexport.models.graphs.layers import LayerNorm, frozen, parts
 
 # exp(-1e4) is 0 in every precision, and 1e4 is far from the end of fp16.
 ABSENT = -1e4
-_OWN_TOKENS = 1 + MASK_TOKENS
 
 
 def _norm(norm: nn.LayerNorm) -> LayerNorm:
@@ -86,8 +85,8 @@ class PromptTokens(nn.Module):
         points = [e.weight for e in prompts.point_embeddings]
         self.table = frozen(torch.cat([nothing, prompts.not_a_point_embed.weight, *points]))
         self.is_point = frozen(torch.tensor([[0.0], [0.0], [1.0], [1.0], [1.0], [1.0]]))
-        self.own = frozen(torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None])
-        self.own_bias = frozen(torch.zeros(1, _OWN_TOKENS))
+        self.own = frozen(decoder.own_tokens()[None])
+        self.own_bias = frozen(torch.zeros(1, self.own.shape[1]))
 
     def forward(self, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode [N, K, 2] pixels and [N, K] labels."""
@@ -269,12 +268,16 @@ class Masks(nn.Module):
         x = torch.addmm(self.up1_bias, image.reshape(-1, image.shape[-1]), self.up1)
         x = F.gelu(self.norm(x.reshape(-1, self.norm.weight.shape[0])))
         x = F.gelu(torch.addmm(self.up2_bias, x, self.up2)).reshape(count, -1, self.up2.shape[1] // 4)
-        h = queries[:, 1:].transpose(0, 1)
+        logits = self.hyper_tokens(queries[:, 1:]) @ x.transpose(1, 2)
+        return self._in_order(logits), self.iou(queries[:, 0])
+
+    def hyper_tokens(self, mask_tokens: Tensor) -> Tensor:
+        """Tokens of the masks [N, 4, width] to the weights of the upscaled image's channels [N, 4, width / 8]."""
+        h = mask_tokens.transpose(0, 1)
         for layer, (weight, bias) in enumerate(zip(self.hyper, self.hyper_bias, strict=True)):
             h = h @ weight + bias
             h = F.relu(h) if layer < 2 else h
-        logits = h.transpose(0, 1) @ x.transpose(1, 2)
-        return self._in_order(logits), self.iou(queries[:, 0])
+        return h.transpose(0, 1)
 
     def _in_order(self, logits: Tensor) -> Tensor:
         """[N, 4, row, column, i, j, k, l] flat to [N, 4, row i k, column j l], in two rank-4 transposes."""
@@ -354,14 +357,18 @@ class Transformer(nn.Module):
 
     def forward(self, image: tuple[Tensor, ...], point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, 4, 4 grid, 4 grid] and predicted IoU [N, 4]."""
+        out: tuple[Tensor, Tensor] = self.masks(*self.attend(image, point_coords, point_labels))
+        return out
+
+    def attend(self, image: tuple[Tensor, ...], point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's own tokens [N, T, width] and the image [N, P, width], updated."""
         own, bias = self.prompt(point_coords, point_labels)
         queries, tokens = self.layer0(own, own, bias, image)
         queries, tokens = self.layer1(queries, own, bias, (tokens,))
         # only the decoder's own tokens are read from here on
-        queries, own = queries[:, :_OWN_TOKENS], own[:, :_OWN_TOKENS]
-        queries = self.norm(queries + self.final(queries + own, tokens))
-        out: tuple[Tensor, Tensor] = self.masks(queries, tokens)
-        return out
+        count = self.prompt.own.shape[1]
+        queries, own = queries[:, :count], own[:, :count]
+        return self.norm(queries + self.final(queries + own, tokens)), tokens
 
 
 class DecoderStep(nn.Module):

@@ -69,7 +69,7 @@ def load_weights(
     if random_seed is not None:
         if checkpoints or decoder:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
-        return Weights("random", f"seed {random_seed}", None, random_seed, _random_state(expected, random_seed))
+        return Weights("random", f"seed {random_seed}", None, random_seed, _random_state(spec, expected, random_seed))
     paths = [*(checkpoints or (official_checkpoint(spec),)), *((decoder,) if decoder else ())]
     files = [(path, read_weight_file(path)) for path in paths]
     if not checkpoints and spec.source and files[0][1].sha256 != spec.source.sha256:
@@ -87,11 +87,11 @@ def load_weights(
     return Weights(kind, " + ".join(path.name for path in paths), hashes, None, state)
 
 
-def _random_state(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+def _random_state(spec: ModelSpec, expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     import torch
 
     wanted = {k: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in expected.items()}
-    return {key: torch.from_numpy(array) for key, array in random_state_dict(wanted, seed).items()}
+    return {key: torch.from_numpy(array) for key, array in random_state_dict(wanted, seed, spec.gains).items()}
 
 
 def _assemble(

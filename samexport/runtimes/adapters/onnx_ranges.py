@@ -133,7 +133,19 @@ def peaks(
 ) -> dict[str, float]:
     """The largest absolute value of each tensor over all inputs; NaN or infinity where it holds one.
 
-    The extremes are formed inside the graph, so that memory holds no more tensors at a time than a normal run.
+    Raises:
+        BundleError: ONNX Runtime refuses the graph or the inputs.
+    """
+    found = extremes(model, tensors, examples, threads=threads)
+    return {name: float(np.maximum(abs(low), abs(high))) for name, (low, high) in found.items()}
+
+
+def extremes(
+    model: ModelProto, tensors: Collection[str], examples: Iterable[Tensors], *, threads: int | None = None
+) -> dict[str, tuple[float, float]]:
+    """The lowest and highest value of each tensor over all inputs and 0; NaN or infinity where it holds one.
+
+    They are formed inside the graph, so that memory holds no more tensors at a time than a normal run.
 
     Raises:
         BundleError: ONNX Runtime refuses the graph or the inputs.
@@ -145,7 +157,7 @@ def peaks(
     options = session_options(threads)
     # no node may be joined with another, and no weight be held twice
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    found = dict.fromkeys(tensors, 0.0)
+    found = dict.fromkeys(tensors, (0.0, 0.0))
     names = [f"{kind}.{name}" for name in tensors for kind in _EXTREMES]
     try:
         session = onnxruntime.InferenceSession(
@@ -155,8 +167,9 @@ def peaks(
             values = np.array(session.run(names, inputs), np.float64).reshape(-1, len(_EXTREMES))
             for name, (high, low, total) in zip(tensors, values, strict=True):
                 # the extremes of a tensor with NaN may be numbers, the sum is not
-                largest = max(abs(high), abs(low)) if np.isfinite(total) else total
-                found[name] = float(np.maximum(found[name], largest))
+                ends = (low, high) if np.isfinite(total) else (total, total)
+                before = found[name]
+                found[name] = float(np.minimum(before[0], ends[0])), float(np.maximum(before[1], ends[1]))
     except Exception as error:
         # ONNX Runtime has no common base class for its exceptions
         raise BundleError(f"{model.graph.name} cannot be run to see its range: {reason(error)}") from error

@@ -61,7 +61,12 @@ def parse_model(content: bytes, name: str) -> Any:
 
 
 def write_model(model: Any, path: Path) -> None:
-    """Pack ``ModelT`` into a file; data starts at multiples of 16 bytes, as the schema demands."""
+    """Pack ``ModelT`` into a file."""
+    path.write_bytes(pack_model(model))
+
+
+def pack_model(model: Any) -> bytes:
+    """The content of a file; data starts at multiples of 16 bytes, as the schema demands."""
     import flatbuffers
 
     builder = flatbuffers.Builder(1 << 20)
@@ -70,7 +75,7 @@ def write_model(model: Any, path: Path) -> None:
         builder.Finish(model.Pack(builder), _IDENTIFIER)
     finally:
         model.buffers = buffers
-    path.write_bytes(builder.Output())
+    return bytes(builder.Output())
 
 
 class _Aligned:

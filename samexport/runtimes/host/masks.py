@@ -251,3 +251,11 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     padded[:, 1:-1] = mask
     flat = padded.ravel()
     return np.flatnonzero(flat[1:] != flat[:-1])
+
+
+def intersection_over_union(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """IoU of boolean masks over the last two axes; 1 where both are empty."""
+    both = np.count_nonzero(first & second, axis=(-2, -1))
+    either = np.count_nonzero(first | second, axis=(-2, -1))
+    ratio: NDArray[np.float64] = np.where(either == 0, 1.0, both / np.maximum(either, 1))
+    return ratio

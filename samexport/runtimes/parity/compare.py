@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import ConfigError
 from samexport.models.spec import GraphSpec, TensorSpec
+from samexport.runtimes.host.masks import intersection_over_union as intersection_over_union
 from samexport.runtimes.verdicts import Check, Row, Verdict
 
 Array = NDArray[Any]
@@ -42,8 +43,20 @@ TIERS = {
     "bf16": Tier("bf16", max_error=0.1, snr_db=22, mask_iou=0.96, iou_quantile=0.05, band=8e-3, max_flips=0.04),
 }
 
+QUANTIZED = Tier("quantized", max_error=0.5, snr_db=8, mask_iou=0, iou_quantile=0.05, band=0.05, max_flips=0.2)
+"""Of every recipe in integers: refuses a file that computes something else. How good it is, its masks say."""
+
+_IN_INTEGERS = (
+    "dynamic_wi8_afp32", "static_wi8_ai8", "static_wi8_ai16", "weight_only_wi8_afp32", "weight_only_wi8_afp16",
+    "palettized_w6", "palettized_w4", "mixed",
+)  # fmt: skip
+TIERS |= dict.fromkeys((QUANTIZED.name, *_IN_INTEGERS), QUANTIZED)
+
 # GPUs approximate exp, sin and cos; the errors are fractions of the reference's range
 GPU_TIER = Tier("gpu", max_error=1e-3, snr_db=60, mask_iou=0.999, iou_quantile=0, band=1e-3, max_flips=1e-3)
+
+# a video: memories are kept in bfloat16, so the last bit of fp32 can become one of 1/256
+LOOP_TIER = Tier("loop", max_error=0.01, snr_db=40, mask_iou=0.98, iou_quantile=0, band=5e-3, max_flips=5e-3)
 
 
 def tier(*recipes: str) -> Tier:
@@ -191,14 +204,6 @@ def _rounding(mask: Array, flips: Array, limits: Tier) -> bool:
     around = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
     border = np.logical_or.reduce(around) & ~np.logical_and.reduce(around)
     return bool((flips <= border).all() and np.count_nonzero(flips) <= limits.max_flips * mask.size)
-
-
-def intersection_over_union(first: Array, second: Array) -> Array:
-    """IoU of boolean masks over the last two axes; 1 where both are empty."""
-    both = np.count_nonzero(first & second, axis=(-2, -1))
-    either = np.count_nonzero(first | second, axis=(-2, -1))
-    ratio: Array = np.where(either == 0, 1.0, both / np.maximum(either, 1))
-    return ratio
 
 
 def check_names(check: Check, expected: Iterable[str], actual: Iterable[str]) -> list[Row]:

@@ -1,0 +1,238 @@
+"""``samexport quantize`` and ``samexport sensitivity``: smaller numbers, judged by masks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from samexport.cli.options import NUMBERS, OUTPUT, BundleFolder, CalibrationFolder, Force, Json, MaxDrop, Threads
+from samexport.cli.terminal import Steps, print_table, print_written, written_files
+
+if TYPE_CHECKING:
+    from samexport.exporter.quantize.calibration import Pictures
+    from samexport.exporter.quantize.job import Cost, Request
+    from samexport.runtimes.bundle import Artifact, Bundle
+
+RecipeName = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="`samexport list --recipes`, or a .json file of yours.", rich_help_panel=NUMBERS),
+]
+MaxPictures = Annotated[
+    int, typer.Option("--pictures", min=1, metavar="NUMBER", help="Most pictures.", rich_help_panel=NUMBERS)
+]
+Graphs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--graph",
+        metavar="NAME",
+        help="Quantize this graph; repeats.",
+        show_default="those that see the picture",
+        rich_help_panel=NUMBERS,
+    ),
+]
+
+
+def quantize(
+    bundle: BundleFolder,
+    recipe: RecipeName = "mixed",
+    calibration: CalibrationFolder = None,
+    pictures: MaxPictures = 32,
+    graph: Graphs = None,
+    max_drop: MaxDrop = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Bundle folder.", show_default="BUNDLE-RECIPE", rich_help_panel=OUTPUT),
+    ] = None,
+    force: Force = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize a bundle's files; it appears only if its masks are those of the files before.
+
+    Needs no PyTorch. Masks are compared for clicks, boxes, both, and earlier masks; exit code 1 and the table if
+    they differ by more than --max-drop.
+    """
+    from samexport.exporter.quantize.bundle import quantize_bundle
+    from samexport.exporter.quantize.job import check_request
+    from samexport.files import to_json
+
+    opened, request = _request(bundle, recipe, calibration, pictures, graph, max_drop, threads)
+    target = out or opened.folder.with_name(f"{opened.folder.absolute().name}-{request.recipe.name}")
+    names = check_request(opened, request)
+    with Steps(5 + 3 * len(names) + len(opened.graph_names)) as steps, gate_shown(as_json):
+        made, _ = quantize_bundle(opened, request, target, force=force, progress=steps.update)
+    if as_json:
+        files = [asdict(a) for a in made.manifest.artifacts if a.quantized]
+        print(to_json({**_written(target), "gate": asdict(_gate(made)), "quantized": files}), end="")
+        return
+    print_gate(made)
+    warning = made.manifest.weights.warning
+    print(f"{made.folder} is complete and verified{f' with {warning}' if warning else ''}")
+    print_written([target])
+
+
+def sensitivity(
+    bundle: BundleFolder,
+    recipe: RecipeName = "static_wi8_ai8",
+    calibration: CalibrationFolder = None,
+    pictures: MaxPictures = 8,
+    graph: Graphs = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plot: .png, .svg or .pdf (extra [bench]).", rich_help_panel=OUTPUT),
+    ] = None,
+    force: Force = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize one layer at a time, and show what that costs: SNR of the graph's outputs, IoU of the masks.
+
+    The costliest layers come first; `quantize --recipe mixed` leaves them as they are.
+    """
+    import tempfile
+
+    from samexport.exporter.quantize.sensitivity import PLOTS, layer_costs, plot
+    from samexport.files import check_output, to_json
+
+    if out is not None:
+        check_output(out, force=force, endings=PLOTS)
+    opened, request = _request(bundle, recipe, calibration, pictures, graph, None, threads)
+    with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
+        costs = layer_costs(opened, request, Path(folder) / "bundle", steps.update)
+    if as_json:
+        print(to_json({name: [_cost(c) for c in found] for name, found in costs.items()}), end="")
+    else:
+        for name, found in costs.items():
+            print_table(
+                (f"{name}: layer quantized alone", "multiplications", "SNR dB", "mask IoU"),
+                [
+                    (c.layer.label, f"{c.layer.macs / 1e6:.1f} M", f"{c.snr_db:.1f}", f"{c.mask_iou or 0:.4f}")
+                    for c in found
+                ],
+            )
+    if out is not None:
+        plot(costs, out, force=force)
+        print_written([out])
+
+
+def list_recipes(as_json: bool) -> None:
+    """Every recipe that comes with the package."""
+    import msgspec
+
+    from samexport.exporter.recipes import RECIPES
+    from samexport.files import to_json
+
+    if as_json:
+        print(to_json([msgspec.to_builtins(recipe) for recipe in RECIPES.values()]), end="")
+        return
+    needs = {True: "pictures", False: ""}
+    print_table(
+        ("--recipe", "weights", "computes in", "formats", "made from", "needs", "what"),
+        [
+            (r.name, r.weights, r.compute, ", ".join(r.formats), r.parent, needs[r.calibrated], r.summary)
+            for r in RECIPES.values()
+        ],
+    )
+
+
+@contextmanager
+def gate_shown(as_json: bool) -> Iterator[None]:
+    """Print what a gate found that was not passed, before the error goes on."""
+    from samexport.exporter.quantize.job import TABLE, GateFailed, table
+    from samexport.files import to_json
+
+    try:
+        yield
+    except GateFailed as error:
+        if as_json:
+            print(to_json({"gate": asdict(error.gate), "verdict": "FAIL"}), end="")
+        else:
+            print_table(TABLE, table(error.gate))
+        raise
+
+
+def print_gate(made: Bundle) -> None:
+    """The tables of a quantized bundle: its masks, its files, what stayed as it was."""
+    from samexport.exporter.quantize.job import TABLE, table
+
+    print_table(TABLE, table(_gate(made)))
+    print()
+    files = [a for a in made.manifest.artifacts if a.quantized]
+    print_table(
+        ("file", "size", "of parent", "integer multiplications", "integer weights", "Q/DQ", "left as it was"),
+        [_file_row(a) for a in files],
+    )
+    for artifact in files:
+        for layer, why in (artifact.quantized.kept if artifact.quantized else {}).items():
+            print(f"{artifact.path}: {layer} is left as it was: {why}")
+
+
+def _file_row(artifact: Artifact) -> tuple[str, ...]:
+    found = artifact.quantized
+    assert found is not None
+    return (
+        artifact.path, f"{artifact.size / 1e6:.1f} MB", f"{found.size_ratio:.2f}", f"{100 * found.integer_macs:.0f} %",
+        str(found.quantized_weights), str(found.pairs), str(len(found.kept)),
+    )  # fmt: skip
+
+
+def _request(
+    bundle: Path,
+    recipe: str,
+    calibration: Path | None,
+    pictures: int,
+    graphs: list[str] | None,
+    max_drop: float | None,
+    threads: int | None,
+) -> tuple[Bundle, Request]:
+    from samexport.exporter.quantize.calibration import pictures_of
+    from samexport.exporter.quantize.job import MAX_DROP, Request
+    from samexport.exporter.recipes import read_recipe
+    from samexport.runtimes.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    file_format = opened.manifest.artifacts[0].file_format
+    found = pictures_of(calibration, bundle, pictures)
+    warn_of(found)
+    chosen = read_recipe(recipe, file_format)
+    return opened, Request(chosen, found, tuple(graphs or ()), MAX_DROP if max_drop is None else max_drop, threads)
+
+
+def warn_of(found: Pictures | None) -> None:
+    """Say where the pictures may be unlike the user's; None stands for those of installed packages."""
+    from samexport.exporter.quantize.calibration import FEW
+
+    if found is None or not found.own:
+        print(
+            "note: scales and masks are those of a few photographs that came with installed packages;"
+            " give pictures like yours with --calibration FOLDER",
+            file=sys.stderr,
+        )
+    elif len(found.files) < FEW:
+        print(f"note: {len(found.files)} pictures are few; {FEW} or more make scales safer", file=sys.stderr)
+
+
+def _gate(made: Bundle) -> Any:
+    assert made.manifest.gate is not None
+    return made.manifest.gate
+
+
+def _cost(cost: Cost) -> dict[str, Any]:
+    return {
+        "layer": cost.layer.label,
+        "macs": cost.layer.macs,
+        "snr_db": round(cost.snr_db, 2),
+        "mask_iou": cost.mask_iou,
+        "modes": [asdict(mode) for mode in cost.modes],
+    }
+
+
+def _written(path: Path) -> dict[str, Any]:
+    files = written_files(path)
+    return {"path": str(path), "size": sum(files.values())}

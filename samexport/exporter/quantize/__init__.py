@@ -1,0 +1,1 @@
+"""Quantizes the files of a bundle, and judges them by their masks. Needs no torch."""
