@@ -177,8 +177,8 @@ PROFILES = (
     _sam(
         name="transformers-js",
         title="transformers.js",
-        tried="the package itself in Node 20 and MobileSAM with demo weights: IoU at least 0.9945 with samexport's masks,"
-        " since sharp scales the picture there, not Pillow",
+        tried="the package itself in Node 20 and MobileSAM with demo weights: IoU at least 0.9945 with samexport's"
+        " masks, since sharp scales the picture there, not Pillow",
         read="@huggingface/transformers 4.3.1 (src/models/sam)",
         files={
             "onnx/vision_encoder.onnx": _named(adapters.TRANSFORMERS_ENCODER, "pixel_values", "image_embeddings"),
@@ -210,8 +210,8 @@ PROFILES = (
     _sam(
         name="model-api",
         title="model_api (OpenVINO, Geti)",
-        tried="the package itself, OpenVINO 2026.4, and MobileSAM with demo weights: IoU at least 0.9974 with the masks of"
-        " the rules",
+        tried="the package itself, OpenVINO 2026.4, and MobileSAM with demo weights: IoU at least 0.9974 with the masks"
+        " of the rules",
         read="openvino-model-api 0.4.7 (model_api/models/sam_models.py, visual_prompting.py)",
         files={
             "encoder.onnx": _named(adapters.PIXELS, "image", "image_embeddings"),
