@@ -289,6 +289,7 @@ def table(gate: Gate) -> list[tuple[str, ...]]:
 
 def quantizer_of(file_format: str) -> Quantizer:
     """What quantizes files of a format."""
+    from samexport.exporter.to_coreml import quantize as coreml
     from samexport.exporter.to_onnx import quantize as onnx
     from samexport.exporter.to_tflite import quantize as tflite
 
@@ -296,6 +297,9 @@ def quantizer_of(file_format: str) -> Quantizer:
         "onnx": Quantizer(("onnxruntime", "onnx"), "export", onnx.layers, onnx.calibrate, onnx.write, onnx.count),
         "tflite": Quantizer(
             ("ai-edge-quantizer",), "tflite", tflite.layers, tflite.calibrate, tflite.write, tflite.count
+        ),
+        "coreml": Quantizer(
+            ("coremltools", "torch"), "coreml", coreml.layers, coreml.calibrate, coreml.write, coreml.count
         ),
     }[file_format]
 
