@@ -30,8 +30,10 @@ from samexport.runtimes.formats.tflite import (
     constant_bytes,
     operator_names,
     pack_model,
+    parse_model,
     read_model,
     shape_of,
+    write_model,
 )
 
 _KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
@@ -85,7 +87,13 @@ def write(parent: Path, target: Path, graph: GraphSpec, recipe: Recipe, learnt: 
             found = _quantizer(parent, recipe, keep).quantize(learnt)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ExportFailed(f"{graph.name} cannot be quantized: {reason(error)}") from error
-    target.write_bytes(bytes(found.quantized_model))
+    content = bytes(found.quantized_model)
+    model = parse_model(content, target.name)
+    for buffer in model.buffers:
+        if buffer.offset and buffer.size:
+            # the quantizer puts weights behind the flatbuffer, where few readers look
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+    write_model(model, target)
     if zipfile.is_zipfile(parent):
         with zipfile.ZipFile(parent) as archive:
             append_metadata(target, json.loads(archive.read(METADATA_NAME)))

@@ -326,7 +326,8 @@ def _lut_to_dense(_: Arithmetic, inputs: Inputs) -> Tensor:
     bits, shape = table.numel().bit_length() - 1, _numbers(inputs, "shape")
     single = packed.unsqueeze(1).bitwise_right_shift(torch.arange(8)).bitwise_and(1).reshape(-1)
     places = single[: math.prod(shape) * bits].reshape(-1, bits) << torch.arange(bits)
-    return table[places.sum(1)].reshape(shape)
+    dense: Tensor = table[places.sum(1)].reshape(shape)
+    return dense
 
 
 def _shift_scale(_: Arithmetic, inputs: Inputs) -> Tensor:

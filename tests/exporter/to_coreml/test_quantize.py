@@ -5,10 +5,6 @@ import shutil
 import numpy as np
 import pytest
 
-coremltools = pytest.importorskip("coremltools")
-
-from coremltools.optimize import coreml as optimize
-
 from samexport.errors import ConfigError
 from samexport.exporter.recipes import RECIPES
 from samexport.exporter.to_coreml import quantize
@@ -49,6 +45,8 @@ def test_weights_are_small_and_are_put_together_as_coremltools_does(
     assert set(kinds) == {kind}
     assert len(kinds) == found.quantized_weights == len(quantize.layers(parent, graph, RECIPES[recipe]))
     assert found.size_ratio < size
+    coremltools = pytest.importorskip("coremltools")
+    optimize = pytest.importorskip("coremltools.optimize.coreml")
     with silent(output=True):
         model = coremltools.models.MLModel(str(target), skip_model_load=True)
         optimize.decompress_weights(model).save(str(tmp_path / "dense.mlpackage"))

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("ai_edge_quantizer")
-
 from samexport.errors import ConfigError
 from samexport.exporter.quantize.bundle import quantize_bundle
 from samexport.exporter.quantize.calibration import Pictures
@@ -102,8 +100,8 @@ def test_scales_come_from_the_extremes_of_all_pictures(tflite_bundle, picture):
 
 
 def test_a_decoder_of_several_sizes_is_not_calibrated(tflite_bundle):
+    parent = tflite_bundle.folder / "decoder.tflite"
     with pytest.raises(ConfigError, match="fixed size"):
-        parent = tflite_bundle.folder / "decoder.tflite"
         quantize.calibrate(parent, tflite_bundle.graph("decoder"), RECIPES["static_wi8_ai8"], [])
 
 
