@@ -12,7 +12,6 @@ import typer
 from samexport.cli.options import (
     BOXES,
     GRAPHS,
-    NUMBERS,
     OUTPUT,
     BundleFolder,
     ExportArguments,
@@ -42,7 +41,7 @@ def onnx(
     shared: ExportArguments,
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
-        typer.Option(help="Of weights and computing.", show_default="fp32", rich_help_panel=NUMBERS),
+        typer.Option(help="Of weights and computing.", show_default="fp32", rich_help_panel=GRAPHS),
     ] = None,
     opset: Annotated[
         int, typer.Option(min=18, max=23, metavar="NUMBER", help="ONNX opset.", rich_help_panel=GRAPHS)
@@ -117,7 +116,7 @@ def coreml(
     shared: ExportArguments,
     precision: Annotated[
         Literal["fp16", "fp32"] | None,
-        typer.Option(help="Of weights and computing.", show_default="fp16", rich_help_panel=NUMBERS),
+        typer.Option(help="Of weights and computing.", show_default="fp16", rich_help_panel=GRAPHS),
     ] = None,
     deployment_target: Annotated[
         Literal["iOS16", "iOS17", "iOS18"],
@@ -165,7 +164,7 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
         typer.Option(
-            help="Of weights and computing.", show_default="fp16 for coreml, else fp32", rich_help_panel=NUMBERS
+            help="Of weights and computing.", show_default="fp16 for coreml, else fp32", rich_help_panel=GRAPHS
         ),
     ] = None,
 ) -> None:
