@@ -91,3 +91,17 @@ def test_other_weights_are_told_in_one_line_with_both_names_and_hashes(files):
     assert message.startswith("the bundle was made from base.pt, not base.pt (sha256 00000000, not ")
     assert info.sha256[:8] in message
     assert message.isprintable()
+
+
+def test_bypass_of_a_sparse_model_comes_from_a_file_of_its_own(tmp_path):
+    spec = find_model("test.hiera128_sparse")
+    state = load_model(spec, random_seed=7)[0].state_dict()
+    own = {key.removeprefix("bypass."): value for key, value in state.items() if key.startswith("bypass.")}
+    torch.save({"model": {key: value for key, value in state.items() if "bypass." not in key}}, tmp_path / "sam2.pt")
+    torch.save(own, tmp_path / "bypass_bottleneck.pth")  # as it was published
+    network, weights = load_model(spec, [tmp_path / "sam2.pt", tmp_path / "bypass_bottleneck.pth"])
+    assert len(own) == 6
+    assert weights.source == "sam2.pt + bypass_bottleneck.pth"
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    with pytest.raises(CheckpointError, match="it has no bypass"):
+        load_model(spec, [tmp_path / "sam2.pt"])
