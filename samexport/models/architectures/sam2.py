@@ -172,7 +172,7 @@ class Sam2(nn.Module):
             # one slot of padding always, unlike the first SAM, where a box has none
             sparse = prompts.embed_points(F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1))
         dense = prompts.no_mask_dense() if mask is None else prompts.embed_mask(mask, mask.new_ones(len(mask)))
-        source = (embedding + dense).expand(len(sparse), -1, -1, -1)
+        source = (embedding + dense).expand(sparse.shape[0], -1, -1, -1)
         bias = sparse.new_zeros(sparse.shape[:2])
         decoded: Decoded = self.sam_mask_decoder(source, prompts.dense_pe(), sparse, bias, features.s0, features.s1)
         return decoded

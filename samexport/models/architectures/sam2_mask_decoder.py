@@ -68,11 +68,11 @@ class Sam2MaskDecoder(MaskDecoder):
             feat_s1: ``conv_s1`` of the stride 8 map, [1 or N, width / 4, 2 grid, 2 grid].
         """
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(len(source), -1, -1), sparse], dim=1)
-        bias = F.pad(token_bias, (len(own), 0))
+        tokens = torch.cat([own.expand(source.shape[0], -1, -1), sparse], dim=1)
+        bias = F.pad(token_bias, (own.shape[0], 0))
         image, places = (x.flatten(2).transpose(1, 2) for x in (source, dense_pe))
         queries, image = self.transformer(tokens, image, places, bias)
-        score, iou, *masks = queries[:, : len(own)].unbind(1)
+        score, iou, *masks = queries[:, : own.shape[0]].unbind(1)
         upscaled = self._upscale(image.transpose(1, 2).reshape(source.shape), feat_s0, feat_s1)
         hyper = torch.stack([mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, masks, strict=True)], 1)
         return Decoded(

@@ -84,7 +84,7 @@ class RotaryAttention(nn.Module):
         """
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
         placed = k.shape[1] - placeless
-        turned = rotate(k[:, :placed], angles.repeat(placed // len(angles), 1))
+        turned = rotate(k[:, :placed], angles.repeat(placed // angles.shape[0], 1))
         k = torch.cat([turned, k[:, placed:]], dim=1)
         mixed = F.scaled_dot_product_attention(
             rotate(q, angles)[:, None], k[:, None], v[:, None], None if bias is None else bias[:, None]

@@ -1,6 +1,7 @@
 """SAM 2's graphs without any rewrite: the architecture wrapped in the graph contracts, the reference of every check.
 
-Where a contract has slots that may be absent, their keys get a bias after which they weigh exactly nothing.
+Where a contract has slots that may be absent, their keys get a bias after which they weigh exactly nothing. Benchmarks
+export these modules too, so every size is asked as a shape: torch takes ``len`` of a tensor for a constant.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class PlainMaskDecoder(_Plain):
         prompts = self.model.sam_prompt_encoder
         sparse = prompts.embed_points(coords, labels)
         absent = (labels == -2) * ABSENT
-        source = source.expand(len(sparse), -1, -1, -1)
+        source = source.expand(sparse.shape[0], -1, -1, -1)
         found = self.model.sam_mask_decoder(source, prompts.dense_pe(), sparse, absent, feat_s0, feat_s1)
         return found.masks, found.iou, found.object_score, self.model.obj_ptr_proj(found.tokens)
 
@@ -74,7 +75,7 @@ class PlainTrackedDecoder(_Plain):
 
     def forward(self, image_embed: Tensor, feat_s0: Tensor, feat_s1: Tensor) -> Decoded:
         """Decode."""
-        count = len(image_embed)
+        count = image_embed.shape[0]
         nothing = image_embed.new_zeros(count, 1, 2), image_embed.new_full((count, 1), -1)
         found = self.model.decode(image_embed, Features(feat_s0, feat_s1, image_embed), *nothing, None)
         return found.masks, found.iou, found.object_score, self.model.obj_ptr_proj(found.tokens)
@@ -113,5 +114,5 @@ class PlainMemoryEncoder(_Plain):
         """Encode."""
         logits = self.model.whole_frame(mask_logits)
         mask = torch.where(binary[:, None, None, None] > 0, (logits > 0).to(logits), logits.sigmoid())
-        made = self.model.encode_mask(vision.expand(len(mask), -1, -1, -1), mask, 2 * object_present[:, None] - 1)
+        made = self.model.encode_mask(vision.expand(mask.shape[0], -1, -1, -1), mask, 2 * object_present[:, None] - 1)
         return made.flatten(2).transpose(1, 2)
