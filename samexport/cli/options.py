@@ -16,7 +16,6 @@ from samexport.errors import ConfigError
 
 # of rich_help_panel: the groups of --help
 WEIGHTS, GRAPHS, BOXES, CHECKS, OUTPUT = "Weights", "Graphs", "Box detector", "Checks", "Output"
-NUMBERS = "Numbers"
 MAX_THREADS = max(256, os.cpu_count() or 1)
 MAX_SAMPLER_SIZE = 4096
 DEFAULT_SEED = 7
@@ -91,7 +90,7 @@ CalibrationFolder = Annotated[
         metavar="FOLDER",
         help="Your pictures, for the scales of integers and for the gate.",
         show_default="photographs of installed packages",
-        rich_help_panel=NUMBERS,
+        rich_help_panel=GRAPHS,
     ),
 ]
 MaxDrop = Annotated[
@@ -169,6 +168,14 @@ class ExportArguments:
             rich_help_panel=GRAPHS,
         ),
     ] = False
+    sparse: Annotated[
+        bool,
+        typer.Option(
+            "--sparse",
+            help="As --video, and what does it on parts of pictures and memories (Efficient-SAM2; hiera_b+, hiera_l).",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = False
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -194,7 +201,7 @@ class ExportArguments:
         typer.Option(
             metavar="NAME",
             help="In which numbers, instead of --precision; `samexport list --recipes`.",
-            rich_help_panel=NUMBERS,
+            rich_help_panel=GRAPHS,
         ),
     ] = None
     calibration: CalibrationFolder = None

@@ -62,7 +62,7 @@ def compare(
     _check_inputs(decoder, tuple(profile.host.decoder))
     height, width = profile.same_hw(bundle.manifest.frame.size)
     scaled = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
-    with Segmenter(bundle, threads=1) as segmenter:
+    with Segmenter(bundle) as segmenter:
         return tuple(
             _compare(name, image, profile.host, (encoder, decoder), segmenter)
             for name, image in (("nothing to scale", scaled), ("the golden picture", picture))
@@ -129,7 +129,9 @@ def decoder_inputs(host: Host, prompt: Prompt, framed: Framed, embeddings: NDArr
 
 def _open(path: Path) -> Any:
     try:
-        return onnxruntime.InferenceSession(path, sess_options=session_options(1), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            path, sess_options=session_options(None), providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
         # ONNX Runtime's exceptions have no common base
         raise ExportFailed(f"{path.name} cannot be opened by ONNX Runtime: {reason(error)}") from error

@@ -73,7 +73,7 @@ def deliver(bundle: Bundle, profile: Profile, out: Path, *, force: bool = False)
             path.write_text(Template(text).substitute(values), encoding="utf-8")
         golden = load_golden(bundle.folder, bundle.manifest.frame)
         compared = compare(profile, models, bundle, golden.picture)
-        _check(profile, bundle.manifest, compared)
+        _check(profile, bundle, compared)
         text = Template(card(profile, bundle.manifest, compared)).substitute(values)
         (folder / CARD).write_text(text, encoding="utf-8")
         _write_manifest(folder, profile, bundle.manifest, compared)
@@ -112,9 +112,9 @@ def _quoted(text: str) -> str:
     return to_json(text).strip()
 
 
-def _check(profile: Profile, manifest: Manifest, compared: Iterable[Compared]) -> None:
+def _check(profile: Profile, bundle: Bundle, compared: Iterable[Compared]) -> None:
     exact = next(iter(compared))
-    bar = SAME if {a.recipe for a in manifest.artifacts} == {"fp32"} else SAME_IN_LOW_PRECISION
+    bar = SAME if {bundle.artifact(graph).recipe for graph in profile.graphs} == {"fp32"} else SAME_IN_LOW_PRECISION
     if failed := [f"{what}: IoU {iou:.4f}, wanted {bar}" for what, iou in exact.iou.items() if not iou >= bar]:
         what = f"{profile.title} would get other masks than the bundle gives; nothing was written"
         raise ParityFailed(what, tuple(failed))

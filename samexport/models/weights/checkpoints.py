@@ -297,8 +297,19 @@ def _with_model_that_fits(error: _Misfit, spec: ModelSpec, files: Files, with_de
         if other is spec or other.hidden:
             continue
         expected = own_state(other)
+        if not _has_names(other, expected, files):
+            continue
         with contextlib.suppress(CheckpointError):
             _assemble(other, expected, files, with_decoder=with_decoder)
             whose = f"these are weights of {other.name}; give --encoder {other.encoder}"
             return CheckpointError(f"{error.verdict}: {whose}")
     return error
+
+
+def _has_names(spec: ModelSpec, expected: Mapping[str, Tensor], files: Files) -> bool:
+    """Whether the files have every name that a model needs in its shape: reading their values takes seconds."""
+    held: dict[str, Any] = {}
+    for _, file in files:
+        with contextlib.suppress(CheckpointError):
+            held |= find(file.content, dialects_of(spec, expected)).tensors
+    return all(key in held and held[key].shape == expected[key].shape for key in _needed(spec, expected))
