@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from samexport.models.catalog import MODELS, find_model
 from samexport.models.loading import empty_network
 from samexport.models.spec import ModelSpec
 from samexport.models.weights.checkpoints import dialects_of, is_unread, kind_of, own_state, read_weights
-from samexport.models.weights.layouts import find
+from samexport.models.weights.layouts import Dialect, find
 from samexport.models.weights.reading import WeightFile
 
 _FEW = 0.05
@@ -146,7 +147,7 @@ def _fit(spec: ModelSpec, path: Path, file: WeightFile) -> _Fit | None:
     try:
         pruned = getattr(spec.size, "from_shapes", "")
         expected = empty_network(spec, (path,)).state_dict() if pruned else own_state(spec)
-        found = find(file.content, dialects_of(spec, expected))
+        found = find(file.content, dialects_of(spec, expected) if pruned else _own_dialects(spec))
     except CheckpointError:
         return None
     needed = [name for name in expected if not is_unread(spec, name)]
@@ -163,6 +164,11 @@ def _fit(spec: ModelSpec, path: Path, file: WeightFile) -> _Fit | None:
     whole = Counter(name.partition(".")[0] for name in needed)
     parts = tuple(Part(name, here[name], whole[name]) for name in names)
     return _Fit(spec, right, parts, missing, unknown, differing, found.notes)
+
+
+@cache
+def _own_dialects(spec: ModelSpec) -> list[Dialect]:
+    return dialects_of(spec, own_state(spec))
 
 
 def _rank(fit: _Fit) -> tuple[bool, int, bool, int]:
