@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from string import Template
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from samexport.errors import BundleError, ConfigError, ExportFailed, ParityFaile
 from samexport.exporter.deliver import feed, sam_adapters, sam_hosts
 from samexport.exporter.deliver.adapt import write_adapted
 from samexport.exporter.deliver.folder import check_fit, deliver, find_profile, profiles
+from samexport.exporter.to_onnx.versions import OPSETS, ir_version
 from samexport.files import sha256
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.frames import to_frame
@@ -236,6 +238,14 @@ def test_configuration_files_are_json_or_name_the_files(delivered):
     assert found["model_info model_type"] == "sam_image_encoder"
 
 
+@pytest.mark.parametrize("opset", sorted(OPSETS))
+def test_the_added_nodes_are_valid_in_every_opset_that_a_bundle_may_have(tiny_bundle, opset):
+    head = f'<ir_version: {ir_version(opset)}, opset_import: ["" : {opset}, "samexport" : 1]>\n'
+    for text in {text for profile in ALL.values() for text in profile.files.values()}:
+        filled = Template(text).substitute(NAME=NAME, **sam_adapters.values(tiny_bundle.manifest))
+        onnx.checker.check_model(onnx.parser.parse_model(f"{head}adapter {filled}"))
+
+
 def test_a_model_without_mask_0_never_answers_with_it(tiny_bundle):
     values = sam_adapters.values(replace(tiny_bundle.manifest, mask_outputs=(1, 2, 3)))
     assert values["CLEAR"] == values["VAGUE"] == "-1000, 0, 0, 0"
@@ -283,9 +293,8 @@ def test_weights_in_a_second_file_go_along(own_bundle, tmp_path):
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="encoder.onnx.data")
     out = tmp_path / "out"
     out.mkdir()
-    text = sam_adapters.PIXELS.replace("$input", "image").replace("$output", "made")
-    for name, value in sam_adapters.values(own_bundle.manifest).items():
-        text = re.sub(rf"\${name}\b", value, text)
+    names = {"input": "image", "output": "made"}
+    text = Template(sam_adapters.PIXELS).substitute(names, **sam_adapters.values(own_bundle.manifest))
     write_adapted(text, own_bundle, out / "some.onnx", {})
     assert {p.name for p in out.iterdir()} == {"some.onnx", "encoder.onnx.data"}
     image = np.full((1, 3, 64, 64), 50, np.float32)
