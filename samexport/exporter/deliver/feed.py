@@ -73,12 +73,13 @@ def _compare(
     name: str, picture: NDArray[np.uint8], host: Host, sessions: tuple[Any, Any], segmenter: Segmenter
 ) -> Compared:
     encoder, decoder = sessions
-    framed = host.frame(picture, segmenter.bundle.manifest.frame.size)
-    embeddings = _run(encoder, {host.encoder: framed.tensor})
+    size, low_res = (getattr(segmenter.bundle.manifest.frame, name) for name in ("size", "low_res"))
+    framed = host.frame(picture, size)
+    features = list(_run(encoder, {host.encoder: framed.tensor}).values())
     segmenter.set_image(picture)
     found = {}
     for what, prompt in _prompts(picture, host):
-        outputs = _run(decoder, decoder_inputs(host, prompt, framed, next(iter(embeddings.values()))))
+        outputs = _run(decoder, decoder_inputs(host, prompt, framed, features, low_res))
         found[what] = _iou(host.mask(outputs, framed), _ours(segmenter.predict(prompt, multimask=True), host))
     return Compared(name, (picture.shape[1], picture.shape[0]), found)
 
@@ -103,8 +104,18 @@ def _ours(answer: Segmentation, host: Host) -> NDArray[np.bool_]:
     return mask
 
 
-def decoder_inputs(host: Host, prompt: Prompt, framed: Framed, embeddings: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """A prompt as the program feeds it: points and then the corners of a box, by the names of the decoder's inputs."""
+def decoder_inputs(
+    host: Host, prompt: Prompt, framed: Framed, features: Sequence[NDArray[Any]], side: int
+) -> dict[str, NDArray[Any]]:
+    """A prompt as the program feeds it: points and then the corners of a box, by the names of the decoder's inputs.
+
+    Args:
+        host: the program's rules.
+        prompt: in pixels of the picture.
+        framed: the picture.
+        features: the encoder's outputs.
+        side: of masks at low resolution.
+    """
     coords = [tuple(point) for point in prompt.points * framed.scale]
     labels = [float(label) for label in prompt.labels]
     if prompt.box is not None:
@@ -112,9 +123,9 @@ def decoder_inputs(host: Host, prompt: Prompt, framed: Framed, embeddings: NDArr
         labels += _BOX
     if host.padding == "always" or (host.padding == "without box" and prompt.box is None):
         coords, labels = [*coords, (0.0, 0.0)], [*labels, _PADDING]
-    side = 4 * embeddings.shape[-1]
+    outputs: tuple[Role, ...] = ("first", "second", "third")
     given: dict[Role, NDArray[Any]] = {
-        "embeddings": embeddings,
+        **dict(zip(outputs, features, strict=False)),
         "points": np.array([coords]),
         "labels": np.array([labels]),
         "mask": np.zeros((1, 1, side, side)),

@@ -36,8 +36,8 @@ class Framed:
 Outputs = Mapping[str, NDArray[Any]]
 """A decoder's, by name and in its order."""
 
-Role = Literal["embeddings", "points", "labels", "mask", "has mask", "size"]
-"""What a program feeds: what the encoder made, points, their labels, an absent mask, its flag, the size it tells."""
+Role = Literal["first", "second", "third", "points", "labels", "mask", "has mask", "size"]
+"""What a program feeds: the encoder's outputs, points, their labels, an absent mask, its flag, the size it tells."""
 
 
 @dataclass(frozen=True)
