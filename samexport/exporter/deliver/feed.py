@@ -50,19 +50,19 @@ class Compared:
 
 
 def compare(
-    profile: Profile, files: Sequence[Path], bundle: Bundle, picture: NDArray[np.uint8]
+    profile: Profile, files: Sequence[Path], bundle: Bundle, picture: NDArray[np.uint8], threads: int | None = None
 ) -> tuple[Compared, ...]:
     """Masks of the golden picture, scaled so that the program has nothing to scale, and as it is.
 
     Raises:
         ExportFailed: a file does not load or run, or its inputs are not those that the program feeds.
     """
-    encoder, decoder = (_open(path) for path in files[:2])
+    encoder, decoder = (_open(path, threads) for path in files[:2])
     _check_inputs(encoder, (profile.host.encoder,))
     _check_inputs(decoder, tuple(profile.host.decoder))
     height, width = profile.same_hw(bundle.manifest.frame.size)
     scaled = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
-    with Segmenter(bundle) as segmenter:
+    with Segmenter(bundle, threads=threads) as segmenter:
         return tuple(
             _compare(name, image, profile.host, (encoder, decoder), segmenter)
             for name, image in (("nothing to scale", scaled), ("the golden picture", picture))
@@ -138,10 +138,10 @@ def decoder_inputs(
     }
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(
-            path, sess_options=session_options(None), providers=["CPUExecutionProvider"]
+            path, sess_options=session_options(threads), providers=["CPUExecutionProvider"]
         )
     except Exception as error:
         # ONNX Runtime's exceptions have no common base

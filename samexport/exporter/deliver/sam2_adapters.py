@@ -114,6 +114,20 @@ LOW_RES_DECODER = (
 )
 """The mask at low resolution, which the program scales to the picture."""
 
+FRAME_DECODER = (
+    _INPUTS
+    + """)
+=> (float[prompts,1,$S,$S] masks, float[prompts,1] iou_predictions, float[prompts,1,$L,$L] low_res_masks) {
+"""
+    + _ANSWER
+    + """
+  low_res_masks = Identity (answer)
+  scales = Constant <value = float[4] {1, 1, 4, 4}> ()
+  masks = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (answer, , scales)
+}"""
+).replace("[prompts,", "[1,")
+"""The mask at the size of the frame; one prompt, since the program wants whole numbers as sizes."""
+
 PICTURE_DECODER = (
     _INPUTS
     + """, int64[2] orig_im_size)

@@ -11,6 +11,7 @@ from samexport.exporter.deliver import sam2_adapters as adapters
 from samexport.exporter.deliver import sam_hosts as hosts
 from samexport.exporter.deliver import sam_texts as texts
 from samexport.exporter.deliver.profile import Framed, Host, Outputs, Profile, Role
+from samexport.runtimes.host.detector import resize_as_opencv
 
 _PROMPT: dict[str, Role] = {
     "point_coords": "points",
@@ -22,7 +23,7 @@ _PROMPT: dict[str, Role] = {
 
 def stretched(image: NDArray[np.uint8], size: int) -> Framed:
     """To the square between neighbours, whatever the proportions, by ``cv2.resize``; normalised."""
-    pixels = np.rint(hosts.neighbours(image, (size, size)))
+    pixels = resize_as_opencv(image, size, size)
     scale = np.array([size / image.shape[1], size / image.shape[0]])
     hw = image.shape[0], image.shape[1]
     return Framed(hosts.normalised(pixels, size, hosts.MEAN, hosts.STD), scale, hw, hw)
@@ -118,6 +119,29 @@ PROFILES = (
             "then `osam.apis.generate` with a `GenerateRequest` of the model `$NAME:latest` runs it.",
             "The import copies the files to osam's cache. labelme's menu lists osam's own models only.",
             _STRETCHED,
+        ),
+    ),
+    _sam2(
+        name="darktable",
+        title="darktable",
+        read="darktable a96b701, 5.6 (src/common/ai/segmentation.c)",
+        files={
+            "$NAME/encoder.onnx": _named(adapters.encoder("embed fine middle"), *_NAMES),
+            "$NAME/decoder.onnx": _named(adapters.FRAME_DECODER, *_NAMES),
+        },
+        texts={"$NAME/config.json": texts.DARKTABLE},
+        host=Host(
+            hosts.in_square_darktable,
+            "image",
+            {"image_embed": "first", "high_res_feats_0": "second", "high_res_feats_1": "third", **_PROMPT},
+            hosts.out_of_square_darktable,
+        ),
+        size=1024,
+        load=(
+            "Zip the folder `$NAME` as `$NAME.dtmodel` and install it in darktable's preferences, AI.",
+            "darktable keeps a picture's proportions and pads with zeros, where SAM 2 stretches; it scales between",
+            "four neighbours without widening and lays the mask's corners on the picture's. Masks differ by as much.",
+            "Then it moves edges to those of the picture, which is not in the table below.",
         ),
     ),
 )
