@@ -126,7 +126,7 @@ def decoder_inputs(
     outputs: tuple[Role, ...] = ("first", "second", "third")
     given: dict[Role, NDArray[Any]] = {
         **dict(zip(outputs, features, strict=False)),
-        "points": np.array([coords]),
+        "points": np.trunc([coords]) if host.whole else np.array([coords]),
         "labels": np.array([labels]),
         "mask": np.zeros((1, 1, side, side)),
         "has mask": np.array([host.absent]),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from samexport.exporter.deliver import sam2_adapters as adapters
 from samexport.exporter.deliver import sam_hosts as hosts
@@ -29,6 +31,14 @@ def stretched(image: NDArray[np.uint8], size: int) -> Framed:
     return Framed(hosts.normalised(pixels, size, hosts.MEAN, hosts.STD), scale, hw, hw)
 
 
+def stretched_floats(image: NDArray[np.uint8], size: int) -> Framed:
+    """To the square by Pillow's bilinear filter on floats, which widens when it shrinks, as SAM 2's own code does."""
+    channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]
+    pixels = np.stack([np.asarray(c.resize((size, size), Image.Resampling.BILINEAR)) for c in channels], axis=-1)
+    framed = stretched(image, size)
+    return replace(framed, tensor=hosts.normalised(pixels, size, hosts.MEAN, hosts.STD))
+
+
 def unstretched(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
     """The mask, scaled to the picture by ``cv2.resize``."""
     whole: NDArray[np.bool_] = hosts.neighbours(outputs["masks"][0, 0][..., None], framed.image_hw)[..., 0] > 0
@@ -47,10 +57,18 @@ def _named(text: str, given: str, embed: str, fine: str, middle: str) -> str:
 
 _NAMES = ("image", "image_embed", "high_res_feats_0", "high_res_feats_1")
 _OSAM_NAMES = ("input", "image_embeddings", "high_res_features1", "high_res_features2")
-_STRETCHED = "Pictures are stretched to a square without widening the filter, which SAM 2's own code does."
+_STRETCHED = "Pictures are stretched to a square with a filter that does not widen, unlike that of SAM 2's own code."
 
 _sam2 = partial(
     Profile, values=adapters.values, same_hw=_square, graphs=("image_encoder", "mask_decoder_with_mask"), size=None
+)
+_LABELLING = Host(
+    stretched,
+    "image",
+    {"image_embed": "third", "high_res_feats_0": "first", "high_res_feats_1": "second", **_PROMPT},
+    unstretched,
+    padding="never",
+    whole=True,
 )
 _labelling = partial(
     _sam2,
@@ -58,13 +76,6 @@ _labelling = partial(
         "$NAME.encoder.onnx": _named(adapters.encoder("fine middle embed"), *_NAMES),
         "$NAME.decoder.onnx": _named(adapters.LOW_RES_DECODER, *_NAMES),
     },
-    host=Host(
-        stretched,
-        "image",
-        {"image_embed": "third", "high_res_feats_0": "first", "high_res_feats_1": "second", **_PROMPT},
-        unstretched,
-        padding="never",
-    ),
 )
 
 PROFILES = (
@@ -72,11 +83,14 @@ PROFILES = (
         name="anylabeling",
         title="AnyLabeling",
         read="AnyLabeling 0.4.43 (services/auto_labeling/sam2_onnx.py, segment_anything.py)",
+        tried="its own model class and a 64-pixel model of random weights: masks were those of the rules, IoU 1.0000",
         texts={"config.yaml": texts.ANYLABELING},
+        host=_LABELLING,
         load=(
             "In AnyLabeling choose Auto Labeling, Load Custom Model, and open `config.yaml` of this folder.",
             "Click (Point+, Point-) or draw a box (Rect), then Finish Object.",
             _STRETCHED,
+            "Points are cut off to whole pixels of the square.",
         ),
     ),
     _labelling(
@@ -84,10 +98,11 @@ PROFILES = (
         title="X-AnyLabeling",
         read="X-AnyLabeling 4.2.1 (services/auto_labeling/__base__/sam2.py)",
         texts={"config.yaml": texts.ANYLABELING.replace("segment_anything", "segment_anything_2")},
+        host=replace(_LABELLING, frame=stretched_floats),
         load=(
             "In X-AnyLabeling's list of models choose Load Custom Model and open `config.yaml` of this folder.",
             "Click (Point+, Point-) or draw a box (Rect), then Finish Object. Video needs PyTorch there.",
-            _STRETCHED,
+            "Pictures are scaled as SAM 2's own code does it; points are cut off to whole pixels of the square.",
         ),
     ),
     _sam2(

@@ -399,6 +399,9 @@ def test_points_and_boxes_are_fed_in_the_programs_order():
     assert inputs["point_coords"].tolist() == [[[2, 8], [6, 16], [10, 24], [0, 0]]]
     assert inputs["point_labels"].tolist() == [[0, 2, 3, -1]]
     assert inputs["has_mask_input"].tolist() == [-1]
+    whole, finer = replace(ALL["cvat"].host, whole=True), replace(framed, scale=np.array([1.9, 1.9]))
+    cut = feed.decoder_inputs(whole, prompt, finer, [np.zeros(1)], 16)
+    assert cut["point_coords"].tolist() == [[[1, 3], [5, 7], [9, 11]]]
     bare = feed.decoder_inputs(ALL["cvat"].host, prompt, framed, [np.zeros((1, 64, 4, 4))], 16)
     assert bare["point_labels"].tolist() == [[0, 2, 3]]
 
