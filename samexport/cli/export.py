@@ -12,7 +12,6 @@ import typer
 from samexport.cli.options import (
     BOXES,
     GRAPHS,
-    NUMBERS,
     OUTPUT,
     BundleFolder,
     ExportArguments,
@@ -42,7 +41,7 @@ def onnx(
     shared: ExportArguments,
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
-        typer.Option(help="Of weights and computing.", show_default="fp32", rich_help_panel=NUMBERS),
+        typer.Option(help="Of weights and computing.", show_default="fp32", rich_help_panel=GRAPHS),
     ] = None,
     opset: Annotated[
         int, typer.Option(min=18, max=23, metavar="NUMBER", help="ONNX opset.", rich_help_panel=GRAPHS)
@@ -117,7 +116,7 @@ def coreml(
     shared: ExportArguments,
     precision: Annotated[
         Literal["fp16", "fp32"] | None,
-        typer.Option(help="Of weights and computing.", show_default="fp16", rich_help_panel=NUMBERS),
+        typer.Option(help="Of weights and computing.", show_default="fp16", rich_help_panel=GRAPHS),
     ] = None,
     deployment_target: Annotated[
         Literal["iOS16", "iOS17", "iOS18"],
@@ -165,7 +164,7 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
         typer.Option(
-            help="Of weights and computing.", show_default="fp16 for coreml, else fp32", rich_help_panel=NUMBERS
+            help="Of weights and computing.", show_default="fp16 for coreml, else fp32", rich_help_panel=GRAPHS
         ),
     ] = None,
 ) -> None:
@@ -258,7 +257,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     from samexport.exporter.quantize.job import MAX_DROP
 
     options = ExportOptions(
-        encoder=shared.encoder,
+        encoder=sparse_model(shared.model) if shared.sparse else shared.model,
         out=None if within else shared.out,
         checkpoints=shared.files,
         random_seed=shared.random_seed,
@@ -270,7 +269,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
         decoder_checkpoint=shared.decoder_checkpoint,
         sampler=_sampler_of(shared, nms),
         image_size=shared.image_size,
-        features=("video",) if shared.video else (),
+        features=("sparse",) if shared.sparse else ("video",) if shared.video else (),
         calibration=shared.calibration,
         max_drop=MAX_DROP if shared.max_drop is None else shared.max_drop,
     )
@@ -279,7 +278,18 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     return options
 
 
-def _import_torch() -> None:
+def sparse_model(name: str) -> str:
+    """The model that can be sparse; ConfigError where there is no bypass for its windows."""
+    from samexport.models.catalog import MODELS, find_model
+
+    dense = find_model(name).name
+    sparse = dense if dense.endswith("_sparse") else f"{dense}_sparse"
+    if sparse not in MODELS:
+        raise ConfigError(f"{name} cannot be sparse: no bypass was trained for its windows, but for hiera_b+, hiera_l")
+    return sparse
+
+
+def import_torch() -> None:
     """Whatever an export imports of torch comes with it."""
     from samexport.installation import install_hint
     from samexport.interrupts import load
@@ -298,9 +308,12 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     from samexport.models.weights.downloads import official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
+    if shared.encoder is None and shared.checkpoint:
+        import_torch()
     several = [_options(shared, target, nms, within) for target in targets]
     options = several[0]
     spec = options.spec
+    graphs = len(options.graphs(spec)) + (options.sampler is not None)
     folders = [each.folder(spec) for each in several]
     for folder in folders:
         check_new_folder(folder, force=options.force, refusal=not_ours)
@@ -310,12 +323,11 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
         # before the steps, which would hide the progress of the download
         official_checkpoint(spec)
     print(f"exporting {spec.name} to {' and '.join(map(str, folders))}", file=sys.stderr)
-    _import_torch()
+    import_torch()
     for target in targets:
         format_of(target).check_packages()
     if options.calibration is None and any(unquantized(target) != target for target in targets):
         warn_of(None)
-    graphs = len(options.graphs(spec)) + (options.sampler is not None)
     told = []
     exported = export_bundles(several, lambda step: steps.update(step))
     for _ in several:

@@ -63,6 +63,7 @@ _EXAMPLES = {
     ),
     "distill": ("samexport distill --teacher sam_vit_h_4b8939.pth --student tinyvit --images photos --out student",),
     "draw-scenes": ("samexport draw-scenes --count 20 --out scenes",),
+    "inspect": ("samexport inspect my_finetuned.pth", "samexport inspect SlimSAM-77.pth --json"),
     "list": ("samexport list", "samexport list --json", "samexport list --recipes"),
     "doctor": ("samexport doctor", "samexport doctor --json"),
 }

@@ -17,6 +17,7 @@ from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
 from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, GroupedCommands, examples
+from samexport.cli.inspection import inspect
 from samexport.cli.options import Json
 from samexport.cli.quantize import list_recipes, quantize, sensitivity
 from samexport.cli.segment import segment
@@ -85,6 +86,7 @@ _command("bench", CHECK)(bench)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)
 _command("distill", TRAIN)(distill)
+_command("inspect", LOOK)(inspect)
 
 
 @_command("list", LOOK)

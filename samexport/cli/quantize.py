@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samexport.cli.options import NUMBERS, OUTPUT, BundleFolder, CalibrationFolder, Force, Json, MaxDrop, Threads
+from samexport.cli.options import GRAPHS, OUTPUT, BundleFolder, CalibrationFolder, Force, Json, MaxDrop, Threads
 from samexport.cli.terminal import Steps, print_table, print_written, written_files
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 RecipeName = Annotated[
     str,
-    typer.Option(metavar="NAME", help="`samexport list --recipes`, or a .json file of yours.", rich_help_panel=NUMBERS),
+    typer.Option(metavar="NAME", help="`samexport list --recipes`, or a .json file of yours.", rich_help_panel=GRAPHS),
 ]
 MaxPictures = Annotated[
-    int, typer.Option("--pictures", min=1, metavar="NUMBER", help="Most pictures.", rich_help_panel=NUMBERS)
+    int, typer.Option("--pictures", min=1, metavar="NUMBER", help="Most pictures.", rich_help_panel=GRAPHS)
 ]
 Graphs = Annotated[
     list[str] | None,
@@ -33,7 +33,7 @@ Graphs = Annotated[
         metavar="NAME",
         help="Quantize this graph; repeats.",
         show_default="those that see the picture",
-        rich_help_panel=NUMBERS,
+        rich_help_panel=GRAPHS,
     ),
 ]
 

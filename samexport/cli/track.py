@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from samexport.cli.help import GroupedCommand
 from samexport.cli.options import MAX_OBJECT, BundleFolder, Force, RuntimeName, Threads
 from samexport.cli.pictures import RESULTS
 from samexport.cli.terminal import ProgressBar
+from samexport.errors import ConfigError
 
 if TYPE_CHECKING:
     from samexport.runtimes.tasks.track import ObjectPrompt, Tracked
@@ -38,6 +40,10 @@ def _prompt(text: str, *names: str, **options: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=_PROMPTS, **options)
 
 
+def _sparse(text: str, **options: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel="What is left out; of bundles made with --sparse", **options)
+
+
 def track(
     context: typer.Context,
     bundle: BundleFolder,
@@ -59,6 +65,15 @@ def track(
         Literal["forwards", "backwards", "both"], typer.Option(help="From an object's prompt; both is twice the work.")
     ] = "forwards",
     last: Annotated[int | None, typer.Option(metavar="FRAME", min=0, help="Frame to end with.")] = None,
+    sparse: Annotated[
+        Literal["off", "swr", "smr", "both"],
+        _sparse("swr: encode chosen windows; smr: read salient tokens of old memories."),
+    ] = "off",
+    window_threshold: Annotated[float | None, _sparse("Attention that windows hold; default 0.7.", max=1)] = None,
+    object_threshold: Annotated[
+        float | None, _sparse("Below this score it counts where the decoder looked; default 5.")
+    ] = None,
+    keep: Annotated[float | None, _sparse("Share of an old memory's tokens; default 0.05.", max=1)] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write a PNG for each frame and object.", rich_help_panel=RESULTS),
@@ -81,7 +96,14 @@ def track(
 
     Example: samexport track BUNDLE clip.mp4 --point 420,300 --object 2 --box 10,20,90,80 --overlay out.mp4
     """
-    request = TrackRequest(bundle, video, tuple(context.meta[__name__]), prompts, direction, last)
+    given = {"share": window_threshold, "object_threshold": object_threshold, "keep": keep}
+    left_out = {name: value for name, value in given.items() if value is not None}
+    if left_out and sparse == "off":
+        raise ConfigError("--window-threshold, --object-threshold and --keep say what --sparse leaves out; give it")
+    wanted = {**left_out, "windows": sparse in ("swr", "both"), "memory": sparse in ("smr", "both")}
+    request = TrackRequest(
+        bundle, video, tuple(context.meta[__name__]), prompts, direction, last, None if sparse == "off" else wanted
+    )
     run_track(request, Outputs(out, overlay, as_json, force), runtime=runtime, threads=threads)
 
 
@@ -105,6 +127,7 @@ class TrackRequest:
     file: Path | None = None
     direction: Literal["forwards", "backwards", "both"] = "forwards"
     last: int | None = None
+    sparse: dict[str, Any] | None = None
 
     def prompts(self) -> list[ObjectPrompt]:
         """All prompts; PromptError for one that is none, or an object or frame without any."""
@@ -136,7 +159,8 @@ def run_track(request: TrackRequest, outputs: Outputs, *, runtime: str | None, t
     bundle = open_bundle(request.bundle)
     session = open_session(graphs := OpenGraphs(bundle, runtime=runtime, threads=threads))
     try:
-        session.tracker()  # refuses a bundle without it before the clip is read
+        open_tracker = partial(session.tracker, sparse=request.sparse)
+        open_tracker()  # refuses a bundle without it before the clip is read
         clip = open_clip(request.video, last=request.last)
         check(prompts, clip)
         if warning := bundle.manifest.weights.warning:
@@ -144,10 +168,15 @@ def run_track(request: TrackRequest, outputs: Outputs, *, runtime: str | None, t
         ways = passes(prompts, clip.frames, request.direction)
         with ProgressBar() as bar, Tracks() as tracks:
             speed = _Speed(bar.update, sum(len(way.frames) for way in ways))
-            for tracked in follow(session.tracker, clip, ways):
+            for tracked in follow(open_tracker, clip, ways):
                 tracks.add(tracked)
                 speed.add(tracked)
-            facts = {"bundle": str(bundle.folder), "weights": bundle.manifest.weights.kind, "video": str(clip.path)}
+            facts = {
+                "bundle": str(bundle.folder),
+                "weights": bundle.manifest.weights.kind,
+                "video": str(clip.path),
+                "sparse": request.sparse,
+            }
             written = write(tracks, clip, prompts, outputs, facts, bar.update)
             for line in (*tracks.summary(), f"{speed.text()} on {session.placement}"):
                 print(line)
@@ -164,10 +193,15 @@ class _Speed:
         self._show, self._total = show, total
         self._start, self._frames = time.perf_counter(), 0
         self._seconds: dict[str, float] = {}
+        self._windows: list[int] = []
+        self._tokens = 0.0
         show("opening", 0, total)
 
     def add(self, tracked: Tracked) -> None:
         self._frames += 1
+        self._tokens += tracked.tokens
+        if tracked.windows is not None:
+            self._windows.append(len(tracked.windows))
         for part, seconds in tracked.seconds.items():
             self._seconds[part] = self._seconds.get(part, 0.0) + seconds
         self._show(self.text(), self._frames, self._total)
@@ -175,4 +209,13 @@ class _Speed:
     def text(self) -> str:
         rate = self._frames / (time.perf_counter() - self._start)
         parts = (f"{part} {1e3 * seconds / self._frames:.0f} ms" for part, seconds in self._seconds.items())
-        return f"{rate:.2f} frames/s ({', '.join(parts)} a frame)"
+        return f"{rate:.2f} frames/s ({', '.join(parts)} a frame){self._left_out()}"
+
+    def _left_out(self) -> str:
+        """What was seen in windows and read of memories."""
+        said = ""
+        if count := len(self._windows):
+            said += f", {sum(self._windows) / count:.1f} windows on {count} of {self._frames} frames"
+        if self._frames and self._tokens < self._frames:
+            said += f", {self._tokens / self._frames:.0%} of the tokens"
+        return said

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from samexport.cli.results import check_folder, foreign, save_picture
 from samexport.errors import ConfigError, FileError
 from samexport.files import check_output, new_file, new_folder, reason
-from samexport.runtimes.host.drawing import draw_masks, draw_prompts
+from samexport.runtimes.host.drawing import PALETTE, draw_masks, draw_prompts, outline_boxes
 from samexport.runtimes.host.masks import decode_rle
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.host.video import VIDEO_ENDINGS, Clip, VideoWriter, check_video
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from samexport.cli.track import Outputs
 
 _OURS = re.compile(r"frame\d{5,}_object\d+\.png")
+# the colour of windows, all the same
+_FRAMED = 6
 Record = dict[str, Any]
 Sink = Callable[[int, Sequence[Record]], None]
 """Takes a frame and its masks."""
@@ -68,6 +70,7 @@ class Tracks:
         with _told():
             self._rows = sqlite3.connect("", isolation_level=None)
             self._rows.execute("CREATE TABLE mask (frame, object, present, record, PRIMARY KEY (frame, object))")
+            self._rows.execute("CREATE TABLE seen (frame, record)")
 
     def add(self, tracked: Tracked) -> None:
         """Keep what was found on a frame."""
@@ -75,11 +78,18 @@ class Tracks:
         rows = [(r["frame"], r["object"], r["present"], json.dumps(r, allow_nan=False)) for r in records]
         with _told():
             self._rows.executemany("INSERT INTO mask VALUES (?, ?, ?, ?)", rows)
+            self._rows.execute("INSERT INTO seen VALUES (?, ?)", (tracked.frame, json.dumps(tracked.seen())))
 
     def __iter__(self) -> Iterator[Record]:
         """In the order of frames, then objects."""
         with _told():
             for (text,) in self._rows.execute("SELECT record FROM mask ORDER BY frame, object"):
+                yield json.loads(text)
+
+    def seen(self) -> Iterator[Record]:
+        """What was looked at, in the order of frames; a frame that was passed twice comes twice."""
+        with _told():
+            for (text,) in self._rows.execute("SELECT record FROM seen ORDER BY frame, rowid"):
                 yield json.loads(text)
 
     @property
@@ -137,7 +147,8 @@ def write(
             sinks.append(stack.enter_context(_pngs(outputs.masks, force=outputs.force)))
             written[str(outputs.masks)] = f"{count} PNGs"
         if outputs.json is not None:
-            sinks.append(stack.enter_context(_json(outputs.json, header, force=outputs.force)))
+            seen = tracks.seen() if facts["sparse"] else iter(())
+            sinks.append(stack.enter_context(_json(outputs.json, header, seen, force=outputs.force)))
             written[str(outputs.json)] = f"{count} masks"
         if outputs.overlay is not None:
             sinks.append(stack.enter_context(_overlay(outputs.overlay, clip, prompts, tracks, force=outputs.force)))
@@ -174,7 +185,7 @@ def _pngs(path: Path, *, force: bool) -> Iterator[Sink]:
 
 
 @contextmanager
-def _json(path: Path, header: Mapping[str, Any], *, force: bool) -> Iterator[Sink]:
+def _json(path: Path, header: Mapping[str, Any], seen: Iterator[Record], *, force: bool) -> Iterator[Sink]:
     with new_file(path, force=force) as private, open(private, "w", encoding="utf-8", newline="\n") as stream:
         # names of files may hold bytes that are no text, which JSON's escapes can say
         stream.write(json.dumps(header, allow_nan=False)[:-1] + ', "tracks": [')
@@ -185,17 +196,25 @@ def _json(path: Path, header: Mapping[str, Any], *, force: bool) -> Iterator[Sin
                 stream.write(next(lines) + json.dumps(record, allow_nan=False))
 
         yield add
-        stream.write("\n]}\n")
+        stream.write("\n]")
+        if (first := next(seen, None)) is not None:
+            stream.write(', "seen": [\n' + json.dumps(first))
+            for record in seen:
+                stream.write(",\n" + json.dumps(record))
+            stream.write("\n]")
+        stream.write("}\n")
 
 
 @contextmanager
 def _overlay(path: Path, clip: Clip, prompts: Sequence[ObjectPrompt], tracks: Tracks, *, force: bool) -> Iterator[Sink]:
-    pictures = clip.read(range(clip.frames))
+    pictures, looked = clip.read(range(clip.frames)), _by_frame(tracks.seen(), clip.frames)
     colours = {name: number for number, name in enumerate(tracks.objects)}
     with new_file(path, force=force) as private, VideoWriter(private, clip.rate, clip.image_hw) as video:
 
         def add(frame: int, records: Sequence[Record]) -> None:
             canvas = draw_masks(next(pictures), map(partial(_painted, colours), sorted(records, key=_by_area)))
+            boxes = [box for record in next(looked)[1] for box in record["boxes"]]
+            outline_boxes(canvas, {_FRAMED + len(PALETTE) * number: box for number, box in enumerate(boxes)})
             for each in prompts:
                 if each.frame == frame and isinstance(each.prompt, Prompt):
                     boxes = [] if each.prompt.box is None else [each.prompt.box]

@@ -6,7 +6,7 @@ import importlib.metadata
 import pkgutil
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samexport.errors import ConfigError, MissingDependency
@@ -86,6 +86,18 @@ RUNTIMES: dict[str, RuntimeInfo] = {
 }
 
 
+PATHS: dict[str, RuntimeInfo] = {
+    name: replace(RUNTIMES[of], name=name, opener=opener)
+    for name, of, opener in (
+        ("onnxruntime-unoptimised", "onnxruntime", "samexport.runtimes.adapters.ort:OrtUnoptimised"),
+        ("litert-reference", "litert", "samexport.runtimes.adapters.litert:LiteRtReference"),
+        ("mil-fp32", "mil", "samexport.runtimes.adapters.mil:MilSingle"),
+        ("mil-accumulate", "mil", "samexport.runtimes.adapters.mil:MilAccumulate"),
+    )
+}
+"""Other ways to run what a runtime reads: other kernels, or none joined. Files in integers are checked on each."""
+
+
 @dataclass(frozen=True)
 class Availability:
     """Whether a runtime can run here; ``remedy`` is the command that mends it (or why none does), empty if it can."""
@@ -110,6 +122,13 @@ def checkers(file_format: str) -> tuple[str, ...]:
     readers = [info for info in RUNTIMES.values() if info.file_format == file_format]
     own = [info.name for info in readers if info.platform == sys.platform]
     return (*own, *[info.name for info in readers if not info.platform][:1])
+
+
+def paths(file_format: str) -> tuple[str, ...]:
+    """Every way to run a format here besides :func:`checkers`: other runtimes that are installed, and :data:`PATHS`."""
+    known = [info.name for info in (*RUNTIMES.values(), *PATHS.values()) if info.file_format == file_format]
+    every = RUNTIMES | PATHS
+    return tuple(name for name in known if name not in checkers(file_format) and not every[name].missing)
 
 
 def version(package: str) -> str:
@@ -143,6 +162,8 @@ def open_runtime(
     """
     check_threads(threads)
     readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
+    if runtime in PATHS and PATHS[runtime].file_format == file_format:
+        readers = [PATHS[runtime]]
     chosen = [i for i in readers if runtime == i.name or (runtime is None and i.platform in ("", sys.platform))]
     if not chosen:
         names = ", ".join(i.name for i in readers) or "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,12 +130,15 @@ class Session(ABC):
         """
         raise self._no_memory()
 
-    def tracker(self, *, frames: int | None = None, postprocess: bool = True) -> Tracker:
+    def tracker(
+        self, *, frames: int | None = None, postprocess: bool = True, sparse: Mapping[str, Any] | None = None
+    ) -> Tracker:
         """What follows objects through a video on these graphs.
 
         Args:
             frames: length of the clip where it is known; None for a stream.
             postprocess: what the family's official predictor does to masks by default.
+            sparse: what is left out, by the family's own names; None leaves out nothing.
 
         Raises:
             ConfigError: the family has no memory.

@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +13,15 @@ from pycocotools import mask as coco
 from samexport.cli import tracks
 from samexport.cli.track import TrackRequest
 from samexport.errors import ConfigError
+from samexport.models.build import build_graph
+from samexport.models.catalog import find_model
 from samexport.models.families.sam2 import sam2_constants
+from samexport.models.loading import load_model
 from samexport.runtimes import bundle as bundles
 from samexport.runtimes import session as sessions
+from samexport.runtimes.adapters.pytorch import PyTorchRuntime
+from samexport.runtimes.families import sam2_sparse_tracker
+from samexport.runtimes.families.sam2_sparse_tracker import Sparse, SparseTracker
 from samexport.runtimes.families.sam2_tracker import Tracker
 from samexport.runtimes.host.drawing import overlay
 from samexport.runtimes.host.video import VideoWriter, open_clip
@@ -43,7 +48,11 @@ def small(monkeypatch):
     """The small model in the place of a bundle, which takes a minute to make."""
     weights = SimpleNamespace(kind="random", warning="RANDOM weights: its masks mean nothing")
     made = SimpleNamespace(folder=Path("BUNDLE"), manifest=SimpleNamespace(weights=weights))
-    tracker = partial(Tracker, small_forms(), sam2_constants(small_model()))
+
+    def tracker(*, sparse, **options):
+        assert sparse is None
+        return Tracker(small_forms(), sam2_constants(small_model()), **options)
+
     monkeypatch.setattr(bundles, "open_bundle", lambda _: made)
     monkeypatch.setattr(sessions, "open_session", lambda _: SimpleNamespace(tracker=tracker, placement="this machine"))
 
@@ -69,7 +78,7 @@ def test_masks_and_tracks_say_the_same_for_every_frame_and_object(run, clip):
     records = content.pop("tracks")
     assert content == {
         "bundle": "BUNDLE", "weights": "random", "video": "frames", "width": 80, "height": 60, "frames": FRAMES,
-        "frames_per_second": 30.0, "objects": [1, 7],
+        "frames_per_second": 30.0, "objects": [1, 7], "sparse": None,
     }  # fmt: skip
     expected = sorted([(frame, 1) for frame in range(FRAMES)] + [(frame, 7) for frame in range(4, FRAMES)])
     assert [(record["frame"], record["object"]) for record in records] == expected
@@ -193,6 +202,7 @@ BAD_LINES = [
     (["--point", "1,1", "--json", "tracks.txt"], ".json"),
     (["--prompts", "negative.json", "--json", "negative.json", "--force"], "negative.json"),
     (["--point", "1,1", "--overlay", "out.png"], ".mp4"),
+    (["--point", "1,1", "--keep", "0.1"], "say what --sparse leaves out"),
     (["--point", "1,1", "--overlay", "absent/out.mp4"], "absent does not exist"),
 ]
 
@@ -237,6 +247,35 @@ def test_damage_on_the_way_leaves_nothing(run, clip):
     assert sorted(os.listdir(".")) == before
 
 
+def test_what_sparse_leaves_out_is_said(run, clip, monkeypatch):
+    spec = find_model("test.hiera128_sparse")
+    network, _ = load_model(spec, random_seed=7)
+    runtimes = {g.name: PyTorchRuntime(build_graph(network, spec, g.name)[1], g) for g in spec.graphs}
+    asked = []
+
+    def tracker(*, sparse, **options):
+        asked.append(sparse)
+        return SparseTracker(runtimes, sam2_constants(network), sparse=Sparse(**sparse), **options)
+
+    monkeypatch.setattr(sessions, "open_session", lambda _: SimpleNamespace(tracker=tracker, placement="this machine"))
+    monkeypatch.setattr(sam2_sparse_tracker, "choose", lambda *_, **__: np.array([1, 2]))
+    line = ("track", "BUNDLE", "frames", "--mask", "mask.png", "--json", "tracks.json", "--sparse", "both")
+    code, out, err = run(*line, "--keep", 0.1, "--window-threshold", 0.6, "--object-threshold", 3)
+    assert (code, err) == (0, "")
+    wanted = {"windows": True, "memory": True, "keep": 0.1, "share": 0.6, "object_threshold": 3}
+    assert asked == [wanted] * 2
+    content = json.loads(Path("tracks.json").read_text())
+    assert content["sparse"] == wanted
+    assert [record["frame"] for record in content["seen"]] == list(range(FRAMES))
+    assert [record["windows"] for record in content["seen"]] == [None] * 2 + [[1, 2]] * 8
+    # windows of 6 of 8 tokens, the second one cut off at the border of 80 x 60 pixels
+    assert content["seen"][5]["boxes"] == [[60.0, 0.0, 80.0, 45.0], [0.0, 45.0, 60.0, 60.0]]
+    assert [record["tokens"] < 1 for record in content["seen"]] == [False] * 7 + [True] * 3
+    # frames 7 to 9 read two memories of seven whole, and 6 of 64 tokens of the others
+    share = (7 + 3 * (2 + 5 * 6 / 64) / 7) / 10
+    assert f"a frame), 2.0 windows on 8 of 10 frames, {share:.0%} of the tokens on this machine" in out
+
+
 def test_without_an_output_nothing_is_done(run, clip, never):
     code, _, err = run("track", "BUNDLE", "frames", "--point", "1,1")
     assert (code, "nothing would be written; give --out" in one_line_error(err)) == (2, True)
@@ -252,7 +291,7 @@ def test_earlier_masks_are_replaced_with_force_alone(run, clip):
 
 
 def test_model_that_follows_nothing_is_refused(run, clip, monkeypatch):
-    def tracker():
+    def tracker(**_):
         raise ConfigError("mobilesam-tinyvit follows nothing through a video")
 
     monkeypatch.setattr(sessions, "open_session", lambda _: SimpleNamespace(tracker=tracker))

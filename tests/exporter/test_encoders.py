@@ -16,11 +16,14 @@ from samexport.runtimes.registry import open_runtime
 from tests.models.graphs.test_encoders import SMALL, inputs_of, network_of
 
 OPTIONS = {"onnx": OnnxOptions(), "tflite": TfliteOptions((1,), (8,)), "coreml": CoreMLOptions("fp32")}
-GRAPHS = [(name, "encoder") for name in SMALL] + [("test.hq64", "decoder"), ("test.efficientsam64", "decoder")]
+DECODERS = [("test.hq64", "decoder"), ("test.efficientsam64", "decoder")]
+# each has operations that the others, TinyViT and SAM's ViT, have not
+OWN = [(name, "encoder") for name in ("test.edge64", "test.efficientvit64", "test.nano64")]
+CASES = [(*pair, "onnx") for pair in [(name, "encoder") for name in SMALL] + DECODERS]
+CASES += [(*pair, file_format) for file_format in ("tflite", "coreml") for pair in OWN + DECODERS]
 
 
-@pytest.mark.parametrize("file_format", OPTIONS)
-@pytest.mark.parametrize(("name", "graph"), GRAPHS)
+@pytest.mark.parametrize(("name", "graph", "file_format"), CASES)
 def test_file_computes_what_the_architecture_does(name, graph, file_format, tmp_path):
     pytest.importorskip({"onnx": "onnx", "tflite": "litert_torch", "coreml": "coremltools"}[file_format])
     spec, network = MODELS[name], network_of(name)

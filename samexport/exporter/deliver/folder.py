@@ -89,6 +89,8 @@ def check_fit(bundle: Bundle, profile: Profile) -> None:
     formats = sorted({a.file_format for a in manifest.artifacts})
     if formats != ["onnx"]:
         raise BundleError(f"{profile.title} takes ONNX, {name} is {', '.join(formats)}; `samexport onnx` makes one")
+    if manifest.family == "sam" and not manifest.frame.is_sams:
+        raise BundleError(f"{profile.title} prepares pictures as SAM does; {manifest.model} has another way")
     if profile.size is not None and manifest.frame.size != profile.size:
         raise BundleError(
             f"{profile.title} has {profile.size} pixels in its code, {manifest.model} has {manifest.frame.size};"

@@ -13,7 +13,7 @@ from samexport.errors import ConfigError, ExportFailed, MissingDependency, Parit
 from samexport.exporter.formats import versions
 from samexport.exporter.quantize.calibration import Pictures, fed
 from samexport.exporter.quantize.layers import Layer, Quantizer
-from samexport.exporter.recipes import Recipe
+from samexport.exporter.recipes import RECIPES, Recipe
 from samexport.files import sha256
 from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec, is_picture
@@ -209,7 +209,11 @@ def quantize_files(job: Job) -> tuple[tuple[Artifact, ...], Gate]:
     """
     gate, problems = _attempt(job, {})
     if problems and not job.request.recipe.search:
-        raise GateFailed(gate, problems, " (the recipe mixed leaves what costs most as it is)")
+        formats = {job.bundle.artifact(name).file_format for name in job.graphs}
+        other = (
+            " (the recipe mixed leaves what costs most as it is)" if formats <= set(RECIPES["mixed"].formats) else ""
+        )
+        raise GateFailed(gate, problems, other)
     if problems:
         gate = _search(job)
     return tuple(job.made[name] for name in job.graphs), gate
@@ -289,6 +293,7 @@ def table(gate: Gate) -> list[tuple[str, ...]]:
 
 def quantizer_of(file_format: str) -> Quantizer:
     """What quantizes files of a format."""
+    from samexport.exporter.to_coreml import quantize as coreml
     from samexport.exporter.to_onnx import quantize as onnx
     from samexport.exporter.to_tflite import quantize as tflite
 
@@ -296,6 +301,9 @@ def quantizer_of(file_format: str) -> Quantizer:
         "onnx": Quantizer(("onnxruntime", "onnx"), "export", onnx.layers, onnx.calibrate, onnx.write, onnx.count),
         "tflite": Quantizer(
             ("ai-edge-quantizer",), "tflite", tflite.layers, tflite.calibrate, tflite.write, tflite.count
+        ),
+        "coreml": Quantizer(
+            ("coremltools", "torch"), "coreml", coreml.layers, coreml.calibrate, coreml.write, coreml.count
         ),
     }[file_format]
 

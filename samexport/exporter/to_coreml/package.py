@@ -49,6 +49,14 @@ def write_package(coremltools: ModuleType, source: Path, target: Path, graph: Gr
     (target / "Manifest.json").write_text(_manifest(parts), encoding="utf-8")
 
 
+def rewrite_package(coremltools: ModuleType, source: Path, target: Path, parent: Path, graph: GraphSpec) -> None:
+    """As :func:`write_package`, with the texts of another package of the same graph."""
+    before = coremltools.proto.Model_pb2.Model.FromString((parent / "Data" / _AUTHOR / "model.mlmodel").read_bytes())
+    about = before.description.metadata
+    texts = PackageTexts(about.author, about.license, about.versionString, dict(about.userDefined))
+    write_package(coremltools, source, target, graph, texts)
+
+
 def _manifest(parts: Mapping[str, str]) -> str:
     """``Manifest.json`` of a package: what each part is and its name, with identifiers that never change."""
     identifiers = {kind: str(uuid.uuid5(_IDENTIFIERS, name)) for kind, name in parts.items()}

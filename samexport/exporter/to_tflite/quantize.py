@@ -14,6 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.quantize.layers import Layer
 from samexport.exporter.recipes import Recipe
@@ -28,13 +30,16 @@ from samexport.runtimes.formats.tflite import (
     constant_bytes,
     operator_names,
     pack_model,
+    parse_model,
     read_model,
     shape_of,
+    write_model,
 )
 
 _KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 _PRODUCTS = (*_KINDS, "BATCH_MATMUL", "TRANSPOSE_CONV")
 _CONVERTING = ("QUANTIZE", "DEQUANTIZE")
+_ENDS = {"min": np.minimum, "max": np.maximum}
 _BITS = {"int8": 8, "int16": 16}
 
 
@@ -60,8 +65,15 @@ def calibrate(path: Path, graph: GraphSpec, recipe: Recipe, inputs: Iterable[Ten
     """
     if graph.axes:
         raise ConfigError(f"{graph.name} has entry points of fixed size; take a recipe without calibration")
+    merged: dict[str, dict[str, Any]] = {}
     with silent(output=True):
-        return _quantizer(path, recipe, ()).calibrate({graph.name: map(dict, inputs)})
+        quantizer = _quantizer(path, recipe, ())
+        for each in inputs:
+            # one by one: it would first count them all, and then average their extremes
+            for name, found in quantizer.calibrate({graph.name: [dict(each)]}).items():
+                known = merged.setdefault(name, found)
+                merged[name] = {**known, **{k: ends(known[k], found[k]) for k, ends in _ENDS.items() if k in found}}
+    return merged
 
 
 def write(parent: Path, target: Path, graph: GraphSpec, recipe: Recipe, learnt: Any, keep: Collection[str]) -> None:
@@ -75,7 +87,13 @@ def write(parent: Path, target: Path, graph: GraphSpec, recipe: Recipe, learnt: 
             found = _quantizer(parent, recipe, keep).quantize(learnt)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ExportFailed(f"{graph.name} cannot be quantized: {reason(error)}") from error
-    target.write_bytes(bytes(found.quantized_model))
+    content = bytes(found.quantized_model)
+    model = parse_model(content, target.name)
+    for buffer in model.buffers:
+        if buffer.offset and buffer.size:
+            # the quantizer puts weights behind the flatbuffer, where few readers look
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+    write_model(model, target)
     if zipfile.is_zipfile(parent):
         with zipfile.ZipFile(parent) as archive:
             append_metadata(target, json.loads(archive.read(METADATA_NAME)))
@@ -85,17 +103,19 @@ def count(parent: Path, path: Path, graph: GraphSpec, kept: Mapping[str, str]) -
     """What the file itself shows; an operation multiplies integers where its weight comes as int8."""
     model = read_model(path)
     total = integer = pairs = 0
-    stored = set()
+    stored: set[int] = set()
+    computed: set[int] = set()
     for subgraph, operation, kind in _operations(model):
         pairs += kind in _CONVERTING
-        tensors = [subgraph.tensors[index] for index in operation.inputs if index >= 0]
-        stored |= {t.buffer for t in tensors if t.type == _int8() and constant_bytes(model, t) is not None}
+        given = [subgraph.tensors[index] for index in operation.inputs if index >= 0]
+        stored |= {t.buffer for t in given if t.type == _int8()}
+        computed |= {subgraph.tensors[index].buffer for index in operation.outputs}
         if kind in _PRODUCTS:
             macs = _macs(subgraph, operation, kind)
             total += macs
             integer += macs if subgraph.tensors[operation.inputs[1]].type == _int8() else 0
     ratio = path.stat().st_size / parent.stat().st_size
-    return Quantized(round(integer / max(total, 1), 4), len(stored), pairs, round(ratio, 4), dict(kept))
+    return Quantized(round(integer / max(total, 1), 4), len(stored - computed), pairs, round(ratio, 4), dict(kept))
 
 
 def _quantizer(path: Path, recipe: Recipe, keep: Collection[str]) -> Any:

@@ -108,7 +108,7 @@ class ImageEncoder(nn.Module):
         x = (x + self.positions(grid)).flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
-        out: Tensor = self.neck(x.transpose(1, 2).reshape(len(x), -1, grid, grid))
+        out: Tensor = self.neck(x.transpose(1, 2).reshape(x.shape[0], -1, grid, grid))
         return out
 
 
@@ -234,7 +234,7 @@ class MaskDecoder(nn.Module):
 
     def attend(self, embedding: Tensor, dense_pe: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [N, 11, width] and image [N, width, grid, grid], updated; inputs as in :meth:`forward`."""
-        tokens = torch.cat([self.own_tokens().expand(len(sparse), -1, -1), sparse], dim=1)
+        tokens = torch.cat([self.own_tokens().expand(sparse.shape[0], -1, -1), sparse], dim=1)
         queries, keys = self.transformer(tokens, *(x.flatten(2).transpose(1, 2) for x in (embedding, dense_pe)))
         return queries, keys.transpose(1, 2).reshape(-1, *embedding.shape[1:])
 

@@ -28,6 +28,7 @@ from samexport.models.architectures.sam2_memory import (
     sine_1d,
     sine_2d,
 )
+from samexport.models.architectures.sam2_sparse import Bypass
 from samexport.models.families.sam2 import Sam2Numbers
 from samexport.models.spec import ModelSpec
 
@@ -67,6 +68,8 @@ LARGE = Sam2Size(HieraSize(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=(8, 4, 1
 TEST = Sam2Size(HieraSize(16, 1, (1, 2, 3, 2), (4,), windows=(8, 4, 6, 3)), image_size=64, width=64, hidden=128)
 # every kind of block once, a first layer of memory attention and one that sees objects: quick to export
 SHALLOW = Sam2Size(HieraSize(16, 1, (1, 1, 3, 1), (3,), windows=(8, 4, 6, 3)), 64, 64, 64, layers=2)
+# four windows in the third stage that reach beyond its map, an inner global block among those that are routed
+CUT = Sam2Size(HieraSize(16, 1, (1, 1, 6, 1), (4, 7), windows=(8, 4, 6, 3)), 128, 64, 64, layers=2)
 
 
 def size_of(spec: ModelSpec) -> Sam2Size:
@@ -79,8 +82,12 @@ def size_of(spec: ModelSpec) -> Sam2Size:
 
 def empty_sam2(spec: ModelSpec) -> Sam2:
     """A SAM 2 whose tensors have shapes and no values; ``load_state_dict(..., assign=True)`` gives it values."""
+    size = size_of(spec)
     with no_values():
-        return Sam2(size_of(spec))
+        model = Sam2(size)
+        if spec.size.cut is not None:
+            model.bypass = Bypass(size.trunk.widths[2])
+    return model
 
 
 class Features(NamedTuple):

@@ -149,13 +149,14 @@ class PrunedMemoryAttention(nn.Module):
         self.attention = attention
 
     def forward(
-        self, vision: Tensor, memory: Tensor, memory_pos: Tensor, pointers: int, kept: Sequence[Tensor], newest: int
-    ) -> tuple[Tensor, Tensor]:
+        self, vision: Tensor, memory: Tensor | Sequence[Tensor], memory_pos: Tensor, pointers: int,
+        kept: Sequence[Tensor], newest: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Read the memory.
 
         Args:
             vision: features [1, width, grid, grid].
-            memory: all tokens [1, L, 64], as in :class:`MemoryAttention`.
+            memory: all tokens [1, L, 64], as in :class:`MemoryAttention`, or those of each layer.
             memory_pos: their positions.
             pointers: how many of the last tokens have no place on the map.
             kept: for each layer, which of the tokens with a place are read, sorted.
@@ -169,13 +170,15 @@ class PrunedMemoryAttention(nn.Module):
         cells = grid * grid
         angles = rotary_angles(width, grid).to(vision)
         x = (vision + 0.1 * sine_2d(width, grid).to(vision)).flatten(2).transpose(1, 2)
-        placeless = torch.arange(memory.shape[1] - pointers, memory.shape[1])
+        length = memory_pos.shape[1]
+        placeless = torch.arange(length - pointers, length)
+        banks = [memory] * len(kept) if isinstance(memory, Tensor) else memory
         saliency = []
-        for layer, places in zip(self.attention.layers, kept, strict=True):
+        for layer, bank, places in zip(self.attention.layers, banks, kept, strict=True):
             own = layer.norm1(x)
             x = x + layer.self_attn(own, own, own, angles)
             read = torch.cat([places, placeless])
-            tokens, positions = memory[:, read], memory_pos[:, read]
+            tokens, positions = bank[:, read], memory_pos[:, read]
             on_newest = torch.nonzero(places // cells == newest)[:, 0]
             update, seen = _read(
                 layer.cross_attn_image, layer.norm2(x), tokens, positions, angles, places % cells, on_newest

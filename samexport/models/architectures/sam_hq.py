@@ -64,7 +64,7 @@ class HqMaskDecoder(MaskDecoder):
         masks, scores = self.masks(queries, upscaled)
         seen = self.embedding_maskfeature(upscaled) + features
         fine = self.hf_mlp(queries[:, 5:6]) @ seen.flatten(2)
-        return masks + fine.view(len(masks), 1, *masks.shape[2:]), scores
+        return masks + fine.view(-1, 1, *masks.shape[2:]), scores
 
 
 class HqSam(Sam):

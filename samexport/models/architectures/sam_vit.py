@@ -6,13 +6,18 @@ Source: Segment Anything (arXiv 2304.02643), ``segment_anything/modeling/image_e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samexport.errors import CheckpointError
+from samexport.files import reason
 from samexport.models.architectures.layers import in_windows, neck
+
+MAX_DEPTH, MAX_WIDTH, MAX_GRID = 64, 8192, 64
+"""What a checkpoint may ask for."""
 
 
 class PatchEmbed(nn.Module):
@@ -161,6 +166,34 @@ def slimsam_50() -> SamViT:
 def slimsam_77() -> SamViT:
     """SlimSAM-77, all blocks alike."""
     return SamViT(168, 12, 12, (2, 5, 8, 11), hidden=[696] * 12)
+
+
+def pruned(shapes: Mapping[str, tuple[int, ...]]) -> SamViT:
+    """The encoder whose tensors have these shapes.
+
+    Raises:
+        CheckpointError: they are not those of such an encoder.
+    """
+    try:
+        width, depth = shapes["patch_embed.proj.weight"][0], 1 + max(_block_of(name) for name in shapes)
+        places = [shapes[f"blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
+        inner = [shapes[f"blocks.{i}.attn.proj.weight"][1] for i in range(depth)]
+        hidden = [shapes[f"blocks.{i}.mlp.lin1.weight"][0] for i in range(depth)]
+        grid, (heads,) = shapes["pos_embed"][1], {a // place[1] for a, place in zip(inner, places, strict=True)}
+        whole = tuple(i for i, place in enumerate(places) if place[0] == 2 * grid - 1)
+        windows = {(place[0] + 1) // 2 for i, place in enumerate(places) if i not in whole}
+        (window,) = windows or {14}
+        out = shapes["neck.0.weight"][0]
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"these are no weights of a pruned SAM ViT ({reason(error)})") from error
+    if not (1 <= depth <= MAX_DEPTH and max(width, *inner, *hidden) <= MAX_WIDTH and grid <= MAX_GRID):
+        raise CheckpointError("these are no weights of a pruned SAM ViT: its sizes are beyond any")
+    return SamViT(width, depth, heads, whole, grid=grid, window=window, out_channels=out, inner=inner, hidden=hidden)
+
+
+def _block_of(name: str) -> int:
+    words = name.split(".")
+    return int(words[1]) if words[0] == "blocks" else -1
 
 
 def slim_test() -> SamViT:

@@ -28,6 +28,8 @@ class SamSize:
         decoder_mlp_dim: width of the MLPs in the mask decoder.
         any_size: no weights of the encoder depend on the size of the frame.
         decoder_eps: of the LayerNorms in the mask decoder's transformer.
+        from_shapes: dotted path of a function from the spec and the shapes of a checkpoint's tensors to the network,
+            where the widths are the checkpoint's own.
         early: channels of the early map that HQ-SAM's decoder reads.
     """
 
@@ -38,6 +40,7 @@ class SamSize:
     any_size: bool = False
     decoder_eps: float = 1e-5
     early: int = 0
+    from_shapes: str = ""
 
 
 def sam_graphs(frame: Preprocess, embed_dim: int = 256, seen: tuple[TensorSpec, ...] = ()) -> tuple[GraphSpec, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from samexport.models.families.base import Family, Loop
 from samexport.models.families.sam import ABSENT, LABELS, POINTS, PROMPTS, check_size
+from samexport.models.families.sam2_sparse import SPARSE_GRAPHS, Cut, sparse_graphs
 from samexport.models.spec import Axis, CheckpointSource, GraphSpec, ModelSpec, Preprocess, TensorSpec
 
 if TYPE_CHECKING:
@@ -187,21 +188,30 @@ class Sam2Numbers:
         network: dotted path of the :class:`samexport.models.architectures.sam2.Sam2Size`; the frame has its side.
         width: channels of the embedding.
         version: 2.1, or 2.0, which neither marks memories without the object nor dates pointers.
+        cut: of a model that can be sparse; it has a bypass for windows.
     """
 
     network: str
     width: int = 256
     version: str = "2.1"
+    cut: Cut | None = None
+
+
+def _graphs(size: int, numbers: Sam2Numbers) -> tuple[GraphSpec, ...]:
+    dense = sam2_graphs(size, numbers.width)
+    return dense if numbers.cut is None else (*dense, *sparse_graphs(dense, numbers.cut))
 
 
 def _graph_names(features: Collection[str]) -> tuple[str, ...]:
+    if "sparse" in features:
+        return (*VIDEO_GRAPHS, *SPARSE_GRAPHS)
     return VIDEO_GRAPHS if "video" in features else IMAGE_GRAPHS
 
 
 def at_size(spec: ModelSpec, size: int) -> ModelSpec:
     """A model with a frame of another side: positions are derived anew, weights stay as they are."""
     check_size(size)
-    return replace(spec, frame=replace(spec.frame, size=size), graphs=sam2_graphs(size, spec.size.width))
+    return replace(spec, frame=replace(spec.frame, size=size), graphs=_graphs(size, spec.size))
 
 
 _URL = "https://dl.fbaipublicfiles.com/segment_anything_2"
@@ -234,12 +244,41 @@ def _hiera(letter: str, word: str, version: str, parameters: int) -> ModelSpec:
     )
 
 
+def _sparse(dense: ModelSpec, cut: Cut) -> ModelSpec:
+    """A model with the bypass of Efficient-SAM2, which is a file of its own."""
+    numbers = replace(dense.size, cut=cut)
+    return replace(
+        dense, name=f"{dense.name}_sparse", summary=f"{dense.summary}, that can be sparse", size=numbers,
+        graphs=_graphs(dense.frame.size, numbers), source=None, aliases=(), hidden=True,
+    )  # fmt: skip
+
+
 _TEST_FRAME = image_frame(64)
+_TEST_SPARSE_FRAME = image_frame(128)
+_BASE_PLUS = _hiera("b+", "base-plus", "2.1", 80_850_178)
+_LARGE = _hiera("l", "large", "2.1", 224_446_642)
 _MODELS = (
     _hiera("t", "tiny", "2.1", 38_962_498),
     _hiera("s", "small", "2.1", 46_060_354),
-    _hiera("b+", "base-plus", "2.1", 80_850_178),
-    _hiera("l", "large", "2.1", 224_446_642),
+    _BASE_PLUS,
+    _LARGE,
+    _sparse(_BASE_PLUS, Cut(14, 448)),
+    _sparse(_LARGE, Cut(16, 576)),
+    _sparse(
+        ModelSpec(
+            name="test.hiera128",
+            summary="a 128-pixel SAM 2.1 for tests",
+            size=Sam2Numbers("samexport.models.architectures.sam2:CUT", 64),
+            family="sam2",
+            frame=_TEST_SPARSE_FRAME,
+            graphs=sam2_graphs(_TEST_SPARSE_FRAME.size, 64),
+            parameters=0,
+            licence="Apache-2.0",
+            hidden=True,
+            unread=_UNREAD,
+        ),
+        Cut(6, 64, 2),
+    ),
     _hiera("t", "tiny", "2.0", 38_945_986),
     _hiera("s", "small", "2.0", 46_043_842),
     _hiera("b+", "base-plus", "2.0", 80_833_666),
@@ -262,7 +301,7 @@ FAMILY = Family(
     name="sam2",
     models=_MODELS,
     graphs=_graph_names,
-    features=("video",),
+    features=("video", "sparse"),
     network="samexport.models.architectures.sam2:empty_sam2",
     forms="samexport.models.graphs.sam2:EXPORT",
     plain="samexport.models.graphs.sam2:PLAIN",

@@ -2,106 +2,95 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from samexport.models.families.sam import PROMPTS
-from samexport.models.families.sam2 import ABSENT_ROW, MEMORIES, MEMORY_WIDTH, POINTERS
 from samexport.models.spec import Axis, GraphSpec, TensorSpec
 
-MEMORY_LAYERS = 4
 ENCODER_STEM = "encoder_stem"
 ENCODER_ROUTED = "encoder_routed"
 ENCODER_TAIL = "encoder_tail"
 MEMORY_ATTENTION_PRUNED = "memory_attention_pruned"
-SPARSE_GRAPHS = (ENCODER_STEM, ENCODER_ROUTED, ENCODER_TAIL, MEMORY_ATTENTION_PRUNED)
+MASK_DECODER_SALIENT = "mask_decoder_salient"
+SPARSE_GRAPHS = (ENCODER_STEM, ENCODER_ROUTED, ENCODER_TAIL, MEMORY_ATTENTION_PRUNED, MASK_DECODER_SALIENT)
 
-CHOSEN = Axis("W", "windows", traced=3, usual=8)
+CHOSEN = Axis("W", "windows", traced=3, usual=8, high=64)
 KEPT = Axis("M", "kept", traced=6, usual=1020)
 
 
-class Cut(Protocol):
-    """How the map of stride 16 is cut into windows: :class:`samexport.runtimes.host.windows.Windows`."""
+@dataclass(frozen=True)
+class Cut:
+    """How a model can be sparse.
 
-    @property
-    def grid(self) -> int:
-        """Side of the map in tokens."""
-
-    @property
-    def window(self) -> int:
-        """Side of a window in tokens."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-
-def sparse_graphs(size: int, width: int, trunk_width: int, cut: Cut) -> tuple[GraphSpec, ...]:
-    """The graphs that a model has besides those of SAM 2.
-
-    Args:
-        size: side of the square input.
-        width: channels of the embedding.
-        trunk_width: of the trunk's third stage.
-        cut: its windows.
+    Attributes:
+        window: side of the windows of the third stage, in tokens.
+        width: channels there.
+        layers: of the memory attention.
     """
-    return (*_encoder_graphs(size, width, trunk_width, cut), _pruned(size, width))
+
+    window: int
+    width: int
+    layers: int = 4
 
 
-def _encoder_graphs(size: int, width: int, trunk_width: int, cut: Cut) -> tuple[GraphSpec, ...]:
-    grid, tokens = cut.grid, (cut.window**2, trunk_width)
-    image = TensorSpec("image", (1, 3, size, size), f"RGB, stretched to {size} x {size}, sides apart", 0, 255)
+def sparse_graphs(dense: Sequence[GraphSpec], cut: Cut) -> tuple[GraphSpec, ...]:
+    """The graphs that a model has besides its ``dense`` ones."""
+    graphs = {graph.name: graph for graph in dense}
+    return (
+        *_encoder_graphs(graphs["image_encoder"], cut),
+        _pruned(graphs["memory_attention"], cut),
+        _salient(graphs["mask_decoder_tracked"]),
+    )
+
+
+def _tensors(graph: GraphSpec) -> dict[str, TensorSpec]:
+    return {tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs)}
+
+
+def _encoder_graphs(encoder: GraphSpec, cut: Cut) -> tuple[GraphSpec, ...]:
+    known = _tensors(encoder)
+    grid = int(known["vision"].shape[-1])
+    tokens, count = (cut.window**2, cut.width), (-(-grid // cut.window)) ** 2
     stem = (
-        TensorSpec("feat_s0", (1, width // 8, size // 4, size // 4), "stride 4"),
-        TensorSpec("feat_s1", (1, width // 4, size // 8, size // 8), "stride 8"),
-        TensorSpec("windows", (cut.count, *tokens), "all windows row by row; rows of it are routed"),
-        TensorSpec("bypassed", (cut.count, *tokens), "what the windows become that are not routed"),
+        known["feat_s0"],
+        known["feat_s1"],
+        TensorSpec("windows", (count, *tokens), "all windows row by row; rows of it are routed"),
+        TensorSpec("bypassed", (count, *tokens), "what the windows become that are not routed"),
     )
     chosen = [TensorSpec("chosen", ("W", *tokens), "rows of windows")]
     if grid % cut.window:
         chosen.append(TensorSpec("inside", ("W", tokens[0]), "1 where a token lies on the map, else 0", 0, 1))
     routed = TensorSpec("routed", ("W", *tokens), "to be put in the place of rows of bypassed")
-    merged = TensorSpec("merged", (cut.count, *tokens), "bypassed windows, those that were routed in their places")
-    seen = (
-        TensorSpec("image_embed", (1, width, grid, grid), "stride 16, with the embedding for no memory"),
-        TensorSpec("vision", (1, width, grid, grid), "stride 16, as memories are made and read with"),
-    )
+    merged = TensorSpec("merged", (count, *tokens), "bypassed windows, those that were routed in their places")
     return (
-        GraphSpec(ENCODER_STEM, "image to fine maps and windows; normalisation is inside", (image,), stem),
-        GraphSpec(
-            ENCODER_ROUTED, "the blocks that only chosen windows go through", tuple(chosen), (routed,), (CHOSEN,)
-        ),
-        GraphSpec(ENCODER_TAIL, "all windows to features", (merged,), seen),
+        GraphSpec(ENCODER_STEM, "image to fine maps and windows; normalisation is inside", encoder.inputs, stem),
+        GraphSpec(ENCODER_ROUTED, "blocks that only chosen windows go through", tuple(chosen), (routed,), (CHOSEN,)),
+        GraphSpec(ENCODER_TAIL, "all windows to features", (merged,), (known["image_embed"], known["vision"])),
     )
 
 
-def _pruned(size: int, width: int) -> GraphSpec:
-    grid = size // 16
-    cells, layers = grid**2, MEMORY_LAYERS
-    remembered = (
-        TensorSpec("newest", ("N", cells, MEMORY_WIDTH), "memory of the frame before, cells row-major"),
-        TensorSpec("memory", ("N", "F", cells, MEMORY_WIDTH), "whole memories, those of frames with prompts first"),
-        TensorSpec(
-            "memory_row",
-            ("N", "F"),
-            "frames ago minus 1, 6 for a frame with prompts, -1 absent slot",
-            ABSENT_ROW,
-            6,
-            fill=ABSENT_ROW,
-        ),
-        TensorSpec("kept", ("N", layers, "M", MEMORY_WIDTH), "tokens of old memories, other ones for each layer"),
-        TensorSpec("kept_cell", ("N", layers, "M"), "their cells", 0, cells - 1, dtype="int64"),
-        TensorSpec("kept_row", ("N", "M"), "their frames, as memory_row", ABSENT_ROW, 6, fill=ABSENT_ROW),
-        TensorSpec("pointers", ("N", "R", width), "object pointers"),
-        TensorSpec("pointer_age", ("N", "R"), "frames ago as a share of 15, or of a shorter clip less one", -1, 1),
-        TensorSpec("pointer_present", ("N", "R"), "1, or 0 for an absent slot", 0, 1),
+def _pruned(attention: GraphSpec, cut: Cut) -> GraphSpec:
+    known = _tensors(attention)
+    memory, row = known["memory"], known["memory_row"]
+    cells, width = memory.shape[2:]
+    added = (
+        replace(memory, name="newest", shape=("N", cells, width), meaning="memory of the frame before"),
+        replace(memory, meaning="whole memories but the newest, cells row-major"),
+        row,
+        TensorSpec("kept", ("N", cut.layers, "M", width), "tokens of old memories, other ones for each layer"),
+        TensorSpec("kept_cell", ("N", cut.layers, "M"), "their cells", 0, int(cells) - 1, dtype="int64"),
+        replace(row, name="kept_row", shape=("N", "M"), meaning="their frames, as memory_row"),
     )
-    outputs = (
-        TensorSpec("image_embed", ("N", width, grid, grid), "what each object makes of this frame"),
-        TensorSpec("saliency", ("N", layers, cells), "attention to newest, for each layer; the highest are kept later"),
-    )
-    vision = TensorSpec("vision", (1, width, grid, grid), "stride 16, of this frame")
-    axes = (PROMPTS, MEMORIES, KEPT, POINTERS)
+    vision, _, _, *pointers = attention.inputs
+    saliency = TensorSpec("saliency", ("N", cut.layers, cells), "attention to newest in each layer, sums to 1")
     return GraphSpec(
-        MEMORY_ATTENTION_PRUNED, "a frame as objects remember it, a few tokens of old frames",
-        (vision, *remembered), outputs, axes,
+        MEMORY_ATTENTION_PRUNED, "a frame as objects remember it, of old frames a few tokens",
+        (vision, *added, *pointers), (*attention.outputs, saliency), (*attention.axes, KEPT),
     )  # fmt: skip
+
+
+def _salient(tracked: GraphSpec) -> GraphSpec:
+    grid = _tensors(tracked)["image_embed"].shape[-1]
+    looked = TensorSpec("saliency", ("N", grid, grid), "where the decoder looked for the object; sums to 1")
+    meaning = "masks without prompts, and where they were looked for"
+    return replace(tracked, name=MASK_DECODER_SALIENT, meaning=meaning, outputs=(*tracked.outputs, looked))

@@ -173,12 +173,20 @@ class TokenToImage(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
         """Tokens [N, T, width] attend to image tokens [N, P, width]."""
+        return self.mix(self.weights(tokens, image), image)
+
+    def weights(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """How much each head of each token takes of each image token, [N, heads * T, P]."""
         count, _, width = tokens.shape
         q = self.query(tokens)
         content = (q @ self.key).reshape(count, -1, width) @ image.transpose(1, 2)
         key_pe = self.key @ self.positions() if self.small else self.key_pe
-        weights = (content + (q @ key_pe).reshape(count, -1, image.shape[1])).softmax(-1)
-        seen = (weights @ image).reshape(count, HEADS, -1, width)
+        weights: Tensor = (content + (q @ key_pe).reshape(count, -1, image.shape[1])).softmax(-1)
+        return weights
+
+    def mix(self, weights: Tensor, image: Tensor) -> Tensor:
+        """The update [N, T, width] that these weights make of the image."""
+        seen = (weights @ image).reshape(image.shape[0], HEADS, -1, image.shape[-1])
         return _join(seen @ self.value) @ self.out + self.out_bias
 
 
@@ -329,11 +337,23 @@ class Layer(nn.Module):
 
     def forward(self, queries: Tensor, own: Tensor, bias: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """``image`` is the tokens [N, P, width] alone, or the four outputs of the prologue."""
-        q = queries if self.first else queries + own
-        attended = self.self_attention(q, queries, bias)
-        queries = self.norm1(attended if self.first else queries + attended)
+        queries = self.among_tokens(queries, own, bias)
         tokens, *shared = image
         seen = self.to_image(queries + own, *shared[:2]) if shared else self.to_image(queries + own, tokens)
+        return self.with_image(queries, seen, own, bias, image)
+
+    def among_tokens(self, queries: Tensor, own: Tensor, bias: Tensor) -> Tensor:
+        """Tokens after they attended to each other."""
+        q = queries if self.first else queries + own
+        attended = self.self_attention(q, queries, bias)
+        out: Tensor = self.norm1(attended if self.first else queries + attended)
+        return out
+
+    def with_image(
+        self, queries: Tensor, seen: Tensor, own: Tensor, bias: Tensor, image: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens with what they have ``seen`` of the image, and the image updated."""
+        tokens, *shared = image
         queries = self.norm2(queries + seen)
         queries = self.norm3(queries + self.mlp(queries))
         mix = (queries + own, queries, bias)

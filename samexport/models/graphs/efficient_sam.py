@@ -7,7 +7,7 @@ What differs from ``architectures/efficient_sam.py``, and why it is the same fun
 - The positions of the image's cells and the decoder's own tokens are constants.
 - Labels pick embeddings by max(0, 1 - |label - code|), which is 1 for equal integers and else 0.
 - GroupNorm over a whole map is means over its columns, rows and channels one after the other: a sum over a million
-  squares leaves half precision.
+  squares leaves half precision. The upscaling is on [N, H, W, C], its transposed convolutions are matrix products.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from samexport.models.architectures import efficient_sam
 from samexport.models.architectures.efficient_sam import EfficientSam
-from samexport.models.graphs.layers import Neck, Normalise, frozen, parts
+from samexport.models.graphs.layers import Doubling, Neck, Normalise, frozen, parts
 from samexport.models.graphs.plain import PlainEncoder
 from samexport.models.spec import ModelSpec, Preprocess
 
@@ -96,18 +96,18 @@ class MapNorm(nn.Module):
         super().__init__()
         if norm.num_groups != 1:
             raise ValueError("only one group")
-        self.weight, self.bias = frozen(norm.weight[:, None, None]), frozen(norm.bias[:, None, None])
+        self.weight, self.bias = frozen(norm.weight), frozen(norm.bias)
         self.eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W], same shape out."""
+        """[N, H, W, C], same shape out."""
         centred = x - _mean(x)
         scale = torch.sqrt(_mean(centred * centred) + self.eps)
         return centred / scale * self.weight + self.bias
 
 
 def _mean(x: Tensor) -> Tensor:
-    for axis in (3, 2, 1):
+    for axis in (2, 1, 3):
         x = x.mean(axis, keepdim=True)
     return x
 
@@ -123,7 +123,8 @@ class Decoder(nn.Module):
         self.codes = frozen(torch.tensor([float(code) for code in prompts.by_label]))
         self.table = frozen(torch.cat(list(prompts.by_label.values())))
         self.dense_pe = frozen(prompts.dense_pe())
-        (self.up1, norm, _), (self.up2, *_) = map(parts, parts(sam.mask_decoder.final_output_upscaling_layers))
+        (first, norm, _), (second, *_) = map(parts, parts(sam.mask_decoder.final_output_upscaling_layers))
+        self.up1, self.up2 = Doubling(first), Doubling(second)
         self.norm = MapNorm(norm)
 
     def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +133,8 @@ class Decoder(nn.Module):
         chosen = F.relu(1 - (point_labels[..., None] - self.codes).abs())
         sparse = torch.cat([angle.sin(), angle.cos()], dim=-1) + chosen @ self.table
         queries, x = self.decoder.attend(image_embeddings, self.dense_pe, sparse)
-        x = F.gelu(self.up2(F.gelu(self.norm(self.up1(x)))))
+        x = F.gelu(self.norm(self.up1(x.permute(0, 2, 3, 1))))
+        x = F.gelu(self.up2(x)).permute(0, 3, 1, 2)
         return self.decoder.masks(queries, x)
 
 

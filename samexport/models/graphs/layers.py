@@ -141,6 +141,26 @@ class Neck(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
+class Doubling(nn.Module):
+    """A 2x2 transposed convolution with stride 2 on [N, H, W, C]: a matrix product, and its 2x2 pixels put in order.
+
+    TFLite's GPU has no transposed convolution.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        if conv.kernel_size != (2, 2) or conv.stride != (2, 2) or conv.bias is None:
+            raise ValueError("only a 2x2 transposed convolution with stride 2 is a matrix product")
+        self.outputs = conv.out_channels
+        self.weight, self.bias = frozen(conv.weight.permute(0, 2, 3, 1).flatten(1)), frozen(conv.bias.repeat(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, H, W, in] to [N, 2 H, 2 W, out]."""
+        _, height, columns, _ = x.shape
+        x = (x @ self.weight + self.bias).reshape(-1, columns, 2, 2 * self.outputs).transpose(1, 2)
+        return x.reshape(-1, 2 * height, 2 * columns, self.outputs)
+
+
 def partition(x: Tensor, size: int) -> Tensor:
     """[1, H, W, C] to windows [H / size * W / size, size * size, C] without a tensor above rank 4."""
     _, height, columns, width = x.shape

@@ -3,6 +3,7 @@
 What differs from ``architectures/nano_sam.py``, and why it is the same function:
 
 - Every BatchNorm is in its convolution, ``std`` in the first one; the learned positions are in the last bias, a map.
+- After a ReLU a border of zeros changes no maximum, so the pooling is padded with them: TFLite's GPU has no other Pad.
 - The transposed convolution (3x3, stride 2) is four small convolutions, one for each position in a block of 2x2 of
   its output, because formats disagree about its padding: output row 2 i sees input row i with the middle tap, row
   2 i + 1 sees rows i and i + 1 with the last and the first one. All four are one 2x2 convolution with four times the
@@ -86,7 +87,8 @@ class NanoSamEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode."""
-        x = self.blocks(F.max_pool2d(F.relu(self.stem(self.normalise(image))), 3, 2, 1))
+        x = F.pad(F.relu(self.stem(self.normalise(image))), (1, 1, 1, 1))
+        x = self.blocks(F.max_pool2d(x, 3, 2))
         for conv in self.convolutions:
             x = F.gelu(conv(x))
         x = F.gelu(self.project(F.gelu(self.doubled(x))))

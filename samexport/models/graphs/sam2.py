@@ -15,7 +15,14 @@ from samexport.models.families.sam2 import (
     MEMORY_ATTENTION,
     MEMORY_ENCODER,
 )
-from samexport.models.graphs import sam2_decoder, sam2_encoder, sam2_memory, sam2_plain
+from samexport.models.families.sam2_sparse import (
+    ENCODER_ROUTED,
+    ENCODER_STEM,
+    ENCODER_TAIL,
+    MASK_DECODER_SALIENT,
+    MEMORY_ATTENTION_PRUNED,
+)
+from samexport.models.graphs import sam2_decoder, sam2_encoder, sam2_memory, sam2_plain, sam2_sparse, sam2_sparse_plain
 from samexport.models.spec import ModelSpec
 
 Form = Callable[[Sam2], nn.Module]
@@ -27,6 +34,11 @@ FORMS: Mapping[str, Form] = {
     MASK_DECODER_TRACKED: sam2_decoder.Sam2TrackedDecoder,
     MEMORY_ATTENTION: sam2_memory.Sam2MemoryAttention,
     MEMORY_ENCODER: sam2_memory.Sam2MemoryEncoder,
+    ENCODER_STEM: sam2_sparse.Stem,
+    ENCODER_ROUTED: sam2_sparse.Routed,
+    ENCODER_TAIL: sam2_sparse.Tail,
+    MEMORY_ATTENTION_PRUNED: sam2_sparse.PrunedMemoryAttention,
+    MASK_DECODER_SALIENT: sam2_sparse.SalientDecoder,
 }
 PLAIN_FORMS: Mapping[str, Form] = {
     IMAGE_ENCODER: sam2_plain.PlainImageEncoder,
@@ -35,6 +47,11 @@ PLAIN_FORMS: Mapping[str, Form] = {
     MASK_DECODER_TRACKED: sam2_plain.PlainTrackedDecoder,
     MEMORY_ATTENTION: sam2_plain.PlainMemoryAttention,
     MEMORY_ENCODER: sam2_plain.PlainMemoryEncoder,
+    ENCODER_STEM: sam2_sparse_plain.PlainStem,
+    ENCODER_ROUTED: sam2_sparse_plain.PlainRouted,
+    ENCODER_TAIL: sam2_sparse_plain.PlainTail,
+    MEMORY_ATTENTION_PRUNED: sam2_sparse_plain.PlainPrunedAttention,
+    MASK_DECODER_SALIENT: sam2_sparse_plain.PlainSalientDecoder,
 }
 
 

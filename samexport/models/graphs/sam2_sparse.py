@@ -17,31 +17,36 @@ The rest is as in ``sam2_encoder.py`` and ``sam2_memory.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samexport.models.architectures import hiera
+from samexport.models.architectures.mask_decoder import HEADS
 from samexport.models.architectures.sam2 import Sam2
 from samexport.models.architectures.sam2_memory import MEMORY_WIDTH
 from samexport.models.architectures.sam2_sparse import routing
-from samexport.models.graphs.decoder import ABSENT
+from samexport.models.graphs.decoder import ABSENT, TokenToImage
 from samexport.models.graphs.layers import merge, partition
+from samexport.models.graphs.sam2_decoder import OWN_TOKENS, Sam2TrackedDecoder, Sam2Transformer
 from samexport.models.graphs.sam2_encoder import Attention, Layout, Sam2ImageEncoder
 from samexport.models.graphs.sam2_memory import MemoryLayer, Sam2MemoryAttention
 
 _QUERY_PARTS = 4
+# the tokens for presence, IoU and masks, and the first of the prompt
+_WATCHED = OWN_TOKENS + 1
 
 
 class Stem(Sam2ImageEncoder):
     """Image [1, 3, S, S] in 0..255 to the fine maps, the windows [n, T, C] and the same after the bypass."""
 
-    def __init__(self, model: Sam2, bypass: nn.Module) -> None:
+    def __init__(self, model: Sam2) -> None:
         super().__init__(model)
         where = routing(model.size.trunk)
         self.blocks = self.blocks[: where.first]
-        self.bypass, self.window = bypass, where.window
+        self.bypass, self.window = cast(nn.Module, model.bypass), where.window
         self.after: Layout = self.blocks[-1].after  # type: ignore[assignment]
         self.padding = -self.after.side % where.window
 
@@ -199,3 +204,35 @@ class PrunedMemoryAttention(Sam2MemoryAttention):
         """Rows of tokens [N, M] to biases of their keys [N, M, 1] and what their age adds, [N, M, 64]."""
         chosen = F.relu(1 - (kept_row[..., None] - self.memory.rows).abs())
         return chosen[..., :1] * ABSENT, chosen @ self.memory.times
+
+
+class SalientDecoder(Sam2TrackedDecoder):
+    """The graph ``mask_decoder_salient``: the tracked decoder, and where it looked, [N, grid, grid].
+
+    That is the mean over its three attentions to the image, all heads and the first seven tokens.
+    """
+
+    def forward(self, image_embed: Tensor, feat_s0: Tensor, feat_s1: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Decode."""
+        count, _, side, _ = image_embed.shape
+        image = image_embed.flatten(2).transpose(1, 2) + self.no_mask
+        own, bias = self.own.expand(count, -1, -1), self.bias.expand(count, -1)
+        parts: Sam2Transformer = self.transformer
+        queries, looked = own, []
+        for layer in (parts.layer0, parts.layer1):
+            queries, attention = layer.among_tokens(queries, own, bias), cast(TokenToImage, layer.to_image)
+            weights = attention.weights(queries + own, image)
+            looked.append(_mean(weights, own.shape[1]))
+            queries, image = layer.with_image(queries, attention.mix(weights, image), own, bias, (image,))
+        queries, own = queries[:, :_WATCHED], own[:, :_WATCHED]
+        weights = parts.final.weights(queries + own, image)
+        looked.append(_mean(weights, _WATCHED))
+        queries = parts.norm(queries + parts.final.mix(weights, image))
+        decoded = parts.masks(queries[:, :OWN_TOKENS], image, feat_s0, feat_s1)
+        return *decoded, ((looked[0] + looked[1] + looked[2]) / 3).reshape(count, side, side)
+
+
+def _mean(weights: Tensor, tokens: int) -> Tensor:
+    """Weights [N, heads * tokens, P] of the tokens that are watched, [N, P]."""
+    by_token = weights.reshape(-1, HEADS, tokens * weights.shape[-1])[:, :, : _WATCHED * weights.shape[-1]]
+    return by_token.mean(1).reshape(-1, _WATCHED, weights.shape[-1]).mean(1)

@@ -16,21 +16,36 @@ from torch.nn import functional as F
 
 from samexport.models.architectures.sam_hq import HqMaskDecoder, HqSam
 from samexport.models.graphs.decoder import ABSENT, MaskEmbedding, Masks, Prologue, Transformer
-from samexport.models.graphs.layers import LayerNorm, parts
+from samexport.models.graphs.layers import Doubling, LayerNorm, parts
 from samexport.models.graphs.plain import PlainEncoder
 from samexport.models.spec import ModelSpec, Preprocess
 
 
-class Between(nn.Module):
-    """Convolution, LayerNorm over the channels, GELU, convolution; LayerNorm2d is a LayerNorm between transposes."""
+class Upscaling(nn.Module):
+    """Doubling, LayerNorm, GELU, doubling, all on [N, H, W, C]."""
 
     def __init__(self, sequence: nn.Sequential) -> None:
         super().__init__()
-        self.first, norm, _, self.second, *_ = parts(sequence)
+        first, norm, _, second, *_ = parts(sequence)
+        self.first, self.second = Doubling(first), Doubling(second)
         self.norm = LayerNorm(norm.weight, norm.bias, norm.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in, H, W] to the second convolution's output."""
+        """[N, H, W, in] to [N, out, 4 H, 4 W]."""
+        out: Tensor = self.second(F.gelu(self.norm(self.first(x))))
+        return out.permute(0, 3, 1, 2)
+
+
+class Refining(nn.Module):
+    """3x3 convolution, LayerNorm over the channels between transposes, GELU, 3x3 convolution."""
+
+    def __init__(self, sequence: nn.Sequential) -> None:
+        super().__init__()
+        self.first, norm, _, self.second = parts(sequence)
+        self.norm = LayerNorm(norm.weight, norm.bias, norm.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W], same shape out."""
         x = self.norm(self.first(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         out: Tensor = self.second(F.gelu(x))
         return out
@@ -41,11 +56,12 @@ class Features(nn.Module):
 
     def __init__(self, decoder: HqMaskDecoder) -> None:
         super().__init__()
-        self.embedding, self.early = Between(decoder.embedding_encoder), Between(decoder.compress_vit_feat)
+        self.embedding, self.early = Upscaling(decoder.embedding_encoder), Upscaling(decoder.compress_vit_feat)
 
     def forward(self, embedding: Tensor, early: Tensor) -> Tensor:
         """[1, width / 8, 4 grid, 4 grid]."""
-        out: Tensor = self.embedding(embedding) + self.early(early)
+        seen = self.embedding(embedding.permute(0, 2, 3, 1))
+        out: Tensor = seen + self.early(early.permute(0, 2, 3, 1))
         return out
 
 
@@ -81,15 +97,14 @@ class HqMasks(Masks):
 
     def __init__(self, decoder: HqMaskDecoder, grid: int) -> None:
         super().__init__(decoder, grid)
-        self.upscaling, self.refine = Between(decoder.output_upscaling), Between(decoder.embedding_maskfeature)
+        self.upscaling, self.refine = Upscaling(decoder.output_upscaling), Refining(decoder.embedding_maskfeature)
         self.fine = decoder.hf_mlp
         del self.up1, self.up1_bias, self.norm, self.up2, self.up2_bias
 
     def refined(self, queries: Tensor, image: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Own tokens [N, 6, width] and image [N, P, width] to logits [N, 4, 4 grid, 4 grid] and IoU [N, 4]."""
         grid = self.grid
-        x = image.transpose(1, 2).reshape(len(image), -1, grid, grid)
-        x = F.gelu(self.upscaling(x))
+        x = F.gelu(self.upscaling(image.reshape(-1, grid, grid, image.shape[2])))
         seen = self.refine(x) + features
         channels = seen.shape[1]
         coarse = self.hyper_tokens(queries[:, 1:5]) @ x.reshape(-1, channels, 16 * grid**2)
@@ -180,7 +195,7 @@ class PlainHqDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Decode."""
         source = image_embeddings + self.prompt_encoder.no_mask_dense()
-        return self._decode(source.expand(len(point_coords), -1, -1, -1), hq_features, point_coords, point_labels)
+        return self._decode(source.expand(point_coords.shape[0], -1, -1, -1), hq_features, point_coords, point_labels)
 
 
 class PlainHqDecoderWithMask(PlainHqDecoder):

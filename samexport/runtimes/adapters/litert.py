@@ -7,7 +7,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from samexport.errors import BundleError, RuntimeFailed
 from samexport.files import reason
@@ -53,9 +53,10 @@ class LiteRtRuntime(EntryPoints):
     """
 
     name = "litert"
+    kernels: ClassVar[str] = "XNNPACK"
 
     def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         super().__init__(path, graph)
         check_file(path)
@@ -63,7 +64,10 @@ class LiteRtRuntime(EntryPoints):
         try:
             with silent(output=True):
                 # bytes, since a name need not be valid Unicode
-                self._interpreter = Interpreter(os.fsencode(path), num_threads=self._threads)
+                resolver = OpResolverType.AUTO if self.kernels == "XNNPACK" else OpResolverType.BUILTIN_REF
+                self._interpreter = Interpreter(
+                    os.fsencode(path), num_threads=self._threads, experimental_op_resolver_type=resolver
+                )
                 # creates the delegate, which announces itself
                 self._interpreter.allocate_tensors()
                 self._runners = {
@@ -94,10 +98,17 @@ class LiteRtRuntime(EntryPoints):
 
     def placement(self) -> str:
         """Delegate and threads."""
-        return f"CPU (XNNPACK), {self._threads} threads"
+        return f"CPU ({self.kernels}), {self._threads} threads"
 
     def _release(self) -> None:
         del self._runners, self._interpreter
+
+
+class LiteRtReference(LiteRtRuntime):
+    """The same by LiteRT's reference kernels: slow, and what the others are measured by."""
+
+    name = "litert-reference"
+    kernels = "reference kernels"
 
 
 def _shapes(details: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -169,6 +169,24 @@ def _torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class MilSingle(MilRuntime):
+    """Weights as stored, everything else in single precision."""
+
+    name = "mil-fp32"
+
+    def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None) -> None:
+        super().__init__(path, graph, threads=threads, precision="fp32")
+
+
+class MilAccumulate(MilRuntime):
+    """Sums in half precision too, the worst that hardware may do."""
+
+    name = "mil-accumulate"
+
+    def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None) -> None:
+        super().__init__(path, graph, threads=threads, precision="fp16_accumulate")
+
+
 class _Executable:
     """One entry point, its constants as tensors and for each operation the values nobody needs after it."""
 

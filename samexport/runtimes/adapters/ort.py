@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import onnxruntime
 
@@ -45,6 +46,7 @@ class OrtRuntime(Runtime):
     """
 
     name = "onnxruntime"
+    optimised: ClassVar[bool] = True
 
     def __init__(self, path: Path, graph: GraphSpec, *, threads: int | None = None) -> None:
         super().__init__(graph)
@@ -52,9 +54,12 @@ class OrtRuntime(Runtime):
         weights = path.with_name(f"{path.name}.data")
         if os.path.lexists(weights):
             check_file(weights)
+        options = session_options(threads)
+        if not self.optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(
-                FileName(path), sess_options=session_options(threads), providers=["CPUExecutionProvider"]
+                FileName(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             # ONNX Runtime has no common base class for its exceptions
@@ -80,3 +85,10 @@ class OrtRuntime(Runtime):
 
     def _release(self) -> None:
         del self._session
+
+
+class OrtUnoptimised(OrtRuntime):
+    """The same node by node: pairs of Q/DQ round, and what is between them computes in floats."""
+
+    name = "onnxruntime-unoptimised"
+    optimised = False

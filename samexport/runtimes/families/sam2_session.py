@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from samexport.models.families.sam2 import (
     MASK_DECODER_WITH_MASK,
     VIDEO_GRAPHS,
 )
+from samexport.models.families.sam2_sparse import SPARSE_GRAPHS
 from samexport.runtimes.base import Tensors
+from samexport.runtimes.families.sam2_sparse_tracker import Sparse, SparseTracker
 from samexport.runtimes.families.sam2_tracker import TrackedFrame, Tracker
 from samexport.runtimes.families.sam2_tracker_state import resume
 from samexport.runtimes.host.frames import FrameMap, to_frame
@@ -101,10 +103,17 @@ class Sam2Session(Session):
             )
         ]
 
-    def tracker(self, *, frames: int | None = None, postprocess: bool = True) -> Tracker:
-        """A tracker on these graphs; see :class:`samexport.runtimes.families.sam2_tracker.Tracker`."""
+    def tracker(
+        self, *, frames: int | None = None, postprocess: bool = True, sparse: Mapping[str, Any] | None = None
+    ) -> Tracker:
+        """A tracker on these graphs; ``sparse`` are fields of :class:`.sam2_sparse_tracker.Sparse`."""
         self._check_video()
-        return Tracker(self.graphs.open, self.graphs.bundle.constants, frames=frames, postprocess=postprocess)
+        options: dict[str, Any] = {"frames": frames, "postprocess": postprocess}
+        if sparse is None:
+            return Tracker(self.graphs.open, self.graphs.bundle.constants, **options)
+        if not set(SPARSE_GRAPHS) <= set(self.graphs.bundle.graph_names):
+            raise BundleError(f"{self.graphs.bundle.folder.name} cannot leave anything out; export it with --sparse")
+        return SparseTracker(self.graphs.open, self.graphs.bundle.constants, sparse=Sparse(**sparse), **options)
 
     def resume(self, path: Path) -> Tracker:
         """The tracker that :func:`samexport.runtimes.families.sam2_tracker_state.save` wrote."""

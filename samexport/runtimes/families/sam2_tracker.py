@@ -22,7 +22,15 @@ from samexport.models.spec import Preprocess
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.host.frames import FrameMap, to_frame, upscale_logits
 from samexport.runtimes.host.image import Picture, as_pixels
-from samexport.runtimes.host.memory import MAX_POINTERS, MEMORY_FRAMES, Bank, Remembered, batch, to_bfloat16
+from samexport.runtimes.host.memory import (
+    MAX_POINTERS,
+    MEMORY_FRAMES,
+    Bank,
+    Read,
+    Remembered,
+    batch,
+    to_bfloat16,
+)
 from samexport.runtimes.host.object_masks import (
     Floats,
     ObjectMask,
@@ -34,6 +42,7 @@ from samexport.runtimes.host.object_masks import (
 from samexport.runtimes.host.prompts import Prompt, fit_box
 from samexport.runtimes.host.sam2_prompts import CLAMP, slots
 from samexport.runtimes.host.sam_prompts import PADDING
+from samexport.runtimes.host.windows import Windows
 
 TrackPrompt = Prompt | NDArray[np.bool_]
 """Points and a box in pixels of the video, or a mask [H, W] that becomes the frame's mask."""
@@ -57,6 +66,9 @@ class TrackedFrame:
         objects: their names, in the order of their first prompts.
         found: the mask of each.
         seconds: how long each part took; "encode" is 0 where nothing new had to be seen.
+        windows: the parts of the picture that were encoded, numbered row by row; None is all of it.
+        tokens: the share of the remembered tokens that was read.
+        cut: how the picture is cut, where it was encoded in parts.
     """
 
     index: int
@@ -64,6 +76,9 @@ class TrackedFrame:
     objects: tuple[int, ...]
     found: tuple[ObjectMask, ...]
     seconds: Mapping[str, float]
+    windows: tuple[int, ...] | None = None
+    tokens: float = 1.0
+    cut: Windows | None = None
 
     def logits(self) -> Floats:
         """At the size of the video, [objects, H, W]."""
@@ -303,10 +318,14 @@ class Tracker:
     def _track(self, frame: int, names: Sequence[int], features: Tensors, *, backwards: bool) -> None:
         embed = self._read(frame, names, features, backwards=backwards)
         inputs = {"image_embed": embed, "feat_s0": features["feat_s0"], "feat_s1": features["feat_s1"]}
-        decoded = self._run("mask_decoder_tracked", "decode", inputs)
+        decoded = self._decode(frame, inputs, backwards=backwards)
         found = {name: self._object(decoded, item, multimask=True) for item, name in enumerate(names)}
         for name, kept in self._memorise(found, features, binary=False).items():
             self.banks[name].tracked[frame] = kept
+
+    def _decode(self, frame: int, inputs: Tensors, *, backwards: bool) -> Tensors:
+        """Masks of objects without prompts on a frame."""
+        return self._run("mask_decoder_tracked", "decode", inputs)
 
     def _object(self, decoded: Tensors, item: int, *, multimask: bool) -> ObjectMask:
         nothing = self._constants["no_object_pointer"]
@@ -317,13 +336,12 @@ class Tracker:
         most = self._room
         reads = [self.banks[name].read(frame, self.span, backwards=backwards, most=most) for name in names]
         # an absent memory costs as much as one that is there, so objects with as many memories go together
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for item, read in enumerate(reads):
-            groups.setdefault(len(read.rows), []).append(item)
+            groups.setdefault(self._kind(names[item], read), []).append(item)
         parts: dict[int, Floats] = {}
         for items in groups.values():
-            inputs = {"vision": features["vision"], **batch([reads[item] for item in items])}
-            embed = self._run("memory_attention", "remember", inputs)["image_embed"]
+            embed = self._attend([names[item] for item in items], [reads[item] for item in items], features["vision"])
             parts |= dict(zip(items, embed, strict=True))
         return np.stack([parts[item] for item in range(len(reads))])
 
@@ -332,6 +350,14 @@ class Tracker:
         """How many frames with prompts a file of fixed sizes takes besides the six others; None for any number."""
         rooms = [dict(entry.slots)["memories"] for entry in self._open("memory_attention").bounds]
         return max(1, max(rooms) - MEMORY_FRAMES + 1) if rooms else None
+
+    def _kind(self, name: int, read: Read) -> tuple[int, ...]:
+        """Objects of which this is equal read in one batch."""
+        return (len(read.rows),)
+
+    def _attend(self, names: Sequence[int], reads: Sequence[Read], vision: Floats) -> Floats:
+        """What objects of one kind make of a frame."""
+        return self._run("memory_attention", "remember", {"vision": vision, **batch(reads)})["image_embed"]
 
     def _memorise(self, found: Mapping[int, ObjectMask], features: Tensors, *, binary: bool) -> dict[int, Remembered]:
         masks = list(found.values())
@@ -356,8 +382,12 @@ class Tracker:
         self.image_hw = (height, width)
         with self._timed("encode"):
             inputs = {"image": to_frame(pixels, self.square)}
-        self._seen = (frame, self._run("image_encoder", "encode", inputs))
+        self._seen = (frame, self._encode(frame, inputs))
         return self._seen[1]
+
+    def _encode(self, frame: int, inputs: Tensors) -> Tensors:
+        """The features of a picture."""
+        return self._run("image_encoder", "encode", inputs)
 
     def _run(self, graph: str, part: str, inputs: Tensors) -> Tensors:
         with self._timed(part):

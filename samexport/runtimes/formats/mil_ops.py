@@ -6,6 +6,7 @@ int32, strings ``str``; a parameter that takes several values gets a tuple. It r
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -302,7 +303,51 @@ def _upsample_nearest(_: Arithmetic, inputs: Inputs) -> Tensor:
     return x  # type: ignore[no-any-return]
 
 
+# Weights that are put together when a package is loaded
+
+
+def _affine_dequantize(_: Arithmetic, inputs: Inputs) -> Tensor:
+    import torch
+
+    data = inputs["quantized_data"].to(torch.float32)
+    sizes = [1] * data.dim()
+    sizes[int(_number(inputs, "axis"))] = -1
+    scale, zero = (inputs[n].to(torch.float32) for n in ("scale", "zero_point"))
+    if scale.numel() > 1:
+        scale = scale.reshape(sizes)
+    return (data - (zero.reshape(sizes) if zero.numel() > 1 else zero)) * scale  # type: ignore[no-any-return]
+
+
+def _lut_to_dense(_: Arithmetic, inputs: Inputs) -> Tensor:
+    """A table's values by indices of as many bits as the table needs, packed from the lowest bit of each byte."""
+    import torch
+
+    table, packed = inputs["lut"].to(torch.float32), inputs["indices"].to(torch.int64)
+    bits, shape = table.numel().bit_length() - 1, _numbers(inputs, "shape")
+    single = packed.unsqueeze(1).bitwise_right_shift(torch.arange(8)).bitwise_and(1).reshape(-1)
+    places = single[: math.prod(shape) * bits].reshape(-1, bits) << torch.arange(bits)
+    dense: Tensor = table[places.sum(1)].reshape(shape)
+    return dense
+
+
+def _shift_scale(_: Arithmetic, inputs: Inputs) -> Tensor:
+    """Blocks of a weight with a scale, and perhaps an offset, each."""
+    import torch
+
+    data = inputs["data"].to(torch.float32)
+    for name in ("offset", "scale"):
+        if name in inputs:
+            value = inputs[name].to(torch.float32)
+            for axis, (size, count) in enumerate(zip(data.shape, value.shape, strict=True)):
+                value = value.repeat_interleave(size // count, dim=axis)
+            data = data * value if name == "scale" else data - value
+    return data  # type: ignore[no-any-return]
+
+
 OPERATIONS: dict[str, Function] = {
+    "constexpr_affine_dequantize": _affine_dequantize,
+    "constexpr_lut_to_dense": _lut_to_dense,
+    "constexpr_blockwise_shift_scale": _shift_scale,
     **{name: _unary(operator.methodcaller(name)) for name in (
         "abs", "ceil", "cos", "erf", "exp", "floor", "logical_not", "relu", "round", "sigmoid", "sign", "sin",
         "sqrt", "square", "tanh",

@@ -244,6 +244,11 @@ def _operation(proto: Any, constants: dict[str, Constant], weights: _Weights) ->
                 constants[name] = _constant(binding.value, weights)
             names.append(name)
         inputs[parameter] = tuple(names)
+    for parameter, value in proto.attributes.items() if proto.type.startswith("constexpr_") else ():
+        # before iOS 18 what makes a weight stands in the operation itself
+        if parameter != "name":
+            name = f"{proto.outputs[0].name}.{parameter}"
+            constants[name], inputs[parameter] = _constant(value, weights), (name,)
     return Operation(kind, inputs, tuple(_value(v) for v in proto.outputs))
 
 
@@ -274,7 +279,7 @@ def _constant(proto: Any, weights: _Weights) -> Constant:
     values: Iterable[Any] = getattr(tensor, kind).values
     if dtype == "string":
         return str(next(iter(values)))
-    if dtype in _AS_BYTES and kind == "bytes":
+    if kind == "bytes" and dtype in (*_AS_BYTES, "uint32"):
         return np.frombuffer(bytes(tensor.bytes.values), dtype).reshape(shape)
     return np.array(list(values), dtype).reshape(shape)
 

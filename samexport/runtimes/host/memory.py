@@ -40,12 +40,13 @@ class Remembered:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What one frame reads of one object: F memories and R pointers."""
+    """What one frame reads of one object: F memories, ``frames`` of which they are, and R pointers."""
 
     memories: Sequence[NDArray[np.uint16]]
     rows: Sequence[float]
     pointers: Sequence[Floats]
     ages: Sequence[float]
+    frames: Sequence[int] = ()
 
 
 @dataclass(eq=False)
@@ -97,19 +98,20 @@ class Bank:
         step = -1 if backwards else 1
         near = sorted(self.prompted, key=lambda when: abs(frame - when))[:most]
         prompted = {when: kept for when, kept in self.prompted.items() if when in near}
-        rows = [(PROMPTED_ROW, kept) for kept in prompted.values()]
+        rows = [(PROMPTED_ROW, kept, when) for when, kept in prompted.items()]
         for age in range(MEMORY_FRAMES - 1, 0, -1):
             if (kept := self.tracked.get(frame - step * age)) is not None:
-                rows.append((age - 1, kept))
+                rows.append((age - 1, kept, frame - step * age))
         ages = [(step * (frame - when), kept) for when, kept in prompted.items() if step * (frame - when) >= 0]
         for age in range(1, span + 1):
             if (kept := self.tracked.get(frame - step * age)) is not None:
                 ages.append((age, kept))
         return Read(
-            [kept.memory for _, kept in rows],
-            [float(row) for row, _ in rows],
+            [kept.memory for _, kept, _ in rows],
+            [float(row) for row, *_ in rows],
             [kept.mask.pointer for _, kept in ages],
             [age / span for age, _ in ages],
+            [when for *_, when in rows],
         )
 
     def forget(self, frames: range) -> None:

@@ -5,6 +5,7 @@ Facts follow Efficient-SAM2's ``dilate_mask``, ``select_mask_windows_v2`` and ``
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,16 @@ class Windows:
         """A map of whole windows, by windows, [count, window * window]."""
         cut = values.reshape(self.across, self.window, self.across, self.window).swapaxes(1, 2)
         return cut.reshape(self.count, -1)
+
+    def boxes(self, ids: Iterable[int], image_hw: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+        """Windows x0, y0, x1, y1 in pixels of a picture that was stretched to the frame."""
+        edges = np.minimum(np.arange(self.across + 1) * self.window, self.grid) / self.grid
+        found = []
+        for number in ids:
+            y, x = divmod(number, self.across)
+            across, down = edges[[x, x + 1]] * image_hw[1], edges[[y, y + 1]] * image_hw[0]
+            found.append((float(across[0]), float(down[0]), float(across[1]), float(down[1])))
+        return found
 
     def of_masks(self, masks: NDArray[np.bool_]) -> Ids:
         """Windows that a pixel of any mask, or its surroundings, lies in; [..., 4 grid, 4 grid], sorted."""

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import MissingDependency, SamExportError
 from samexport.models.spec import TensorSpec
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.parity.compare import Tier, compare_masks, compare_output
 from samexport.runtimes.session import Session
-from samexport.runtimes.verdicts import Check, Row, Verdict
+from samexport.runtimes.verdicts import Check, Row
 
 FRAMES = 5
-_SEEDS = 4
+_SEEDS = 3
 _CLEAR = 2e-3
 
 
@@ -89,12 +88,7 @@ def compare_clip(
 ) -> Iterable[Row]:
     """A row for the masks of all frames, each for itself, and one for each of the other numbers."""
     frames = follow(session, clip_frames(picture), clip.seed)
-    try:
-        found = _joined([next(frames) for _ in clip.masks], clip.seed)
-    except MissingDependency:
-        raise
-    except SamExportError as error:
-        return [Row(check, "run", Verdict.FAIL, str(error))]
+    found = _joined([next(frames) for _ in clip.masks], clip.seed)
     expected, actual = (each.masks.reshape(-1, *each.masks.shape[2:]) for each in (clip, found))
     rows = [compare_masks(check, "masks", expected, actual, limits)]
     for name, values in clip.numbers.items():

@@ -39,7 +39,7 @@ from samexport.runtimes.parity.golden import (
     picture_prompts,
 )
 from samexport.runtimes.parity.lint import lint_rows
-from samexport.runtimes.registry import RUNTIMES, check_runtime, checkers
+from samexport.runtimes.registry import PATHS, RUNTIMES, check_runtime, checkers, paths
 from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import NUMERIC, Check, ParityReport, Row, Verdict
@@ -162,11 +162,24 @@ def compare_cases(
                 covered |= set(row.check.artifacts)
             yield row
         done |= new
+    yield from _other_paths(bundle, golden, runtime, threads, progress)
     for artifact in bundle.manifest.artifacts:
         if artifact.path not in covered:
             why = _why_not(artifact) or "no golden case checks it"
             check = Check("case", (artifact.graph,), artifacts=(artifact.path,))
             yield Row(check, artifact.path, Verdict.FAIL, f"{artifact.path} was not checked: {why}")
+
+
+def _other_paths(
+    bundle: Bundle, golden: Golden, runtime: str | None, threads: int | None, progress: Progress
+) -> Iterator[Row]:
+    """Files in integers on every other kernel that is here: they have passed on one and failed on the next."""
+    for variant in bundle.variants():
+        new = {a.path for a in variant.manifest.artifacts if a.parent}
+        for name in dict.fromkeys(
+            name for a in variant.manifest.artifacts if a.parent and not runtime for name in paths(a.file_format)
+        ):
+            yield from _compare_variant(variant, golden, new, name, threads, progress)
 
 
 def _why_not(artifact: Artifact) -> str:
@@ -219,7 +232,13 @@ def _loop(bundle: Bundle, golden: Golden, clip: Clip, runtime: str, threads: int
     limits = max((tier(*recipes(bundle, loop.graphs)), LOOP_TIER), key=lambda each: each.max_error)
     graphs = OpenGraphs(bundle, runtime=runtime, threads=threads)
     try:
-        yield from compare_clip(check, clip, resolve_name(loop.follow), open_session(graphs), golden.picture, limits)
+        session = open_session(graphs)
+        check = replace(check, placement=session.placement)
+        yield from compare_clip(check, clip, resolve_name(loop.follow), session, golden.picture, limits)
+    except MissingDependency:
+        raise
+    except SamExportError as error:
+        yield Row(check, "run", Verdict.FAIL, str(error))
     finally:
         graphs.close()
 
@@ -287,7 +306,8 @@ def _half_row(artifact: Artifact, path: Path, inputs: Sequence[Tensors], threads
 
 def _reader(artifact: Artifact, runtime: str | None) -> str | None:
     """``runtime`` if it reads the file, else the first one that does."""
-    if runtime in RUNTIMES and RUNTIMES[runtime].file_format == artifact.file_format:
+    every = RUNTIMES | PATHS
+    if runtime in every and every[runtime].file_format == artifact.file_format:
         return runtime
     return next(iter(checkers(artifact.file_format)), None)
 

@@ -78,11 +78,28 @@ class TrackedMask:
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
-    """What one pass found on a frame: its number, the masks, and how long each part took, in seconds."""
+    """What one pass found on a frame: its number, the masks, and how long each part took, in seconds.
+
+    ``windows`` are the parts of the picture that were encoded, None for all, ``tokens`` the share of the remembered
+    tokens that was read; ``boxes`` are the windows in pixels.
+    """
 
     frame: int
     masks: tuple[TrackedMask, ...]
     seconds: Mapping[str, float]
+    windows: tuple[int, ...] | None = None
+    tokens: float = 1.0
+    boxes: Sequence[tuple[float, ...]] = ()
+
+    def seen(self) -> dict[str, Any]:
+        """What was looked at, as plain data."""
+        windows = None if self.windows is None else list(self.windows)
+        return {
+            "frame": self.frame,
+            "windows": windows,
+            "boxes": [list(box) for box in self.boxes],
+            "tokens": self.tokens,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +189,8 @@ def follow(open_tracker: OpenTracker, clip: Clip, ways: Iterable[Pass]) -> Itera
                 if way.wants(frame, name)
             )
             seconds = {"read": read, **found.seconds, "masks": time.perf_counter() - begun}
-            yield Tracked(frame, masks, seconds)
+            boxes = found.cut.boxes(found.windows or (), clip.image_hw) if found.cut is not None else ()
+            yield Tracked(frame, masks, seconds, found.windows, found.tokens, boxes)
 
 
 def _mask(name: int, found: ObjectMask, place: FrameMap, prompted: bool) -> TrackedMask:

@@ -75,8 +75,7 @@ def test_no_tensor_is_above_rank_4_and_no_batch_norm_is_left(model):
         assert golden.largest_rank(program) <= 4
         words = ("batch_norm", "group_norm", "upsample", "interpolate", "convolution_transpose", "conv_transpose")
         found = {str(node.target).split(".")[1] for node in program.graph.nodes if "aten." in str(node.target)}
-        transposed = {"conv_transpose2d"} if name == "decoder" or spec.family == "sam_hq" else set()
-        assert {op for op in found if any(word in op for word in words)} <= transposed
+        assert not [op for op in found if any(word in op for word in words)]
 
 
 def test_halves_of_hq_sams_decoder_are_the_decoder():

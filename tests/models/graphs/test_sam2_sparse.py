@@ -9,8 +9,17 @@ from samexport.models.architectures.hiera import HieraSize
 from samexport.models.architectures.sam2 import Sam2, Sam2Size
 from samexport.models.architectures.sam2_sparse import Bypass, RoutedEncoder
 from samexport.models.architectures.sam2_sparse import PrunedMemoryAttention as Reference
-from samexport.models.families.sam2_sparse import sparse_graphs
-from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, Stem, Tail
+from samexport.models.families.sam2 import sam2_graphs
+from samexport.models.families.sam2_sparse import Cut, sparse_graphs
+from samexport.models.graphs.sam2_plain import PlainTrackedDecoder
+from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, SalientDecoder, Stem, Tail
+from samexport.models.graphs.sam2_sparse_plain import (
+    PlainPrunedAttention,
+    PlainRouted,
+    PlainSalientDecoder,
+    PlainStem,
+    PlainTail,
+)
 from samexport.runtimes.adapters.ort import OrtRuntime
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.host.windows import Windows
@@ -34,12 +43,13 @@ def sparse(request):
     size = SIZES[request.param]
     model = sam2_golden.randomise(Sam2(size))
     torch.manual_seed(0)
-    bypass = Bypass(size.trunk.widths[2]).eval().requires_grad_(False)
+    bypass = model.bypass = Bypass(size.trunk.widths[2]).eval().requires_grad_(False)
     forms = {
-        "encoder_stem": Stem(model, bypass),
+        "encoder_stem": Stem(model),
         "encoder_routed": Routed(model),
         "encoder_tail": Tail(model),
         "memory_attention_pruned": PrunedMemoryAttention(model, chunk=24),
+        "mask_decoder_salient": SalientDecoder(model),
     }
     return model, bypass, {name: form.eval() for name, form in forms.items()}
 
@@ -49,8 +59,8 @@ def windows_of(model):
 
 
 def graphs_of(model):
-    windows = windows_of(model)
-    graphs = sparse_graphs(model.size.image_size, model.size.width, model.size.trunk.widths[2], windows)
+    cut = Cut(windows_of(model).window, model.size.trunk.widths[2])
+    graphs = sparse_graphs(sam2_graphs(model.size.image_size, model.size.width), cut)
     return {graph.name: graph for graph in graphs}
 
 
@@ -147,6 +157,54 @@ def test_absent_slots_change_nothing(sparse):
     padded["kept_cell"] = torch.cat([given["kept_cell"], torch.zeros(1, 4, 5, dtype=torch.int64)], dim=2)
     padded["kept_row"] = torch.cat([given["kept_row"], torch.full((1, 5), -1.0)], dim=1)
     assert_equal_within(list(forms["memory_attention_pruned"](**padded)), list(found), 1e-5)
+
+
+@torch.no_grad()
+def test_decoder_tells_where_it_looked(sparse):
+    model, _, forms = sparse
+    generator = torch.Generator().manual_seed(0)
+    embedding, s0, s1 = (
+        torch.randn(*shape, generator=generator) for shape in ((2, 64, 8, 8), (1, 8, 32, 32), (1, 16, 16, 16))
+    )
+    *decoded, saliency = forms["mask_decoder_salient"](embedding, s0, s1)
+    transformer, weights = model.sam_mask_decoder.transformer, []
+
+    def note(attention, args):
+        q, k = (
+            projection(x).unflatten(-1, (8, -1)).transpose(1, 2)
+            for projection, x in ((attention.q_proj, args[0]), (attention.k_proj, args[1]))
+        )
+        weights.append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)[:, :, :7].mean((1, 2)))
+
+    watched = [layer.cross_attn_token_to_image for layer in transformer.layers]
+    hooks = [each.register_forward_pre_hook(note) for each in (*watched, transformer.final_attn_token_to_image)]
+    expected = PlainTrackedDecoder(model)(embedding, s0, s1)
+    for hook in hooks:
+        hook.remove()
+    assert_equal_within(decoded, expected, 1e-4)
+    assert_equal_within([saliency.flatten(1)], [torch.stack(weights).mean(0)], 1e-4)
+
+
+PLAIN = {
+    "encoder_stem": PlainStem,
+    "encoder_routed": PlainRouted,
+    "encoder_tail": PlainTail,
+    "memory_attention_pruned": PlainPrunedAttention,
+    "mask_decoder_salient": PlainSalientDecoder,
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_form_computes_what_the_export_form_computes(sparse, name):
+    model, _, forms = sparse
+    graph, plain = graphs_of(model)[name], PLAIN[name](model)
+    for inputs in inputs_of(model, graph):
+        if "memory_row" in inputs and len(inputs["memory_row"]) > 1:
+            inputs["memory_row"][1, -1] = inputs["kept_row"][0, -1] = -1
+            inputs["pointer_present"][1, 0] = 0
+        found, expected = (PyTorchRuntime(form, graph).run(inputs) for form in (forms[name], plain))
+        for output, wanted in expected.items():
+            assert np.abs(found[output] - wanted).max() <= 1e-4 * max(np.ptp(wanted), 0.1), output
 
 
 def test_onnx_files_compute_what_the_forms_compute_at_every_size(sparse, tmp_path):

@@ -13,6 +13,7 @@ from samexport.runtimes.host.memory import Bank, Read
 from samexport.runtimes.parity.clip import FRAMES, Followed, clip_frames, compare_clip, make_clip
 from samexport.runtimes.parity.compare import LOOP_TIER
 from samexport.runtimes.parity.golden import load_golden, save_golden
+from samexport.runtimes.parity.verify import compare_cases
 from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.verdicts import Check, Verdict
 from tests.single_thread import one_thread
@@ -100,12 +101,13 @@ def test_a_mistake_of_the_host_alone_is_seen(compare, monkeypatch, mistake):
     assert Verdict.FAIL in compare().values()
 
 
-def test_a_file_that_fails_on_the_way_is_a_failed_row(compare, monkeypatch):
+def test_a_file_that_fails_on_the_way_is_a_failed_row(sam2_bundle, golden, monkeypatch):
     def broken(self, *_, **__):
         raise ParityFailed("memory_attention gives NaN")
 
     monkeypatch.setattr(sam2_tracker.Tracker, "_read", broken)
-    assert compare() == {"run": Verdict.FAIL}
+    rows = list(compare_cases(sam2_bundle, replace(golden, cases=()), threads=1))
+    assert [(r.output, r.verdict) for r in rows if r.check.case == "video"] == [("run", Verdict.FAIL)]
 
 
 def test_a_clip_is_stored_with_the_cases(golden, sam2_bundle, tmp_path):
