@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from samexport.cli.options import OUTPUT, Force, Json
+from samexport.cli.options import OUTPUT, Force, Json, Threads
 from samexport.cli.terminal import print_table
 from samexport.errors import ConfigError
 
@@ -31,6 +31,7 @@ def deliver(
         bool, typer.Option("--list", help="Show the programs: what they take, and how each was tried.")
     ] = False,
     force: Force = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Write a bundle's files as another program takes them: names, order, layout, configuration.
@@ -50,7 +51,7 @@ def deliver(
     opened = open_bundle(bundle)
     profile = find_profile(program, opened.manifest.family)
     target = out or Path(f"{opened.folder.resolve().name}-{profile.name}")
-    compared = write(opened, profile, target, force=force)
+    compared = write(opened, profile, target, force=force, threads=threads)
     if as_json:
         print(json.dumps({"for": profile.name, "out": str(target), "compared": [vars(c) for c in compared]}, indent=1))
         return

@@ -50,19 +50,19 @@ class Compared:
 
 
 def compare(
-    profile: Profile, files: Sequence[Path], bundle: Bundle, picture: NDArray[np.uint8]
+    profile: Profile, files: Sequence[Path], bundle: Bundle, picture: NDArray[np.uint8], threads: int | None = None
 ) -> tuple[Compared, ...]:
     """Masks of the golden picture, scaled so that the program has nothing to scale, and as it is.
 
     Raises:
         ExportFailed: a file does not load or run, or its inputs are not those that the program feeds.
     """
-    encoder, decoder = (_open(path) for path in files[:2])
+    encoder, decoder = (_open(path, threads) for path in files[:2])
     _check_inputs(encoder, (profile.host.encoder,))
     _check_inputs(decoder, tuple(profile.host.decoder))
     height, width = profile.same_hw(bundle.manifest.frame.size)
     scaled = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
-    with Segmenter(bundle) as segmenter:
+    with Segmenter(bundle, threads=threads) as segmenter:
         return tuple(
             _compare(name, image, profile.host, (encoder, decoder), segmenter)
             for name, image in (("nothing to scale", scaled), ("the golden picture", picture))
@@ -73,12 +73,13 @@ def _compare(
     name: str, picture: NDArray[np.uint8], host: Host, sessions: tuple[Any, Any], segmenter: Segmenter
 ) -> Compared:
     encoder, decoder = sessions
-    framed = host.frame(picture, segmenter.bundle.manifest.frame.size)
-    embeddings = _run(encoder, {host.encoder: framed.tensor})
+    size, low_res = (getattr(segmenter.bundle.manifest.frame, name) for name in ("size", "low_res"))
+    framed = host.frame(picture, size)
+    features = list(_run(encoder, {host.encoder: framed.tensor}).values())
     segmenter.set_image(picture)
     found = {}
     for what, prompt in _prompts(picture, host):
-        outputs = _run(decoder, decoder_inputs(host, prompt, framed, next(iter(embeddings.values()))))
+        outputs = _run(decoder, decoder_inputs(host, prompt, framed, features, low_res))
         found[what] = _iou(host.mask(outputs, framed), _ours(segmenter.predict(prompt, multimask=True), host))
     return Compared(name, (picture.shape[1], picture.shape[0]), found)
 
@@ -103,8 +104,18 @@ def _ours(answer: Segmentation, host: Host) -> NDArray[np.bool_]:
     return mask
 
 
-def decoder_inputs(host: Host, prompt: Prompt, framed: Framed, embeddings: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """A prompt as the program feeds it: points and then the corners of a box, by the names of the decoder's inputs."""
+def decoder_inputs(
+    host: Host, prompt: Prompt, framed: Framed, features: Sequence[NDArray[Any]], side: int
+) -> dict[str, NDArray[Any]]:
+    """A prompt as the program feeds it: points and then the corners of a box, by the names of the decoder's inputs.
+
+    Args:
+        host: the program's rules.
+        prompt: in pixels of the picture.
+        framed: the picture.
+        features: the encoder's outputs.
+        side: of masks at low resolution.
+    """
     coords = [tuple(point) for point in prompt.points * framed.scale]
     labels = [float(label) for label in prompt.labels]
     if prompt.box is not None:
@@ -112,10 +123,10 @@ def decoder_inputs(host: Host, prompt: Prompt, framed: Framed, embeddings: NDArr
         labels += _BOX
     if host.padding == "always" or (host.padding == "without box" and prompt.box is None):
         coords, labels = [*coords, (0.0, 0.0)], [*labels, _PADDING]
-    side = 4 * embeddings.shape[-1]
+    outputs: tuple[Role, ...] = ("first", "second", "third")
     given: dict[Role, NDArray[Any]] = {
-        "embeddings": embeddings,
-        "points": np.array([coords]),
+        **dict(zip(outputs, features, strict=False)),
+        "points": np.trunc([coords]) if host.whole else np.array([coords]),
         "labels": np.array([labels]),
         "mask": np.zeros((1, 1, side, side)),
         "has mask": np.array([host.absent]),
@@ -127,10 +138,10 @@ def decoder_inputs(host: Host, prompt: Prompt, framed: Framed, embeddings: NDArr
     }
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(
-            path, sess_options=session_options(None), providers=["CPUExecutionProvider"]
+            path, sess_options=session_options(threads), providers=["CPUExecutionProvider"]
         )
     except Exception as error:
         # ONNX Runtime's exceptions have no common base

@@ -40,7 +40,9 @@ def find_profile(name: str, family: str) -> Profile:
     raise ConfigError(f"there is no program {name!r}; for {family} there are {', '.join(own) or 'none'}")
 
 
-def deliver(bundle: Bundle, profile: Profile, out: Path, *, force: bool = False) -> tuple[Compared, ...]:
+def deliver(
+    bundle: Bundle, profile: Profile, out: Path, *, force: bool = False, threads: int | None = None
+) -> tuple[Compared, ...]:
     """Write a folder for a program and compare it, fed as the program feeds it, with the bundle's own segmenter.
 
     All or nothing: it appears by one rename once the masks were compared.
@@ -50,6 +52,7 @@ def deliver(bundle: Bundle, profile: Profile, out: Path, *, force: bool = False)
         profile: of the program.
         out: a path where nothing is.
         force: replace a folder of an earlier call, and only that.
+        threads: of the comparison; None is ONNX Runtime's own choice.
 
     Raises:
         ConfigError: the program does not take such a bundle; the bundle is damaged; ``out`` is taken.
@@ -72,7 +75,7 @@ def deliver(bundle: Bundle, profile: Profile, out: Path, *, force: bool = False)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(Template(text).substitute(values), encoding="utf-8")
         golden = load_golden(bundle.folder, bundle.manifest.frame)
-        compared = compare(profile, models, bundle, golden.picture)
+        compared = compare(profile, models, bundle, golden.picture, threads)
         _check(profile, bundle, compared)
         text = Template(card(profile, bundle.manifest, compared)).substitute(values)
         (folder / CARD).write_text(text, encoding="utf-8")

@@ -36,8 +36,8 @@ class Framed:
 Outputs = Mapping[str, NDArray[Any]]
 """A decoder's, by name and in its order."""
 
-Role = Literal["embeddings", "points", "labels", "mask", "has mask", "size"]
-"""What a program feeds: what the encoder made, points, their labels, an absent mask, its flag, the size it tells."""
+Role = Literal["first", "second", "third", "points", "labels", "mask", "has mask", "size"]
+"""What a program feeds: the encoder's outputs, points, their labels, an absent mask, its flag, the size it tells."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Host:
         prompts: which ones it has; "point or box" is one of either.
         best_of_three: it shows the best of the masks of an ambiguous prompt, whatever the prompt.
         absent: the flag of an absent mask.
+        whole: points are cut off to whole pixels of the frame.
         types: of what is not fed as float32.
         shapes: of what is shaped otherwise than SAM's official decoder takes it.
     """
@@ -65,6 +66,7 @@ class Host:
     prompts: Literal["any", "points", "point or box"] = "any"
     best_of_three: bool = False
     absent: float = 0.0
+    whole: bool = False
     types: Mapping[Role, str] = field(default_factory=dict)
     shapes: Mapping[Role, tuple[int, ...]] = field(default_factory=dict)
 

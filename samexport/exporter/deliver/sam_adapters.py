@@ -8,6 +8,10 @@ box, where SAM's own predictor does not. Here the files put it right, so that ev
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from samexport.exporter.deliver.profile import Values
+from samexport.models.spec import Preprocess
 from samexport.runtimes.bundle import Manifest
 
 _CANVAS = 684 / 1024
@@ -19,29 +23,36 @@ def canvas(size: int) -> tuple[int, int]:
     return int(_CANVAS * size + 0.5), size
 
 
-def values(manifest: Manifest) -> dict[str, str]:
+def values(manifest: Manifest) -> Values:
     """Sizes and numbers of a model, by the names that the texts have."""
     frame = manifest.frame
     trained = manifest.mask_outputs
     vague = [index for index in trained if index] or [0]
     embeddings = next(g for g in manifest.graphs if g.name == "encoder").outputs[0]
     return {
-        "S": str(frame.size),
-        "G": str(frame.grid),
-        "L": str(frame.low_res),
+        **frame_values(frame),
         "C": str(embeddings.shape[1]),
         "CH": str(canvas(frame.size)[0]),
         "BELOW": str(frame.size - canvas(frame.size)[0]),
-        "MEAN": _row(frame.mean),
-        "STD": _row(frame.std),
         # added to the scores, so that the best one is the mask that answers
         "CLEAR": _row([0 if i in ([0] if 0 in trained else vague) else -_RANKED for i in range(4)]),
         "VAGUE": _row([0 if i in vague else -_RANKED for i in range(4)]),
     }
 
 
-def _row(numbers: object) -> str:
-    return ", ".join(f"{n:.9g}" for n in numbers)  # type: ignore[attr-defined]
+def frame_values(frame: Preprocess) -> Values:
+    """Sides of the frame, of the embedding and of masks at low resolution; mean and deviation."""
+    return {
+        "S": str(frame.size),
+        "G": str(frame.grid),
+        "L": str(frame.low_res),
+        "MEAN": _row(frame.mean),
+        "STD": _row(frame.std),
+    }
+
+
+def _row(numbers: Iterable[float]) -> str:
+    return ", ".join(f"{n:.9g}" for n in numbers)
 
 
 NORMALISED = """(float[1,3,$S,$S] $input) => (float[1,$C,$G,$G] $output) {

@@ -11,7 +11,7 @@ from samexport.exporter.deliver import sam_texts as texts
 from samexport.exporter.deliver.profile import Host, Profile, Role
 
 _OFFICIAL: Mapping[str, Role] = {
-    "image_embeddings": "embeddings",
+    "image_embeddings": "first",
     "point_coords": "points",
     "point_labels": "labels",
     "mask_input": "mask",
@@ -128,7 +128,7 @@ PROFILES = (
         host=Host(
             hosts.in_square_darktable,
             "image",
-            {"image_embed": "embeddings", **{n: r for n, r in _OFFICIAL.items() if r not in ("embeddings", "size")}},
+            {"image_embed": "first", **{n: r for n, r in _OFFICIAL.items() if r not in ("first", "size")}},
             hosts.out_of_square_darktable,
         ),
         same_hw=_square,
@@ -188,7 +188,7 @@ PROFILES = (
         host=Host(
             hosts.in_square,
             "pixel_values",
-            {"image_embeddings": "embeddings", "input_points": "points", "input_labels": "labels"},
+            {"image_embeddings": "first", "input_points": "points", "input_labels": "labels"},
             hosts.best_of_three,
             padding="never",
             prompts="points",

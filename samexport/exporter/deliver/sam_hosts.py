@@ -150,12 +150,12 @@ def in_square_openvino(image: NDArray[np.uint8], size: int) -> Framed:
     """The long side scaled to whole pixels between neighbours, one grey as padding; 0..255."""
     hw = _longest(_hw(image), size)
     pixels = np.full((size, size, 3), OPENVINO_PADDING, np.float32)
-    pixels[: hw[0], : hw[1]] = _neighbours(image, hw)
+    pixels[: hw[0], : hw[1]] = neighbours(image, hw)
     scale = np.array([hw[1] / image.shape[1], hw[0] / image.shape[0]])
     return Framed(pixels.transpose(2, 0, 1)[None], scale, _hw(image), _hw(image))
 
 
-def _neighbours(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.float32]:
+def neighbours(image: NDArray[Any], hw: tuple[int, int]) -> NDArray[np.float32]:
     """Between the two nearest pixels of each axis, centres aligned, whatever the scale."""
     value = image.astype(np.float32)
     for axis in (0, 1):

@@ -313,4 +313,5 @@ FAMILY = Family(
     # a decoder's own file has what the others lack
     encoder_parts=("image_encoder.", "memory_", "obj_ptr_", "mask_downsample.", "maskmem_", "no_"),
     card="samexport.exporter.deliver.sam2_card:about",
+    consumers="samexport.exporter.deliver.sam2_consumers:PROFILES",
 )

@@ -111,7 +111,7 @@ def letterbox(
         raise ImageError(f"an image is uint8 [H, W, 3] and not empty, got {image.dtype} {list(image.shape)}")
     height, width = image.shape[:2]
     scale = min(size / height, size / width)
-    resized = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    resized = resize_as_opencv(image, max(1, round(height * scale)), max(1, round(width * scale)))
     frame = (_next_multiple(resized.shape[0]), _next_multiple(resized.shape[1]))
     top, left = ((size - side) // (2 * STRIDE) * STRIDE if square else 0 for side in frame)
     y, x = (round((side - new) / 2 - 0.1) for side, new in zip(frame, resized.shape, strict=False))
@@ -126,7 +126,7 @@ def _next_multiple(side: int) -> int:
     return -(-side // STRIDE) * STRIDE
 
 
-def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def resize_as_opencv(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """OpenCV's bilinear resizing of 8-bit pictures (no antialiasing), to the last bit of its fixed point."""
     if image.shape[:2] == (height, width):
         return image
