@@ -24,6 +24,11 @@ from samexport.errors import BundleError, FileError
 if TYPE_CHECKING:
     from filelock import FileLock
 
+PICTURE_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
+)  # fmt: skip
+"""What is taken from a folder of pictures; a file that is named is tried whatever it is called."""
+
 JSON_LIMIT = 64 << 20
 JSON_DEPTH = 100
 _NEARLY_FULL = 1 << 20

@@ -85,6 +85,13 @@ def tflite_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return once(tmp_path_factory, "tflite", lambda out: export_bundle(ExportOptions("test.tinyvit64", out, **options)))
 
 
+@pytest.fixture(scope="session")
+def sam2_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The 64-pixel SAM 2.1 with its video graphs, fp32 ONNX; with this seed objects stay in the picture."""
+    options = {"random_seed": 19, "features": ("video",), "threads": 1}
+    return once(tmp_path_factory, "sam2", lambda out: export_bundle(ExportOptions("test.hiera64", out, **options)))
+
+
 @pytest.fixture
 def converted(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the files of ``tiny_bundle`` instead of converting again, for tests of what happens around that."""

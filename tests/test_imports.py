@@ -71,7 +71,7 @@ sys.meta_path.insert(0, Refuse())
 """
 OPTIONAL = {
     "coremltools", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "openvino",
-    "matplotlib", "psutil", "scipy", "sklearn", "flatbuffers", "cv2", "skimage",
+    "av", "matplotlib", "psutil", "scipy", "sklearn", "flatbuffers", "cv2", "skimage",
 }  # fmt: skip
 
 

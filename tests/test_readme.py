@@ -36,7 +36,7 @@ def test_every_command_and_option_that_is_named_exists():
     assert set(re.findall(r"`samexport ([a-z-]+)", PAGES)) <= set(COMMANDS)
     known = set().union(*map(options, COMMANDS.values()))
     assert set(re.findall(r"`(--[a-z-]+)", PAGES)) <= known | {"--json"}
-    assert "--recipe" not in known  # what this test would not have noticed before
+    assert "--receipt" not in known  # what this test would not have noticed before
 
 
 def test_every_printed_command_line_takes_its_options():

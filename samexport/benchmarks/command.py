@@ -202,9 +202,9 @@ class _Run:
         """One for each model and its weights."""
         if not _needs_baselines(self._request, self._plan):
             return
-        from samexport.benchmarks.plan import weights_key
+        from samexport.benchmarks.plan import made_from
 
-        sources = {(b.manifest.model, weights_key(b.manifest.weights)): b for b in reversed(self._bundles)}
+        sources = {(b.manifest.model, made_from(b.manifest)): b for b in reversed(self._bundles)}
         made, labels = [], dict(self._plan.labels)
         for number, bundle in enumerate(sources.values()):
             label = labels[str(bundle.folder)]

@@ -16,7 +16,7 @@ from samexport.models.catalog import find_family, find_model
 from samexport.models.families.detector import SAMPLER
 from samexport.models.weights.downloads import in_cache
 from samexport.runtimes.base import MOST_THREADS
-from samexport.runtimes.bundle import Artifact, Bundle, WeightsInfo, open_bundle
+from samexport.runtimes.bundle import Artifact, Bundle, Manifest, WeightsInfo, open_bundle
 from samexport.runtimes.host.image import MAX_PIXELS
 from samexport.runtimes.registry import RUNTIMES
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
@@ -96,7 +96,7 @@ class Plan:
     def source(self, bundle: Bundle, graph: str) -> Source:
         """What tells a bundle's job from those of others."""
         manifest = bundle.manifest
-        weights = weights_key(manifest.weights)
+        weights = made_from(manifest)
         if manifest.sampler is not None and (graph == SAMPLER or (graph in TASKS and TASKS[graph].detector)):
             detector = weights_key(manifest.sampler.weights)
             weights = detector if graph == SAMPLER else f"{weights} {detector}"
@@ -105,6 +105,12 @@ class Plan:
     def label(self, bundle: Bundle) -> str:
         """What people call a bundle."""
         return self.labels.get(str(bundle.folder), bundle.folder.resolve().name)
+
+
+def made_from(manifest: Manifest) -> str:
+    """The weights, and the side of the frame where it is not the model's own."""
+    size, own = manifest.frame.size, find_model(manifest.model).frame.size
+    return weights_key(manifest.weights) + ("" if size == own else f" at {size}")
 
 
 def weights_key(weights: WeightsInfo) -> str:
@@ -335,9 +341,7 @@ def _rival(job: Job, rival: str, plan: Plan) -> Job | None:
     # the halves of SAM's decoder together are the plain decoder; after the first prompt only the step remains
     graph = find_family(find_model(job.source.model).family).equal.get(job.graph, job.graph)
     same = [
-        b
-        for b in plan.baselines
-        if (b.manifest.model, weights_key(b.manifest.weights)) == (job.source.model, job.source.weights)
+        b for b in plan.baselines if (b.manifest.model, made_from(b.manifest)) == (job.source.model, job.source.weights)
     ]
     batch = 1 if rival == "single" and job.prompts > 1 else 0
     plain = replace(job, graph=graph, form="plain", precision="fp32", options="", batch=batch)

@@ -106,7 +106,7 @@ def _teacher(path: Path, encoder: str, files: tuple[Path, ...]) -> tuple[Sam, Mo
 
     if path.is_dir():
         manifest = open_bundle(path).manifest
-        spec = find_model(manifest.model)
+        spec = find_model(manifest.model, manifest.frame.size)
         return cast("Sam", reload_model(spec, manifest.weights, files)), spec, manifest.weights
     if files:
         raise ConfigError("--checkpoint goes with a bundle as --teacher; a file of weights is the teacher itself")

@@ -18,7 +18,7 @@ from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
 from samexport.runtimes.registry import availability, version
 
 _BASE = ("numpy", "pillow", "onnx", "pycocotools")
-_EXPORT = ("torch", "onnxscript", "onnxslim", "safetensors", "requests")
+_EXTRAS = {"export": ("torch", "onnxscript", "onnxslim", "safetensors", "requests"), "video": ("av",)}
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
@@ -60,9 +60,10 @@ def _packages() -> Iterator[Finding]:
     for package in _BASE:
         found = version(package)
         yield Finding(package, bool(found), found, "" if found else install_hint(package=package))
-    for package in _EXPORT:
-        found = version(package)
-        yield Finding(f"export: {package}", bool(found), found, "" if found else install_hint("export"))
+    for extra, packages in _EXTRAS.items():
+        for package in packages:
+            found = version(package)
+            yield Finding(f"{extra}: {package}", bool(found), found, "" if found else install_hint(extra))
 
 
 def _runtimes() -> Iterator[Finding]:

@@ -179,11 +179,7 @@ class _State:
 
     def totals(self) -> dict[str, Scores]:
         """The scores of each model that has some."""
-        kept = {
-            name: [found for id_, found in pictures.items() if id_ not in self.problems]
-            for name, pictures in self.scores.items()
-        }
-        return {name: combine(pictures) for name, pictures in kept.items() if pictures}
+        return {name: combine(pictures) for name, pictures in self._kept.items() if pictures}
 
     def difference(self, totals: Mapping[str, Scores]) -> dict[str, Values]:
         """Bundle minus PyTorch, once both have seen every picture."""
@@ -205,6 +201,14 @@ class _State:
         return [*self.data.notes, note]
 
     @property
+    def _kept(self) -> dict[str, list[PictureScores]]:
+        """The scores on the pictures that no model failed on."""
+        return {
+            name: [found for id_, found in pictures.items() if id_ not in self.problems]
+            for name, pictures in self.scores.items()
+        }
+
+    @property
     def _seen(self) -> set[int]:
         return {id_ for pictures in self.scores.values() for id_ in pictures}
 
@@ -221,7 +225,7 @@ class _State:
             "objects": objects_by_size(images),
             **{key: getattr(request, key) for key in ("prompts", "click", "sampler", "points_per_side", "seed")},
             "models": {
-                name: self.facts[name] | {"images": len(self.scores[name]), **asdict(found)}
+                name: self.facts[name] | {"images": len(self._kept[name]), **asdict(found)}
                 for name, found in totals.items()
             },
             "difference": change,
@@ -297,7 +301,9 @@ def _models(request: EvalRequest) -> dict[str, Bundle]:
 def _reference(bundle: Bundle, request: EvalRequest) -> TorchBundle:
     """PyTorch with the bundle's weights; ConfigError if the checkpoints are others."""
     wanted, info = bundle.manifest.weights, bundle.manifest.sampler
-    spec = replace(find_model(bundle.manifest.model), mask_outputs=bundle.manifest.mask_outputs)
+    spec = replace(
+        find_model(bundle.manifest.model, bundle.manifest.frame.size), mask_outputs=bundle.manifest.mask_outputs
+    )
     network = reload_model(spec, wanted, request.checkpoints, request.decoder_checkpoint)
     model = plain_bundle(spec, network, wanted, Path(PYTORCH))
     if request.sampler == DETECTOR and info is not None:

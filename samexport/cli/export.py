@@ -255,10 +255,9 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     """For one bundle; ``within``: ``--out`` is the folder around it."""
     from samexport.exporter.pipeline import ExportOptions
     from samexport.exporter.quantize.job import MAX_DROP
-    from samexport.models.catalog import find_model
 
     options = ExportOptions(
-        encoder=shared.encoder,
+        encoder=sparse_model(shared.model) if shared.sparse else shared.model,
         out=None if within else shared.out,
         checkpoints=shared.files,
         random_seed=shared.random_seed,
@@ -269,15 +268,28 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
         threads=shared.threads,
         decoder_checkpoint=shared.decoder_checkpoint,
         sampler=_sampler_of(shared, nms),
+        image_size=shared.image_size,
+        features=("sparse",) if shared.sparse else ("video",) if shared.video else (),
         calibration=shared.calibration,
         max_drop=MAX_DROP if shared.max_drop is None else shared.max_drop,
     )
     if within and shared.out is not None:
-        return replace(options, out=shared.out / options.folder(find_model(options.encoder)).name)
+        return replace(options, out=shared.out / options.folder(options.spec).name)
     return options
 
 
-def _import_torch() -> None:
+def sparse_model(name: str) -> str:
+    """The model that can be sparse; ConfigError where there is no bypass for its windows."""
+    from samexport.models.catalog import MODELS, find_model
+
+    dense = find_model(name).name
+    sparse = dense if dense.endswith("_sparse") else f"{dense}_sparse"
+    if sparse not in MODELS:
+        raise ConfigError(f"{name} cannot be sparse: no bypass was trained for its windows, but for hiera_b+, hiera_l")
+    return sparse
+
+
+def import_torch() -> None:
     """Whatever an export imports of torch comes with it."""
     from samexport.installation import install_hint
     from samexport.interrupts import load
@@ -293,13 +305,15 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     from samexport.exporter.formats import format_of
     from samexport.exporter.pipeline import export_bundles, unquantized
     from samexport.files import check_new_folder, to_json
-    from samexport.models.catalog import find_model
     from samexport.models.weights.downloads import official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
+    if shared.encoder is None and shared.checkpoint:
+        import_torch()
     several = [_options(shared, target, nms, within) for target in targets]
     options = several[0]
-    spec = find_model(options.encoder)
+    spec = options.spec
+    graphs = len(options.graphs(spec)) + (options.sampler is not None)
     folders = [each.folder(spec) for each in several]
     for folder in folders:
         check_new_folder(folder, force=options.force, refusal=not_ours)
@@ -309,12 +323,11 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
         # before the steps, which would hide the progress of the download
         official_checkpoint(spec)
     print(f"exporting {spec.name} to {' and '.join(map(str, folders))}", file=sys.stderr)
-    _import_torch()
+    import_torch()
     for target in targets:
         format_of(target).check_packages()
     if options.calibration is None and any(unquantized(target) != target for target in targets):
         warn_of(None)
-    graphs = len(options.graphs(spec)) + (options.sampler is not None)
     told = []
     exported = export_bundles(several, lambda step: steps.update(step))
     for _ in several:

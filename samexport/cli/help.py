@@ -39,6 +39,10 @@ _EXAMPLES = {
         "samexport compare-recipes BUNDLE --annotations instances_val2017.json --images val2017 --max-images 50",
     ),
     "android": ("samexport android mobilesam-tinyvit-tflite-fp32 --out android_demo_assets",),
+    "deliver": (
+        "samexport deliver --list",
+        "samexport deliver mobilesam-tinyvit-onnx-fp32 --for anylabeling",
+    ),
     "verify": (
         "samexport verify BUNDLE --report report.xml",
         "samexport verify BUNDLE --checkpoint mobile_sam.pt",
@@ -50,6 +54,11 @@ _EXAMPLES = {
         "samexport segment BUNDLE photos/ --box 100,50,500,350 --json > answers.jsonl",
     ),
     "everything": ("samexport everything BUNDLE photo.jpg --out overlay.png --masks masks.json",),
+    "track": (
+        "samexport track BUNDLE clip.mp4 --point 420,300 --overlay out.mp4",
+        "samexport track BUNDLE frames/ --object 1 --point 420,300 --object 2 --frame 40 --box 10,20,90,80 --out masks",
+        "samexport track BUNDLE clip.mp4 --frame 30 --point 420,300 --direction both --json tracks.json",
+    ),
     "eval": ("samexport eval BUNDLE --annotations instances_val2017.json --images val2017 --max-images 100",),
     "bench": ("samexport bench BUNDLE --out results", "samexport bench --compare old.json new.json"),
     "train-demo": (
@@ -58,6 +67,7 @@ _EXAMPLES = {
     ),
     "distill": ("samexport distill --teacher sam_vit_h_4b8939.pth --student tinyvit --images photos --out student",),
     "draw-scenes": ("samexport draw-scenes --count 20 --out scenes",),
+    "inspect": ("samexport inspect my_finetuned.pth", "samexport inspect SlimSAM-77.pth --json"),
     "list": ("samexport list", "samexport list --json", "samexport list --recipes"),
     "doctor": ("samexport doctor", "samexport doctor --json"),
 }

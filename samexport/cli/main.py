@@ -11,15 +11,18 @@ import typer
 
 from samexport.cli import export as export_commands
 from samexport.cli.bench import bench
+from samexport.cli.deliver import deliver
 from samexport.cli.distill import distill
 from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
 from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, GroupedCommands, examples
+from samexport.cli.inspection import inspect
 from samexport.cli.options import Json
 from samexport.cli.quantize import compare_recipes, list_recipes, quantize, sensitivity
 from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
+from samexport.cli.track import OrderedCommand, track
 from samexport.cli.train import draw_scenes, train_demo
 from samexport.cli.verify import verify
 
@@ -60,8 +63,10 @@ def _options(
         raise typer.Exit(2)
 
 
-def _command(name: str, group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return app.command(name, cls=GroupedCommand, rich_help_panel=group, epilog=examples(name))
+def _command(
+    name: str, group: str, cls: type[GroupedCommand] = GroupedCommand
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return app.command(name, cls=cls, rich_help_panel=group, epilog=examples(name))
 
 
 _command("export", EXPORT)(export_commands.export)
@@ -70,8 +75,10 @@ _command("tflite", EXPORT)(export_commands.tflite)
 _command("coreml", EXPORT)(export_commands.coreml)
 _command("quantize", EXPORT)(quantize)
 _command("android", EXPORT)(export_commands.android)
+_command("deliver", EXPORT)(deliver)
 _command("segment", USE)(segment)
 _command("everything", USE)(everything)
+_command("track", USE, OrderedCommand)(track)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("sensitivity", CHECK)(sensitivity)
@@ -80,6 +87,7 @@ _command("bench", CHECK)(bench)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)
 _command("distill", TRAIN)(distill)
+_command("inspect", LOOK)(inspect)
 
 
 @_command("list", LOOK)

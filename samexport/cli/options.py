@@ -19,13 +19,20 @@ WEIGHTS, GRAPHS, BOXES, CHECKS, OUTPUT = "Weights", "Graphs", "Box detector", "C
 MAX_THREADS = max(256, os.cpu_count() or 1)
 MAX_SAMPLER_SIZE = 4096
 DEFAULT_SEED = 7
+MAX_OBJECT = 999_999
 
 WeightsKind = Literal["official", "demo", "random"]
 
 
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]
 Encoder = Annotated[
-    str, typer.Option(metavar="NAME", help="Which model; `samexport list` shows all.", rich_help_panel=WEIGHTS)
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Which model; `samexport list` shows all.",
+        show_default="what --checkpoint holds",
+        rich_help_panel=WEIGHTS,
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -103,7 +110,7 @@ MaxDrop = Annotated[
 class ExportArguments:
     """What every export command takes. None is what was not given, so that an option without effect is refused."""
 
-    encoder: Encoder
+    encoder: Encoder = None
     out: Out = None
     checkpoint: Checkpoints = None
     weights: Annotated[
@@ -139,6 +146,33 @@ class ExportArguments:
         typer.Option(
             "--small",
             help="ONNX decoders of 17 instead of 27 MB, which compute their position terms when they are opened.",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = False
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            max=2048,
+            metavar="PIXELS",
+            help="Side of the model's frame, a multiple of 32: smaller is faster (SAM 2, TinyViT).",
+            show_default="the model's own",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = None
+    video: Annotated[
+        bool,
+        typer.Option(
+            "--video",
+            help="Also what follows objects through a video (SAM 2).",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = False
+    sparse: Annotated[
+        bool,
+        typer.Option(
+            "--sparse",
+            help="As --video, and what does it on parts of pictures and memories (Efficient-SAM2; hiera_b+, hiera_l).",
             rich_help_panel=GRAPHS,
         ),
     ] = False
@@ -207,7 +241,23 @@ class ExportArguments:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of weights, those of the package with ``--weights demo``; none for official or random ones."""
-        return weight_files(self.weights, self.checkpoint, self.encoder)
+        return weight_files(self.weights, self.checkpoint, self.model)
+
+    @functools.cached_property
+    def model(self) -> str:
+        """The name that was given, or of the model whose weights the first file holds.
+
+        Raises:
+            ConfigError: neither is given.
+            CheckpointError: the file cannot be read, or is no model's that is known.
+        """
+        if self.encoder is not None:
+            return self.encoder
+        if not self.checkpoint:
+            raise ConfigError("which model? name one (`samexport list` shows all), or give --checkpoint FILE")
+        from samexport.models.weights.identify import encoder_of
+
+        return encoder_of(self.checkpoint[0])
 
 
 def weight_files(weights: WeightsKind | None, checkpoints: list[Path] | None, encoder: str) -> tuple[Path, ...]:
@@ -226,7 +276,14 @@ def weight_files(weights: WeightsKind | None, checkpoints: list[Path] | None, en
 class ModelArguments(ExportArguments):
     """The same with the model as the first argument."""
 
-    encoder: Annotated[str, typer.Argument(metavar="MODEL", help="Which model; `samexport list` shows all.")]
+    encoder: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Which model; `samexport list` shows all.",
+            show_default="what --checkpoint holds",
+        ),
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(

@@ -17,15 +17,13 @@ import typer
 
 from samexport.cli.terminal import ProgressBar
 from samexport.errors import ConfigError, FileError, ImageError, PromptError, SamExportError
+from samexport.files import PICTURE_ENDINGS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Image = NDArray[np.uint8]
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
-"""What is taken from a folder; a file that is named is tried whatever it is called."""
 
 _STDIN, _STDIN_LIMIT = "-", 1 << 30
 
@@ -116,9 +114,11 @@ def _in_folder(folder: Path) -> list[str]:
         files = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
     except OSError as error:
         raise ImageError(f"{folder} cannot be read: {error.strerror}") from error
-    found = [path for path in files if path.lower().endswith(ENDINGS) and not os.path.basename(path).startswith(".")]
+    found = [
+        path for path in files if path.lower().endswith(PICTURE_ENDINGS) and not os.path.basename(path).startswith(".")
+    ]
     if not found:
-        raise ConfigError(f"{folder} holds no picture ({', '.join(ENDINGS)})")
+        raise ConfigError(f"{folder} holds no picture ({', '.join(PICTURE_ENDINGS)})")
     return found
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -103,7 +104,7 @@ class Results:
             parent = _folder_for("--masks", given, PICTURES)
             folders = {source.key: parent / source.key for source in self.sources}
         for folder in folders.values():
-            _check_folder(folder, force=self.force)
+            check_folder(folder, force=self.force, ours=_OURS)
         return folders
 
     def check_size(self, source: Source, image_hw: tuple[int, int]) -> None:
@@ -185,7 +186,7 @@ class Results:
 
     def _picture(self, path: Path, pixels: NDArray[np.uint8]) -> None:
         with new_file(path, force=self.force) as private:
-            _save(pixels, private)
+            save_picture(pixels, private)
 
     def _array(self, path: Path, values: NDArray[np.float32]) -> None:
         with new_file(path, force=self.force) as private:
@@ -193,11 +194,11 @@ class Results:
 
     def _pngs(self, folder: Path, masks: Sequence[MaskResult], records: Sequence[dict[str, Any]]) -> None:
         """A PNG a mask, and ``masks.json`` that says which is which."""
-        with new_folder(folder, force=self.force or _is_empty(folder), refusal=_foreign) as private:
+        with new_folder(folder, force=self.force or _is_empty(folder), refusal=partial(foreign, ours=_OURS)) as private:
             listed = []
             for mask, record in zip(masks, records, strict=True):
                 name = f"prompt{mask.prompt}" + ("" if mask.mask is None else f"_mask{mask.mask}") + ".png"
-                _save(decode_rle(mask.segmentation), private / name)
+                save_picture(decode_rle(mask.segmentation), private / name)
                 listed.append({**record, "file": name})
             write_text(private / "masks.json", to_json(listed))
 
@@ -239,29 +240,30 @@ def _folder_for(option: str, folder: Path, endings: tuple[str, ...]) -> Path:
     return folder
 
 
-def _check_folder(folder: Path, *, force: bool) -> None:
-    """As ``check_output``, of a folder that is replaced as a whole."""
+def check_folder(folder: Path, *, force: bool, ours: re.Pattern[str]) -> None:
+    """As ``check_output``, of a folder that is replaced as a whole if its files have our names."""
     if not os.path.lexists(folder):
         check_output(folder, force=force)
     elif not os.path.isdir(folder):
         raise FileError(f"{folder} exists and is not a folder; choose another name")
     elif not force and not _is_empty(folder):
         raise FileError(f"{folder} exists; choose another name, or --force to replace it")
-    elif foreign := "it is a link" if folder.is_symlink() else _foreign(folder):
-        raise FileError(f"{folder} is not replaced: {foreign}; nothing was changed, choose another name")
+    elif what := "it is a link" if folder.is_symlink() else foreign(folder, ours):
+        raise FileError(f"{folder} is not replaced: {what}; nothing was changed, choose another name")
 
 
 def _is_empty(folder: Path) -> bool:
     return os.path.isdir(folder) and not os.listdir(folder)
 
 
-def _foreign(folder: Path) -> str:
+def foreign(folder: Path, ours: re.Pattern[str]) -> str:
     """What in a folder of masks is not ours, or nothing."""
-    others = sorted(p.name for p in folder.iterdir() if not (p.is_file() and _OURS.fullmatch(p.name)))
+    others = sorted(p.name for p in folder.iterdir() if not (p.is_file() and ours.fullmatch(p.name)))
     return f"it holds {others[0]}, which is no mask of an earlier run" if others else ""
 
 
-def _save(pixels: NDArray[Any], path: Path) -> None:
+def save_picture(pixels: NDArray[Any], path: Path) -> None:
+    """Write pixels with Pillow, in the format of the name; FileError with its reason where it cannot."""
     try:
         Image.fromarray(pixels).save(path)
     except (OSError, ValueError) as error:

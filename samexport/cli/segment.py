@@ -100,9 +100,9 @@ class SegmentRequest:
         """All points (and the mask) are one prompt; with boxes, one prompt a box, and points join a single box."""
         from samexport.runtimes.host.prompts import Prompt
 
-        points = [_numbers(text, (2, 3), "--point x,y or x,y,label") for text in self.points]
+        points = [numbers(text, (2, 3), "--point x,y or x,y,label") for text in self.points]
         coords, labels = [p[:2] for p in points], [p[2] if len(p) == 3 else 1 for p in points]
-        boxes = [_numbers(text, (4,), "--box x0,y0,x1,y1") for text in self.boxes]
+        boxes = [numbers(text, (4,), "--box x0,y0,x1,y1") for text in self.boxes]
         mask = None if self.mask is None else read_logits(self.mask)
         if len(boxes) > 1:
             if points or mask is not None:
@@ -233,7 +233,8 @@ def _file_and_index(text: str) -> tuple[Path, int | None]:
     return Path(text), None
 
 
-def _numbers(text: str, counts: tuple[int, ...], usage: str) -> list[float]:
+def numbers(text: str, counts: tuple[int, ...], usage: str) -> list[float]:
+    """Numbers with commas between them; PromptError unless they are as many as one of ``counts``."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as error:

@@ -69,6 +69,8 @@ def train_demo(
     from samexport.training.loop import settings_for
 
     spec = find_model(encoder)
+    if spec.family != "sam":
+        raise ConfigError(f"only models of the family sam are trained here; {spec.name} is another kind")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen not in ("cuda", "cpu"):
         raise ConfigError(f"--device is cuda or cpu, not {chosen!r}")

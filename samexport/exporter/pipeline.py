@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 import samexport
 from samexport.errors import ConfigError, ParityFailed
@@ -42,8 +43,10 @@ from samexport.runtimes.bundle import (
     open_bundle,
     relative_files,
 )  # fmt: skip
+from samexport.runtimes.parity.clip import Clip, make_clip
 from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases, picture_masks, run_frames
+from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.torch_bundle import constants_of, plain_bundle
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
@@ -65,6 +68,7 @@ class ExportOptions:
     ``random_seed`` is set. ``out`` None names the folder after the model. ``target`` says format and recipe.
     ``decoder_checkpoint`` is a file whose prompt encoder and mask decoder are used instead. With ``sampler`` a
     detector that proposes boxes joins the bundle; without a checkpoint of its own it is random like the rest.
+    ``image_size`` is the side of the model's frame, for models that take others than their own.
     ``features`` are what else a family can export, by its own names; ``split_decoder`` and ``small`` are two of SAM's.
     ``small`` leaves the decoders' position terms to the runtime, see :func:`samexport.models.build.build_graph`.
     ``calibration`` is a folder of pictures and ``max_drop`` the gate of recipes that quantize.
@@ -82,6 +86,7 @@ class ExportOptions:
     decoder_checkpoint: Path | None = None
     sampler: SamplerExport | None = None
     features: tuple[str, ...] = ()
+    image_size: int | None = None
     calibration: Path | None = None
     max_drop: float = MAX_DROP
 
@@ -92,6 +97,11 @@ class ExportOptions:
             raise ConfigError("--small is of ONNX files, whose runtime computes the position terms once")
         if self.sampler is not None:
             self.sampler.check(self.target, self.random_seed)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model; ConfigError if there is none of that name and size."""
+        return find_model(self.encoder, self.image_size)
 
     def graphs(self, spec: ModelSpec) -> tuple[str, ...]:
         """The graphs to write; ConfigError for a feature that the model's family has not."""
@@ -109,8 +119,9 @@ class ExportOptions:
         if spec.demo and self.checkpoints == demo_checkpoint(spec):
             kind = "-demo"
         sampler = f"-{self.sampler.name}" if self.sampler else ""
+        size = "" if spec.frame.size == find_model(spec.name).frame.size else f"-{spec.frame.size}"
         return self.out or Path(
-            f"{spec.name.replace('.', '-')}{sampler}-{format_of(self.target).name}-{self.target.recipe}{kind}"
+            f"{spec.name.replace('.', '-')}{size}{sampler}-{format_of(self.target).name}-{self.target.recipe}{kind}"
         )
 
 
@@ -270,7 +281,7 @@ def export_bundles(
         ExportFailed: a converter failed.
         ParityFailed: a file does not compute what PyTorch computes.
     """
-    spec = find_model(several[0].encoder)
+    spec = several[0].spec
     for options in several:
         options.graphs(spec)
         if unquantized(options.target) != options.target:
@@ -313,8 +324,13 @@ def reference_golden(network: nn.Module, spec: ModelSpec, graphs: Sequence[str],
         found = run_frames(runtimes, whole, frames, family.state)
         return [outputs for _, outputs in found]
 
+    def follow(picture: NDArray[np.uint8]) -> Clip | None:
+        if family.loop is None or not set(family.loop.graphs) <= set(graphs):
+            return None
+        return make_clip(resolve_name(family.loop.follow), open_session(OpenGraphs(plain)), picture)
+
     make_cases = resolve_name(family.cases)
-    return make_golden(spec, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0])
+    return make_golden(spec, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0], follow)
 
 
 def verify_against_pytorch(
@@ -331,7 +347,7 @@ def verify_against_pytorch(
         ConfigError: these are not the weights that the bundle was made from.
     """
     manifest = bundle.manifest
-    spec = replace(find_model(manifest.model), mask_outputs=manifest.mask_outputs)
+    spec = replace(find_model(manifest.model, manifest.frame.size), mask_outputs=manifest.mask_outputs)
     progress("running the reference")
     network = reload_model(spec, manifest.weights, checkpoints, decoder)
     graphs = [name for name in bundle.graph_names if name != SAMPLER]
@@ -357,5 +373,5 @@ def _manifest(work: Work) -> Manifest:
     info = None if sampler is None else sampler.info
     return Manifest(
         spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, work.weights, graphs, work.artifacts, {},
-        tools, (), info, spec.family, work.gate,
+        tools, (), info, spec.family, spec.scores, work.gate,
     )  # fmt: skip

@@ -40,7 +40,8 @@ def build_graph(
 def plain_graphs(network: nn.Module, spec: ModelSpec) -> dict[str, tuple[GraphSpec, nn.Module]]:
     """Every graph of the untouched architecture, and its module: the reference."""
     names: Mapping[str, Builder] = resolve_name(find_family(spec.family).plain)
-    return {name: build_graph(network, spec, name, plain=True) for name in names}
+    has = {graph.name for graph in spec.graphs}
+    return {name: build_graph(network, spec, name, plain=True) for name in names if name in has}
 
 
 def build_sampler(

@@ -8,7 +8,7 @@ import re
 from functools import cache
 
 from samexport.errors import ConfigError
-from samexport.models.families import sam
+from samexport.models.families import efficient_sam, sam2, sam_hq, sam_models
 from samexport.models.families.base import Family
 from samexport.models.spec import ModelSpec
 
@@ -44,7 +44,10 @@ def register(family: Family) -> None:
     _BY_NAME.update(new)
 
 
-register(sam.FAMILY)
+register(sam_models.FAMILY)
+register(sam_hq.FAMILY)
+register(efficient_sam.FAMILY)
+register(sam2.FAMILY)
 
 
 @cache
@@ -63,11 +66,24 @@ def find_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def find_model(name: str) -> ModelSpec:
-    """The model with this name, in any case, also a weight file's; ConfigError names the close matches.
+def find_model(name: str, size: int | None = None) -> ModelSpec:
+    """The model with this name, in any case, also a weight file's, with a frame of side ``size``.
 
     The names are ``family.encoder``, just ``encoder``, and the aliases.
+
+    Raises:
+        ConfigError: no model has this name (the close matches are named), or it has frames of other sizes alone.
     """
+    model = _by_any_name(name)
+    if size is None or size == model.frame.size:
+        return model
+    at_size = FAMILIES[model.family].at_size
+    if at_size is None:
+        raise ConfigError(f"{model.name} takes pictures of {model.frame.size} pixels alone")
+    return at_size(model, size)
+
+
+def _by_any_name(name: str) -> ModelSpec:
     model = _look_up(name)
     if model is None:
         load_plugins()

@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def empty_network(spec: ModelSpec, checkpoints: Sequence[Path] = ()) -> nn.Module:
+    """The model's network without values, of the widths that the checkpoints have where they decide them.
+
+    Raises:
+        CheckpointError: a file is absent, damaged or unsafe, or has no such widths.
+    """
+    from samexport.models.weights.checkpoints import shapes_in
+
+    network: nn.Module = resolve_name(find_family(spec.family).network)(spec)
+    pruned = getattr(spec.size, "from_shapes", "")
+    if pruned and checkpoints:
+        network = resolve_name(pruned)(spec, shapes_in(spec, network.state_dict(), checkpoints))
+    return network
+
+
 def load_model(
     spec: ModelSpec,
     checkpoints: Sequence[Path] = (),
@@ -28,7 +43,7 @@ def load_model(
     """
     from samexport.models.weights.checkpoints import load_weights
 
-    network: nn.Module = resolve_name(find_family(spec.family).network)(spec)
+    network = empty_network(spec, checkpoints)
     found = load_weights(spec, network.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
     network.load_state_dict(found.state, strict=True, assign=True)
     network.eval().requires_grad_(False)

@@ -22,7 +22,7 @@ DType = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 Role = Literal["tensor", "mask_logits", "mask_scores", "ranked_boxes", "ranked_scores"]
 
 
-AxisRole = Literal["prompts", "points", "memories", "pointers"]
+AxisRole = Literal["prompts", "points", "memories", "pointers", "windows", "kept"]
 """What an axis counts. Prompts do not see each other, so they are cut, filled up and joined; slots of other axes are
 filled up. A file of fixed sizes has entry points for several numbers of prompts and points; others are ``usual``."""
 
@@ -141,23 +141,38 @@ class Preprocess:
         size: side of the frame in pixels.
         mean, std: RGB on the 0..255 scale.
         resize: the long side becomes ``size`` and the rest is padded right and below, or each side becomes ``size``.
+        rounding: of the short side then, to the nearest pixel or down.
         filter: Pillow's bilinear or bicubic on 8 bits, which widen when they shrink, or bilinear on floats, as
-            torch's with ``antialias``.
+            torch's with ``antialias``, or as torch's without it.
         padding: the colour of the rest, ``mean`` (0 once normalised) or black.
         white: what 255 becomes in the graph's input; normalisation is inside the graph.
         stride: pixels of the frame that one cell of the embedding covers, along a side.
         mask_stride: the same of a pixel of the low-resolution masks.
+        prompt_size: side of the square in which points are given and masks are placed, where that is another than the
+            frame: the same picture, scaled to it.
     """
 
     size: Annotated[int, Meta(ge=16, le=8192, multiple_of=16)]
     mean: tuple[Mean, Mean, Mean] = (123.675, 116.28, 103.53)
     std: tuple[Std, Std, Std] = (58.395, 57.12, 57.375)
     resize: Literal["longest", "stretch"] = "longest"
-    filter: Literal["bilinear", "bicubic", "bilinear_float"] = "bilinear"
+    filter: Literal["bilinear", "bicubic", "bilinear_float", "bilinear_plain"] = "bilinear"
     padding: Literal["mean", "black"] = "mean"
     white: Annotated[float, Meta(gt=0, le=65535)] = 255.0
     stride: Annotated[int, Meta(ge=1, le=64)] = 16
     mask_stride: Annotated[int, Meta(ge=1, le=64)] = 4
+    rounding: Literal["nearest", "down"] = "nearest"
+    prompt_size: Annotated[int, Meta(ge=16, le=8192)] | None = None
+
+    @property
+    def prompts(self) -> int:
+        """Side of the square in which points are given."""
+        return self.prompt_size or self.size
+
+    @property
+    def is_sams(self) -> bool:
+        """Whether pictures are placed as SAM does, but for size and colours; the apps' code knows no other way."""
+        return self == Preprocess(self.size, self.mean, self.std)
 
     @property
     def grid(self) -> int:
@@ -168,6 +183,10 @@ class Preprocess:
     def low_res(self) -> int:
         """Side of the low-resolution masks."""
         return self.size // self.mask_stride
+
+
+Scores = Literal["predicted", "stability"]
+"""What ranks masks: the graph's own scores, or how little a mask changes with its threshold."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +218,9 @@ class ModelSpec:
         aliases: other names that people use.
         unread: beginnings of state-dict names that checkpoints may have and no graph reads.
         demo: files of this package beside ``models/weights/demo.py`` with weights trained on drawn scenes.
+        scores: which number ranks the masks of a prompt: the predicted IoU, or, where the head that predicts it was not
+            trained with the encoder, the stability of the low-resolution mask.
+        gains: of random weights, as in :func:`samexport.models.weights.random_weights.random_state_dict`.
     """
 
     name: str
@@ -215,6 +237,8 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     demo: tuple[str, ...] = ()
+    scores: Scores = "predicted"
+    gains: tuple[tuple[str, float], ...] = ()
 
     @property
     def encoder(self) -> str:

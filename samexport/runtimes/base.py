@@ -87,6 +87,11 @@ class Runtime(ABC):
     def _run(self, inputs: Tensors) -> Tensors:
         """Compute; inputs are checked and contiguous."""
 
+    @property
+    def bounds(self) -> tuple[Bucket, ...]:
+        """What the entry points hold, flexible ones too; empty where nothing is bounded."""
+        return self.entry_points
+
     @abstractmethod
     def placement(self) -> str:
         """Where the graph really runs: provider, delegate, device, threads."""

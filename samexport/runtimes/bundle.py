@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from samexport.errors import BundleError, FileError, SamExportError
 from samexport.files import read_json, reason, sha256, to_json
 from samexport.models.families.sam import with_axes
-from samexport.models.spec import GraphSpec, Identifier, Name, Preprocess
+from samexport.models.spec import GraphSpec, Identifier, Name, Preprocess, Scores
 from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
 from samexport.runtimes.arrays import read_npz
 from samexport.runtimes.base import Runtime
@@ -195,6 +195,7 @@ class Manifest:
     parity: tuple[Row, ...]
     sampler: SamplerInfo | None = None
     family: Name = "sam"
+    scores: Scores = "predicted"
     gate: Gate | None = None
     schema_version: Literal[2] = 2
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pkgutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from samexport.runtimes.base import Runtime, Tensors, describe
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.prompts import Prompt
+
+if TYPE_CHECKING:
+    from samexport.runtimes.families.sam2_tracker import Tracker
 
 
 class OpenGraphs:
@@ -115,8 +119,8 @@ class Session(ABC):
         """Masks for packed prompts; ParityFailed for NaN or infinity."""
 
     @abstractmethod
-    def choose(self, packed: Tensors, scores: NDArray[np.float32]) -> list[int]:
-        """Which of the masks answers each prompt; ``scores`` [N, M] as decoded."""
+    def choose(self, packed: Tensors, decoded: Decoded) -> list[int]:
+        """Which of the masks answers each prompt."""
 
     def step(self, picture: NDArray[np.uint8], state: Any, prompts: Sequence[Prompt] = ()) -> tuple[Decoded, Any]:
         """One frame of a video: its masks, and the state for the next frame; ``state`` None begins a video.
@@ -124,7 +128,30 @@ class Session(ABC):
         Raises:
             ConfigError: the family has no memory.
         """
-        raise ConfigError(f"{self.manifest.model} follows nothing through a video")
+        raise self._no_memory()
+
+    def tracker(
+        self, *, frames: int | None = None, postprocess: bool = True, sparse: Mapping[str, Any] | None = None
+    ) -> Tracker:
+        """What follows objects through a video on these graphs.
+
+        Args:
+            frames: length of the clip where it is known; None for a stream.
+            postprocess: what the family's official predictor does to masks by default.
+            sparse: what is left out, by the family's own names; None leaves out nothing.
+
+        Raises:
+            ConfigError: the family has no memory.
+            BundleError: the bundle was made for pictures alone.
+        """
+        raise self._no_memory()
+
+    def resume(self, path: Path) -> Tracker:
+        """A tracker that was saved in a file, on these graphs; FileError, and errors as :meth:`tracker`."""
+        raise self._no_memory()
+
+    def _no_memory(self) -> ConfigError:
+        return ConfigError(f"{self.manifest.model} follows nothing through a video")
 
     @property
     def placement(self) -> str:

@@ -55,7 +55,7 @@ def plain_bundle(
     graphs = tuple(graph for graph, _ in built.values())
     manifest = Manifest(
         spec.name, spec.summary, spec.licence, spec.frame, spec.mask_outputs, weights, graphs, (), {}, {}, (),
-        family=spec.family,
+        family=spec.family, scores=spec.scores,
     )  # fmt: skip
     modules = {name: module for name, (_, module) in built.items()}
     return TorchBundle(folder, manifest, modules, constants_of(spec, network))

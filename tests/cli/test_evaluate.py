@@ -1,6 +1,7 @@
 import contextlib
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from samexport.cli import evaluation
 from samexport.cli import main as cli
 from samexport.cli.evaluation import torch_bundle
-from samexport.errors import BundleError, ConfigError
+from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.installation import install_hint
 from samexport.models.catalog import find_model
 from samexport.runtimes.accuracy.evaluate import grid_proposals
@@ -198,6 +199,30 @@ def test_nothing_to_evaluate_and_other_weights_are_refused(evaluate, tiny_bundle
     assert (code, "the bundle was made from seed 7" in one_line_error(err)) == (2, True)
 
 
+def test_another_detector_than_the_bundles_is_refused(evaluate, sampler_bundle, by_hand, tmp_path):
+    shutil.copytree(sampler_bundle.folder, tmp_path / "other")
+    manifest = tmp_path / "other" / "bundle.json"
+    data = json.loads(manifest.read_text())
+    data["sampler"]["weights"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(data))
+    code, _, err = evaluate(tmp_path / "other", *by_hand, "--pytorch", "--sampler", "detector")
+    assert (code, "the bundle's detector is " in one_line_error(err)) == (2, True)
+
+
+def test_proposals_are_ranked_by_the_predicted_iou_and_not_cut_by_it(evaluate, own_bundle, own_objects, tmp_path):
+    """A model that is sure of nothing has as many proposals as the same one that is sure."""
+    path, out, options = own_bundle.folder / "decoder.onnx", tmp_path / "report.json", own_objects[0]
+    model = onnx.load(path)
+    (node,) = (n for n in model.graph.node if "iou_predictions" in n.output)
+    node.output[list(node.output).index("iou_predictions")] = "sure"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1e-3]), "a_thousandth"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["sure", "a_thousandth"], ["iou_predictions"]))
+    onnx.save(model, path)
+    assert evaluate(own_bundle.folder, *options, "--pytorch", "--prompts", "everything", "--out", out)[0] == 0
+    unsure, sure = (model["proposals"] for model in json.loads(out.read_text())["models"].values())
+    assert unsure == sure > 10
+
+
 def test_pytorch_behind_the_interface_of_a_bundle_has_the_plain_graphs_only(tiny_bundle):
     model = torch_bundle(find_model("test.tinyvit64"), random_seed=7)
     assert model.graph_names == ("encoder", "decoder", "decoder_with_mask")
@@ -243,6 +268,47 @@ def test_a_damaged_picture_is_counted_and_the_others_are_scored_as_without_it(ev
     assert report["models"][name]["values"] == json.loads(alone.read_text())["models"][name]["values"]
     assert report["objects"]["all"] == 3
     assert "mIoU box" in printed
+
+
+@pytest.mark.parametrize("failing", ["bundle", "PyTorch"])
+def test_models_are_compared_on_the_pictures_that_none_failed_on(
+    evaluate, tiny_bundle, by_hand, tmp_path, monkeypatch, failing
+):
+    real, calls = evaluation.score_picture, []
+    alone, both = tmp_path / "alone.json", tmp_path / "both.json"
+    assert evaluate(tiny_bundle.folder, *by_hand, *boxes("--pytorch", "--max-images", 1, "--out", alone))[0] == 0
+
+    def fail_once(image, *arguments):
+        calls.append(image.id)
+        if len(calls) == {"bundle": 2, "PyTorch": 4}[failing]:
+            raise ParityFailed("NaN")
+        return real(image, *arguments)
+
+    monkeypatch.setattr(evaluation, "score_picture", fail_once)
+    assert evaluate(tiny_bundle.folder, *by_hand, *boxes("--pytorch", "--out", both))[0] == 1
+    assert calls == ([3, 8, 3] if failing == "bundle" else [3, 8, 3, 8])
+    one, other = (json.loads(path.read_text()) for path in (alone, both))
+    assert other["models"] == one["models"]
+    assert {model["images"] for model in other["models"].values()} == {1}
+    assert other["difference"] == one["difference"] != {}
+
+
+def test_models_that_saw_other_pictures_are_not_compared(evaluate, tiny_bundle, by_hand, tmp_path, monkeypatch):
+    real, calls, out = evaluation.score_picture, [], tmp_path / "report.json"
+
+    def stop_at_the_last(image, *arguments):
+        calls.append(image.id)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(image, *arguments)
+
+    monkeypatch.setattr(evaluation, "score_picture", stop_at_the_last)
+    with contextlib.suppress(KeyboardInterrupt):
+        evaluate(tiny_bundle.folder, *by_hand, *boxes("--pytorch", "--out", out))
+    report = json.loads(out.read_text())
+    images = [report["models"][name]["images"] for name in (tiny_bundle.folder.name, "PyTorch")]
+    assert images == [2, 1]
+    assert report["difference"] == {}
 
 
 def test_a_damaged_picture_does_not_open_the_gate(evaluate, tiny_bundle, tmp_path):

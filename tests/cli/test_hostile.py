@@ -71,7 +71,7 @@ CHOICES = [
     (f"onnx {RANDOM} --sampler nobody", "object-aware"),
     (f"tflite {RANDOM} --target npu", "'cpu', 'gpu'"),
     (f"tflite {RANDOM} --converter mine", "'litert-torch', 'onnx2tf'"),
-    (f"coreml {RANDOM} --precision fp8", "'fp16', 'fp32'"),
+    (f"coreml {RANDOM} --precision fp8", "'fp32', 'fp16'"),
     (f"coreml {RANDOM} --deployment-target iOS9", "'iOS16'"),
     (f"coreml {RANDOM} --input video", "'tensor', 'image'"),
     ("verify {bundle} --runtime tflow", "no runtime 'tflow'"),

@@ -80,9 +80,9 @@ class ToySession(Session):
         check_numbers("point_out", logits, scores)
         return Decoded(logits, scores)
 
-    def choose(self, packed, scores) -> list[int]:
+    def choose(self, packed, decoded) -> list[int]:
         clear = (packed["kinds"] >= 0).sum(-1) > 1
-        return [0 if sure else int(found.argmax()) for sure, found in zip(clear, scores, strict=True)]
+        return [0 if sure else int(found.argmax()) for sure, found in zip(clear, decoded.scores, strict=True)]
 
     def step(self, picture, state, prompts=()):
         encoded = self.encode(picture)

@@ -45,7 +45,7 @@ def official_keys(name):
 
 def random_sam(name, seed=7):
     sam = Sam(find_model(name))
-    state = random_state_dict(tensors_of(sam), seed)
+    state = random_state_dict(tensors_of(sam), seed, find_model(name).gains)
     sam.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     return sam.eval().requires_grad_(False)
 

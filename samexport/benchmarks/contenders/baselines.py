@@ -33,7 +33,7 @@ def rebuild(manifest: Manifest, checkpoints: Sequence[Path] = ()) -> tuple[Model
     ``checkpoints`` and errors as :func:`samexport.models.loading.reload_model`; a decoder's own file is the last, and
     that of the bundle's detector may stand anywhere.
     """
-    spec = find_model(manifest.model)
+    spec = find_model(manifest.model, manifest.frame.size)
     detector = _detector_file(manifest.sampler, checkpoints)
     return spec, reload_model(spec, manifest.weights, [file for file in checkpoints if file != detector])
 
@@ -122,8 +122,10 @@ def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints:
 
 
 @cache
-def gmac(model: str, graph: str, form: str, prompts: int, points: int) -> float | None:
+def gmac(model: str, graph: str, form: str, prompts: int, points: int, size: int | None = None) -> float | None:
     """Multiply-accumulates (1e9) of one run, counted by torch on shapes alone; None for a graph it cannot build.
+
+    ``size`` is the side of the frame, None the model's own.
 
     Counts what the graph form does (matrix products, convolutions, attention), not what a runtime fuses or skips.
     """
@@ -133,7 +135,7 @@ def gmac(model: str, graph: str, form: str, prompts: int, points: int) -> float 
 
     from samexport.models.build import build_graph
 
-    spec = find_model(model)
+    spec = find_model(model, size)
     with FakeTensorMode(), torch.inference_mode():
         network = resolve_name(find_family(spec.family).network)(spec).eval()
         try:

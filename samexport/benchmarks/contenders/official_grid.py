@@ -34,7 +34,7 @@ def official_grid(
     Adds milliseconds to ``timings``: "decode", and "upscale" for all that comes after.
     """
     points = grid_points(options.points_per_side) * (image_hw[1], image_hw[0])
-    resized = resized_size(*image_hw, frame.size)
+    resized = resized_size(*image_hw, frame.prompts, frame.rounding)
     to_frame = np.array([resized[1] / image_hw[1], resized[0] / image_hw[0]])
     found: list[dict[str, Any]] = []
     for begin in range(0, len(points), options.points_per_batch):
@@ -78,8 +78,8 @@ def _filtered(
 def _upscale(logits: Tensor, image_hw: tuple[int, int], frame: Preprocess) -> Tensor:
     from torch.nn import functional as F
 
-    height, width = resized_size(*image_hw, frame.size)
-    framed = F.interpolate(logits[:, None], (frame.size, frame.size), mode="bilinear", align_corners=False)
+    height, width = resized_size(*image_hw, frame.prompts, frame.rounding)
+    framed = F.interpolate(logits[:, None], (frame.prompts, frame.prompts), mode="bilinear", align_corners=False)
     return F.interpolate(framed[..., :height, :width], image_hw, mode="bilinear", align_corners=False)[:, 0]
 
 

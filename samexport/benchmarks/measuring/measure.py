@@ -25,6 +25,7 @@ from samexport.benchmarks.measuring.environment import BusyCores, MemoryPeak
 from samexport.benchmarks.measuring.subject import POINTS, GraphSubject, Subject
 from samexport.benchmarks.results.rows import Job, Measurement, Pair, Profile, Status
 from samexport.errors import SamExportError
+from samexport.runtimes.bundle import open_bundle
 
 # between two runtimes that share the cores: the first one's idle threads spin before they sleep, ONNX Runtime's for
 # so long that with 10 ms a pair of 14 ms and 30 ms was measured as 33 and 59
@@ -180,6 +181,13 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _gmac(job: Job) -> float | None:
+    from samexport.benchmarks.contenders.baselines import gmac
+
+    size = open_bundle(Path(job.bundle)).manifest.frame.size
+    return gmac(job.source.model, job.graph, job.form, job.prompts, POINTS, size)
+
+
 def answer(request: Request) -> dict[str, Any]:
     """A measurement, a pair or a profile as plain data; {"error": why} where it failed.
 
@@ -193,9 +201,7 @@ def answer(request: Request) -> dict[str, Any]:
             write_reference(first, reference)
             return {}
         if request.kind == "work":
-            from samexport.benchmarks.contenders.baselines import gmac
-
-            return {"gmac": [gmac(j.source.model, j.graph, j.form, j.prompts, POINTS) for j in request.jobs]}
+            return {"gmac": [_gmac(job) for job in request.jobs]}
         if request.kind == "pair":
             return asdict(measure_pair(first, request.jobs[1], request.effort))
         if request.kind == "profile":

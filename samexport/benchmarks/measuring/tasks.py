@@ -223,7 +223,7 @@ class TaskSubject(Subject):
     @cached_property
     def _sample(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Predicted IoU of the masks of 64 points, and the logits [M, L, L] of the better half of them."""
-        height, width = self._place.inside
+        height, width = self._place.prompted
         logits, scores = self.segmenter.decode_points(grid_points(8) * (width, height))
         return scores, logits[scores > np.median(scores)]
 

@@ -109,6 +109,10 @@ def _check_bundle(bundle: Bundle) -> None:
         raise BundleError(f"{bundle.folder} is {found}; the Android demo takes TFLite, `samexport tflite` makes it")
     if bundle.manifest.family != "sam":
         raise BundleError(f"the Android demo runs SAM's decoder; {bundle.manifest.model} is another kind of model")
+    if not bundle.manifest.frame.is_sams or bundle.manifest.scores != "predicted":
+        raise BundleError(
+            f"the Android demo prepares pictures and ranks masks as SAM does; {bundle.manifest.model} has another way"
+        )
     damaged = bundle.damaged_files()
     if damaged:
         name, problem = next(iter(damaged.items()))

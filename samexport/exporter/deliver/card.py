@@ -70,13 +70,19 @@ def _preprocessing(frame: Preprocess) -> list[str]:
     """In words, what ``runtimes.host.frames.to_frame`` does."""
     size, mean = frame.size, list(frame.mean)
     kinds = {"bilinear": "Pillow's bilinear filter on\n8-bit RGB", "bicubic": "Pillow's bicubic filter on\n8-bit RGB"}
+    kinds["bilinear_plain"] = "a bilinear filter on\nfloating-point RGB that never widens (torch's, antialias off)"
     kind = kinds.get(frame.filter, "a bilinear filter on\nfloating-point RGB that widens when it shrinks")
     fill = f"the pixel mean {mean}" if frame.padding == "mean" else "black"
-    scaled = f"Scale the long side to {size} pixels, `int(side * {size} / long + 0.5)`, with {kind}."
+    rule = f"int(side * {size} / long + 0.5)" if frame.rounding == "nearest" else f"int({size} / (long / side))"
+    scaled = f"Scale the long side to {size} pixels, `{rule}`, with {kind}."
     rest = f"Pad right and bottom to {size}x{size} with {fill}."
     if frame.resize == "stretch":
         scaled, rest = f"Scale to {size}x{size} pixels, whatever the picture's proportions, with {kind}.", ""
     whole = f"{scaled} {rest}" if rest else scaled
+    if frame.prompt_size:
+        whole += (
+            f"\nPoints are in pixels of the same picture scaled to {frame.prompt_size}, and masks are placed there."
+        )
     return [*whole.split("\n"), *([] if frame.white == 255 else [f"Multiply the pixels by {frame.white:g} / 255."])]
 
 

@@ -12,18 +12,18 @@ image = Image.open("golden/picture.png").convert("RGB")
 scale = {size} / max(image.size)
 width, height = (int(side * scale + 0.5) for side in image.size)
 pixels = np.tile(np.float32({mean}), ({size}, {size}, 1))
-pixels[:height, :width] = image.resize((width, height), Image.Resampling.BILINEAR)
+pixels[:height, :width] = image.resize((width, height), Image.Resampling.{filter})
 encoder, {sessions}
-embeddings = encoder.run(None, {{"image": pixels.transpose(2, 0, 1)[None]}})[0]
-x, y = image.width / 2 * scale, image.height / 2 * scale
+seen = dict(zip(({seen}), encoder.run(None, {{"image": pixels.transpose(2, 0, 1)[None]}})))
+x, y = image.width / 2 * scale{points}, image.height / 2 * scale{points}
 prompt = {{"point_coords": np.float32([[[x, y], [0, 0]]]), "point_labels": np.float32([[1, -1]])}}
 {decode}
 best = 1 + scores[0, 1:].argmax()  # one click is ambiguous: the best of masks 1..3
 print(f"score {{scores[0, best]:.3f}}, {{(masks[0, best] > 0).mean():.1%}} of the frame")
 """
-_WHOLE = 'masks, scores = decoder.run(None, {"image_embeddings": embeddings, **prompt})'
-_SPLIT = """shared = dict(zip(({names}), prologue.run(None, {{"image_embeddings": embeddings}})))
-masks, scores = step.run(None, {{**shared, **prompt}})"""
+_WHOLE = "masks, scores = decoder.run(None, {**seen, **prompt})"
+_SPLIT = """shared = dict(zip(({names}), prologue.run(None, {{"image_embeddings": seen.pop("image_embeddings")}})))
+masks, scores = step.run(None, {{**shared, **seen, **prompt}})"""
 
 _COREML = """## On Apple's systems
 
@@ -42,7 +42,7 @@ which compute unit a package runs, its speed or its memory. On a Mac, `samexport
 
 def about(manifest: Manifest) -> About:
     """Prompts as SAM takes them, and an example for ONNX bundles."""
-    size = manifest.frame.size
+    size = manifest.frame.prompts
     prompts = [
         "Normalisation is inside the encoder. Points and boxes: multiply x by (scaled width / width) and y by (scaled",
         "height / height), each with the rounded size from above. A prompt of points ends with the padding point",
@@ -68,5 +68,13 @@ def _example(manifest: Manifest) -> str:
     variables = ", ".join(n.removeprefix("decoder_") for n in names[1:])
     files = ", ".join(f'"{path[n]}"' for n in names)
     sessions = f"{variables} = (ort.InferenceSession(f) for f in ({files}))"
-    mean = [float(f"{v:g}") for v in manifest.frame.mean]
-    return _EXAMPLE.format(size=manifest.frame.size, mean=mean, sessions=sessions, decode=decode)
+    frame = manifest.frame
+    return _EXAMPLE.format(
+        size=frame.size,
+        mean=[float(f"{v:g}") for v in frame.mean],
+        filter="BICUBIC" if frame.filter == "bicubic" else "BILINEAR",
+        points="" if frame.prompts == frame.size else f" * {frame.prompts / frame.size:g}",
+        sessions=sessions,
+        seen="".join(f'"{name}", ' for name in graphs["encoder"].output_names).rstrip(" "),
+        decode=decode,
+    )

@@ -49,7 +49,9 @@ _LABELS = {
 
 
 def files(bundle: Bundle) -> dict[str, str]:
-    """What a CoreML bundle of SAM gets besides its packages."""
+    """What a CoreML bundle of SAM gets besides its packages; nothing for pictures or scores of another kind."""
+    if not bundle.manifest.frame.is_sams or bundle.manifest.scores != "predicted":
+        return {}
     return {FILE_NAME: swift_source(bundle)}
 
 

@@ -6,6 +6,7 @@ in the way. So it only ever writes into a private folder here; the package itsel
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Collection, Sequence
@@ -24,14 +25,14 @@ from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec, Sizes, TensorSpec, axis_sizes, is_picture
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, plan, takes_prompts
+from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, entry_points, plan, takes_prompts
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.formats.mlpackage import SEVERAL
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from torch import nn
+    from torch import Tensor, nn
 
 DeploymentTarget = Literal["iOS16", "iOS17", "iOS18"]
 
@@ -107,7 +108,7 @@ def convert(
         KeyboardInterrupt: Ctrl-C, within seconds.
     """
     counts = options.prompt_buckets if takes_prompts(graph) else None
-    buckets = plan(counts, options.points) if counts else ()
+    buckets = entry_points(graph, plan(counts, options.points)) if counts else ()
     joined = len(buckets) == 0 or options.deployment_target == "iOS18"
     target = out if joined else out.with_suffix(SEVERAL)
     if out.suffix != ".mlpackage" or os.path.lexists(target):
@@ -207,13 +208,22 @@ def _export(graph: GraphSpec, module: nn.Module, options: CoreMLOptions, bucket:
     bounds, example = _bounds(graph, options), example_inputs(graph, _sizes(graph, bucket))
     axes = {} if bucket else {a.name: torch.export.Dim(a.name, min=a.low, max=bounds[a.name]) for a in graph.axes}
     shapes = tuple({i: axes[str(d)] for i, d in enumerate(t.shape) if d in axes} or None for t in graph.inputs)
-    program = torch.export.export(module, example, dynamic_shapes=shapes if axes else None).run_decompositions({})
+    program = torch.export.export(module, example, dynamic_shapes=shapes if axes else None).run_decompositions(
+        {torch.ops.aten.gelu.default: _gelu}
+    )
     nodes = program.graph_module.graph
     for node in [n for n in nodes.nodes if n.target is torch.ops.aten.alias.default]:
         # what an expand to the same size becomes; coremltools 9.0 does not know it
         node.replace_all_uses_with(node.args[0])
         nodes.erase_node(node)
     return program
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Any:
+    """The approximation by tanh in its parts: coremltools reads no keyword of an operation and takes erf for both."""
+    if approximate == "none":
+        return NotImplemented
+    return x * 0.5 * (1 + (x * (1 + x * x * 0.044715) * math.sqrt(2 / math.pi)).tanh())
 
 
 def _input_type(
@@ -260,8 +270,8 @@ def _overflows(graph: GraphSpec, sources: Sequence[Path], examples: Sequence[Ten
         with MilRuntime(source, graph, precision="fp32") as runtime:
             for inputs in examples:
                 sizes = axis_sizes(graph.inputs, {name: value.shape for name, value in inputs.items()})
-                room = max((bucket.points for bucket in runtime.buckets), default=None)
-                if room is not None and bucket_of("", graph, sizes).points > room:
+                size = bucket_of("", graph, sizes)
+                if runtime.buckets and not any(bucket.holds(size.points, size.slots) for bucket in runtime.buckets):
                     continue
                 for seen in runtime.ranges(inputs).near_limit:
                     if not (seen.finite and max(-seen.low, seen.high) <= FP16_MAX):

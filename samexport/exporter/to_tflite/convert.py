@@ -18,7 +18,7 @@ from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import Bucket, plan, takes_prompts
+from samexport.runtimes.adapters.entry_points import Bucket, entry_points, plan, takes_prompts
 from samexport.runtimes.formats.tflite import append_metadata, parse_model, write_model
 from samexport.runtimes.formats.tflite_lint import Lint, lint
 
@@ -36,9 +36,10 @@ class TfliteOptions:
     """What to write.
 
     Decoders get an entry point ``decode_<N>`` for each N of ``prompt_buckets``, with room for as many points as
-    ``points`` says at the same place. Both targets run on CPU and GPU; ``gpu`` adds what phones' GPUs need,
-    which compute in half precision (LayerNorm that cannot overflow), and refuses a file with an operation that
-    would leave the GPU. ``python`` is the interpreter that makes the environment of onnx2tf, if not the one on PATH.
+    ``points`` says at the same place; what reads memories has its own (``entry_points.MEMORY_ROOMS``). Both targets
+    run on CPU and GPU; ``gpu`` adds what phones' GPUs need, which compute in half precision (LayerNorm that cannot
+    overflow), and refuses a file with an operation that would leave the GPU. ``python`` is the interpreter that makes
+    the environment of onnx2tf, if not the one on PATH.
     """
 
     prompt_buckets: tuple[int, ...] = (1, 4, 16)
@@ -63,7 +64,7 @@ class TfliteOptions:
 def signatures(graph: GraphSpec, options: TfliteOptions) -> tuple[Bucket, ...]:
     """The entry points of the graph's file; a graph without prompts has one, with the graph's name."""
     if takes_prompts(graph):
-        return plan(options.prompt_buckets, options.points)
+        return entry_points(graph, plan(options.prompt_buckets, options.points))
     return (Bucket(graph.name, 1, 1),)
 
 

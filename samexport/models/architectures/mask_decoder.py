@@ -63,16 +63,16 @@ class TwoWayBlock(nn.Module):
     In the first block the self-attention has no position term and replaces the tokens.
     """
 
-    def __init__(self, width: int, hidden: int, *, first: bool) -> None:
+    def __init__(self, width: int, hidden: int, eps: float, *, first: bool) -> None:
         super().__init__()
         self.first = first
         self.self_attn = Attention(width, width)
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, eps)
         self.cross_attn_token_to_image = Attention(width, width // 2)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = TransformerMlp(width, hidden)
-        self.norm3 = nn.LayerNorm(width)
-        self.norm4 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width, eps)
+        self.norm4 = nn.LayerNorm(width, eps)
         self.cross_attn_image_to_token = Attention(width, width // 2)
 
     def forward(
@@ -94,12 +94,12 @@ class TwoWayBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """Two blocks and a last token-to-image attention."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, eps: float = 1e-5) -> None:
         super().__init__()
-        blocks = (TwoWayBlock(width, hidden, first=i == 0) for i in range(2))
+        blocks = (TwoWayBlock(width, hidden, eps, first=i == 0) for i in range(2))
         self.layers: Sequence[TwoWayBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.final_attn_token_to_image = Attention(width, width // 2)
-        self.norm_final_attn = nn.LayerNorm(width)
+        self.norm_final_attn = nn.LayerNorm(width, eps)
 
     def forward(self, tokens: Tensor, keys: Tensor, key_pe: Tensor, token_bias: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, width] and image [B, P, width], both updated."""
@@ -128,9 +128,9 @@ class HeadMlp(nn.Module):
 class MaskDecoder(nn.Module):
     """Four masks and their predicted IoU for each prompt."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.transformer = TwoWayTransformer(width, hidden)
+        self.transformer = TwoWayTransformer(width, hidden, eps)
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(MASK_TOKENS, width)
         self.output_upscaling = nn.Sequential(
@@ -153,14 +153,25 @@ class MaskDecoder(nn.Module):
         Returns:
             logits [N, 4, 4 grid, 4 grid] and predicted IoU [N, 4].
         """
+        return self.masks(*self.attend(source, dense_pe, sparse, token_bias))
+
+    def own_tokens(self) -> Tensor:
+        """Those before the prompt's, [5, width]: of the predicted IoU and of each mask."""
+        return torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+
+    def attend(self, source: Tensor, dense_pe: Tensor, sparse: Tensor, token_bias: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens [N, T, width] and the upscaled image [N, width / 8, 4 grid, 4 grid]; inputs as in forward."""
         batch, width, grid, _ = source.shape
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(batch, -1, -1)
+        own = self.own_tokens().expand(batch, -1, -1)
         tokens = torch.cat([own, sparse], dim=1)
         bias = F.pad(token_bias, (own.shape[1], 0))
         queries, keys = self.transformer(
             tokens, source.flatten(2).transpose(1, 2), dense_pe.flatten(2).transpose(1, 2), bias
         )
-        upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(batch, width, grid, grid))
+        return queries, self.output_upscaling(keys.transpose(1, 2).reshape(batch, width, grid, grid))
+
+    def masks(self, queries: Tensor, upscaled: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` returns, from what :meth:`attend` does."""
         hyper = torch.stack([mlp(queries[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
-        masks = (hyper @ upscaled.flatten(2)).view(batch, MASK_TOKENS, 4 * grid, 4 * grid)
+        masks = (hyper @ upscaled.flatten(2)).view(-1, MASK_TOKENS, *upscaled.shape[2:])
         return masks, self.iou_prediction_head(queries[:, 0])

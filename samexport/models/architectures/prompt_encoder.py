@@ -32,12 +32,13 @@ class PositionEmbeddingRandom(nn.Module):
 class PromptEncoder(nn.Module):
     """Tokens of points and the dense map of a mask prompt.
 
-    ``point_embeddings``: 0 outside, 1 inside, 2 top-left corner, 3 bottom-right corner.
+    ``point_embeddings``: 0 outside, 1 inside, 2 top-left corner, 3 bottom-right corner. ``image_size`` is the side of
+    the square in which points are given, ``grid`` that of the embedding, a sixteenth unless it is given.
     """
 
-    def __init__(self, width: int, image_size: int) -> None:
+    def __init__(self, width: int, image_size: int, grid: int | None = None) -> None:
         super().__init__()
-        self.image_size, self.grid = image_size, image_size // 16
+        self.image_size, self.grid = image_size, grid or image_size // 16
         self.pe_layer = PositionEmbeddingRandom(width // 2)
         points = (nn.Embedding(1, width) for _ in range(4))
         self.point_embeddings: Sequence[nn.Embedding] = nn.ModuleList(points)  # type: ignore[assignment]

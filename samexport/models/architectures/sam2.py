@@ -7,7 +7,8 @@ frames are remembered is the tracker's business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import torch
@@ -15,16 +16,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samexport.models.architectures.hiera import HieraSize, ImageEncoder
+from samexport.models.architectures.layers import no_values
 from samexport.models.architectures.mask_decoder import HeadMlp
 from samexport.models.architectures.prompt_encoder import PromptEncoder
 from samexport.models.architectures.sam2_mask_decoder import Decoded, Sam2MaskDecoder, choose
 from samexport.models.architectures.sam2_memory import (
+    MEMORY_LAYERS,
     MEMORY_WIDTH,
     MemoryAttention,
     MemoryEncoder,
     sine_1d,
     sine_2d,
 )
+from samexport.models.architectures.sam2_sparse import Bypass
+from samexport.models.families.sam2 import Sam2Numbers
+from samexport.models.spec import ModelSpec
 
 MEMORY_FRAMES = 7
 ABSENT_LOGIT = -1024.0
@@ -40,6 +46,7 @@ class Sam2Size:
         image_size: side of the square input, a multiple of 32.
         width: of the embedding and of object pointers, a multiple of 64.
         hidden: of the MLPs in the mask decoder and in the memory attention.
+        layers: of the memory attention.
         absent_memory: an embedding marks memories of frames without the object; only in 2.1.
         timed_pointers: object pointers carry how long ago they were made; only in 2.1.
     """
@@ -48,6 +55,7 @@ class Sam2Size:
     image_size: int = 1024
     width: int = 256
     hidden: int = 2048
+    layers: int = MEMORY_LAYERS
     absent_memory: bool = True
     timed_pointers: bool = True
 
@@ -58,6 +66,28 @@ BASE_PLUS = Sam2Size(HieraSize(112, 2, (2, 3, 16, 3), (12, 16, 20), background=1
 LARGE = Sam2Size(HieraSize(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=(8, 4, 16, 8)))
 # the same code at 64 pixels: windows that need padding in the last two stages, one global block
 TEST = Sam2Size(HieraSize(16, 1, (1, 2, 3, 2), (4,), windows=(8, 4, 6, 3)), image_size=64, width=64, hidden=128)
+# every kind of block once, a first layer of memory attention and one that sees objects: quick to export
+SHALLOW = Sam2Size(HieraSize(16, 1, (1, 1, 3, 1), (3,), windows=(8, 4, 6, 3)), 64, 64, 64, layers=2)
+# four windows in the third stage that reach beyond its map, an inner global block among those that are routed
+CUT = Sam2Size(HieraSize(16, 1, (1, 1, 6, 1), (4, 7), windows=(8, 4, 6, 3)), 128, 64, 64, layers=2)
+
+
+def size_of(spec: ModelSpec) -> Sam2Size:
+    """The numbers of a model of the catalogue, at the size of its frame."""
+    numbers: Sam2Numbers = spec.size
+    size: Sam2Size = resolve_name(numbers.network)
+    marks = numbers.version == "2.1"
+    return replace(size, image_size=spec.frame.size, absent_memory=marks, timed_pointers=marks)
+
+
+def empty_sam2(spec: ModelSpec) -> Sam2:
+    """A SAM 2 whose tensors have shapes and no values; ``load_state_dict(..., assign=True)`` gives it values."""
+    size = size_of(spec)
+    with no_values():
+        model = Sam2(size)
+        if spec.size.cut is not None:
+            model.bypass = Bypass(size.trunk.widths[2])
+    return model
 
 
 class Features(NamedTuple):
@@ -100,7 +130,7 @@ class Sam2(nn.Module):
         self.image_encoder = ImageEncoder(size.trunk, width)
         self.sam_prompt_encoder = PromptEncoder(width, size.image_size)
         self.sam_mask_decoder = Sam2MaskDecoder(width, size.hidden)
-        self.memory_attention = MemoryAttention(width, size.hidden)
+        self.memory_attention = MemoryAttention(width, size.hidden, size.layers)
         self.memory_encoder = MemoryEncoder(width)
         self.obj_ptr_proj = HeadMlp(width, width)
         self.mask_downsample = nn.Conv2d(1, 1, 4, 4)
@@ -205,16 +235,21 @@ class Sam2(nn.Module):
         Returns:
             [B, 64, S / 16, S / 16].
         """
-        mask = (logits > 0).to(logits) if binary else logits.sigmoid()
+        return self.encode_mask(vision, (logits > 0).to(logits) if binary else logits.sigmoid(), object_score)
+
+    def encode_mask(self, vision: Tensor, mask: Tensor, object_score: Tensor) -> Tensor:
+        """The same of a mask [B, 1, S, S] from 0 to 1."""
         memory: Tensor = self.memory_encoder(vision, 20 * mask - 10)
         if self.size.absent_memory:
             absent = (object_score <= 0).to(memory)[..., None, None]
             memory = memory + absent * self.no_obj_embed_spatial[..., None, None]
         return memory
 
-    def with_memory(self, vision: Tensor, memory: Tensor, memory_pos: Tensor, pointers: int) -> Tensor:
+    def with_memory(
+        self, vision: Tensor, memory: Tensor, memory_pos: Tensor, pointers: int, bias: Tensor | None = None
+    ) -> Tensor:
         """The embedding of a frame that has memories; arguments as in :class:`MemoryAttention`."""
-        embedding: Tensor = self.memory_attention(vision, memory, memory_pos, pointers)
+        embedding: Tensor = self.memory_attention(vision, memory, memory_pos, pointers, bias)
         return embedding
 
     def memory_tokens(self, memory: Tensor, row: int) -> tuple[Tensor, Tensor]:
@@ -240,8 +275,11 @@ class Sam2(nn.Module):
 
     def pointer_times(self, offsets: Sequence[int], span: int) -> Tensor:
         """Positions of pointers made ``offsets`` frames ago, [1, n, 64]; zeros in SAM 2.0."""
-        shares = torch.tensor(offsets).to(self.maskmem_tpos_enc) / span
+        return self.share_times(torch.tensor(offsets).to(self.maskmem_tpos_enc) / span)[None]
+
+    def share_times(self, shares: Tensor) -> Tensor:
+        """Positions of pointers by the share of the span since they were made, [..., n] to [..., n, 64]."""
         if not self.size.timed_pointers:
-            return shares.new_zeros(1, len(offsets), MEMORY_WIDTH)
-        times: Tensor = self.obj_ptr_tpos_proj(sine_1d(shares, self.size.width))[None]
+            return shares.new_zeros(*shares.shape, MEMORY_WIDTH)
+        times: Tensor = self.obj_ptr_tpos_proj(sine_1d(shares, self.size.width))
         return times

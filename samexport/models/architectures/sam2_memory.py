@@ -69,7 +69,9 @@ class RotaryAttention(nn.Module):
         self.v_proj = nn.Linear(memory_width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, angles: Tensor, placeless: int = 0) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, angles: Tensor, placeless: int = 0, bias: Tensor | None = None
+    ) -> Tensor:
         """[B, P, width] attends to [B, L, memory_width].
 
         Args:
@@ -78,12 +80,15 @@ class RotaryAttention(nn.Module):
             v: the same tokens without their positions.
             angles: of :func:`rotary_angles`.
             placeless: how many of the last keys have no place.
+            bias: added to what each key scores, [B, 1, L]; the official code has none.
         """
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
         placed = k.shape[1] - placeless
         turned = rotate(k[:, :placed], angles.repeat(placed // len(angles), 1))
         k = torch.cat([turned, k[:, placed:]], dim=1)
-        mixed = F.scaled_dot_product_attention(rotate(q, angles)[:, None], k[:, None], v[:, None])
+        mixed = F.scaled_dot_product_attention(
+            rotate(q, angles)[:, None], k[:, None], v[:, None], None if bias is None else bias[:, None]
+        )
         out: Tensor = self.out_proj(mixed[:, 0])
         return out
 
@@ -101,11 +106,19 @@ class MemoryAttentionLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, memory: Tensor, memory_pos: Tensor, angles: Tensor, pointers: int) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        memory_pos: Tensor,
+        angles: Tensor,
+        pointers: int,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Update tokens [B, P, width]; the rest as in :class:`MemoryAttention`."""
         own = self.norm1(x)
         x = x + self.self_attn(own, own, own, angles)
-        x = x + self.cross_attn_image(self.norm2(x), memory + memory_pos, memory, angles, pointers)
+        x = x + self.cross_attn_image(self.norm2(x), memory + memory_pos, memory, angles, pointers, bias)
         out: Tensor = x + self.linear2(F.relu(self.linear1(self.norm3(x))))
         return out
 
@@ -113,14 +126,16 @@ class MemoryAttentionLayer(nn.Module):
 class MemoryAttention(nn.Module):
     """Features of a frame, changed by what is remembered of earlier frames."""
 
-    def __init__(self, width: int, hidden: int = 2048) -> None:
+    def __init__(self, width: int, hidden: int = 2048, count: int = MEMORY_LAYERS) -> None:
         super().__init__()
         self.width = width
-        layers = (MemoryAttentionLayer(width, hidden) for _ in range(MEMORY_LAYERS))
+        layers = (MemoryAttentionLayer(width, hidden) for _ in range(count))
         self.layers: Sequence[MemoryAttentionLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, vision: Tensor, memory: Tensor, memory_pos: Tensor, pointers: int) -> Tensor:
+    def forward(
+        self, vision: Tensor, memory: Tensor, memory_pos: Tensor, pointers: int, bias: Tensor | None = None
+    ) -> Tensor:
         """Read the memory.
 
         Args:
@@ -128,6 +143,7 @@ class MemoryAttention(nn.Module):
             memory: [B, L, 64]: the cells of remembered maps, row by row, then ``pointers`` tokens of object pointers.
             memory_pos: positions of these tokens, [B, L, 64].
             pointers: how many of the last tokens have no place on the map.
+            bias: of each token's key, [B, 1, L]; very negative where a slot is empty. The official code has none.
 
         Returns:
             features of the same shape as ``vision``.
@@ -136,7 +152,7 @@ class MemoryAttention(nn.Module):
         angles = rotary_angles(self.width, grid).to(vision)
         x = (vision + 0.1 * sine_2d(self.width, grid).to(vision)).flatten(2).transpose(1, 2)
         for layer in self.layers:
-            x = layer(x, memory, memory_pos, angles, pointers)
+            x = layer(x, memory, memory_pos, angles, pointers, bias)
         out: Tensor = self.norm(x).transpose(1, 2).reshape(vision.shape)
         return out
 

@@ -196,11 +196,17 @@ class TinyViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a normalised image."""
+        return self.with_early(x)[0]
+
+    def with_early(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding, and what the third stage sees, [B, width, S / 16, S / 16], which HQ-SAM reads."""
         x = self.patch_embed(x)
-        for stage in self.layers:
+        for stage in self.layers[:2]:
             x = stage(x)
-        out: Tensor = self.neck(x)
-        return out
+        early = x
+        for stage in self.layers[2:]:
+            x = stage(x)
+        return self.neck(x), early
 
 
 def tiny_vit_5m() -> TinyViT:

@@ -12,6 +12,19 @@ DottedPath = str
 
 
 @dataclass(frozen=True)
+class Loop:
+    """How objects are followed through a video.
+
+    Attributes:
+        graphs: those that it needs.
+        follow: dotted path of a ``samexport.runtimes.parity.clip.Follow``: objects on a golden clip.
+    """
+
+    graphs: tuple[str, ...]
+    follow: DottedPath
+
+
+@dataclass(frozen=True)
 class Family:
     """Models whose graphs, pictures and prompts go together in one way.
 
@@ -31,12 +44,17 @@ class Family:
         state: outputs to the inputs of the next frame that they become.
         session: dotted path of the :class:`samexport.runtimes.session.Session` that does what an app does.
         cases: dotted path of a ``samexport.runtimes.parity.golden.MakeCases``: what is compared.
+        at_size: a model with a frame of another side, for models whose weights do not depend on it; it raises
+            ConfigError for others, and for sides that a network cannot have. None where no model can.
+        loop: for families with memory, what is compared of a whole video.
         encoder_parts: beginnings of the state-dict names that a decoder's own checkpoint leaves as they are.
         dialects: dotted paths of functions from the official state-dict names to
             :class:`samexport.models.weights.layouts.Dialect`: other names that checkpoints may have.
         constants: dotted path of ``network -> {name: array}``: what the session needs besides the graphs.
         card: dotted path of ``Manifest -> samexport.exporter.deliver.card.About``: how to use a bundle, for its README.
         extras: by format, dotted path of ``Bundle -> {file name: text}``: code that goes with the files.
+        consumers: dotted path of :class:`samexport.exporter.deliver.profile.Profile` objects: programs that take the
+            files in a form of their own.
     """
 
     name: str
@@ -52,9 +70,12 @@ class Family:
     equal: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, str] = field(default_factory=dict)
     constants: DottedPath = ""
+    at_size: Callable[[ModelSpec, int], ModelSpec] | None = None
+    loop: Loop | None = None
     encoder_parts: tuple[str, ...] = ()
     dialects: tuple[DottedPath, ...] = ()
     extras: Mapping[str, DottedPath] = field(default_factory=dict)
+    consumers: DottedPath = ""
 
     @property
     def first(self) -> str:

@@ -1,12 +1,12 @@
-"""SAM and all that share its decoder: graphs, models, and how they go together. Every name is written here, once."""
+"""The graphs of SAM and of all that share its decoder. Every name of a tensor is written here, once."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from samexport.models.families.base import Family
-from samexport.models.spec import Axis, CheckpointSource, GraphSpec, ModelSpec, Preprocess, TensorSpec
+from samexport.errors import ConfigError
+from samexport.models.spec import Axis, GraphSpec, ModelSpec, Preprocess, TensorSpec
 
 LABELS = "1 inside, 0 outside, 2 and 3 box corners, -1 SAM's padding point, -2 absent slot"
 
@@ -26,19 +26,29 @@ class SamSize:
         encoder_graph: dotted path of its export form, a class that takes the encoder and the frame.
         embed_dim: channels of the embedding.
         decoder_mlp_dim: width of the MLPs in the mask decoder.
+        any_size: no weights of the encoder depend on the size of the frame.
+        decoder_eps: of the LayerNorms in the mask decoder's transformer.
+        from_shapes: dotted path of a function from the spec and the shapes of a checkpoint's tensors to the network,
+            where the widths are the checkpoint's own.
+        early: channels of the early map that HQ-SAM's decoder reads.
     """
 
     image_encoder: str
     encoder_graph: str
     embed_dim: int = 256
     decoder_mlp_dim: int = 2048
+    any_size: bool = False
+    decoder_eps: float = 1e-5
+    early: int = 0
+    from_shapes: str = ""
 
 
-def sam_graphs(frame: Preprocess, embed_dim: int = 256) -> tuple[GraphSpec, ...]:
+def sam_graphs(frame: Preprocess, embed_dim: int = 256, seen: tuple[TensorSpec, ...] = ()) -> tuple[GraphSpec, ...]:
     """The graphs of every model that shares SAM's decoder (SAM, MobileSAM, TinySAM, ...).
 
     Axes: N prompts, K points a prompt. ``decoder_prologue`` and ``decoder_step`` together are ``decoder``;
-    the former depends on the image alone.
+    the former depends on the image alone. ``seen`` is what the encoder gives and the decoders take besides the
+    embedding.
     """
     size, grid, low = frame.size, frame.grid, frame.low_res
     axes = (PROMPTS, POINTS)
@@ -51,7 +61,8 @@ def sam_graphs(frame: Preprocess, embed_dim: int = 256) -> tuple[GraphSpec, ...]
         255,
     )
     embeddings = TensorSpec("image_embeddings", (1, embed_dim, grid, grid), "what the encoder saw, once per image")
-    coords = TensorSpec("point_coords", ("N", "K", 2), f"x, y in pixels of the {size} frame", 0, size - 1)
+    points = frame.prompts
+    coords = TensorSpec("point_coords", ("N", "K", 2), f"x, y in pixels of the {points} frame", 0, points - 1)
     labels = TensorSpec("point_labels", ("N", "K"), LABELS, ABSENT, 3, fill=ABSENT)
     masks = TensorSpec(
         "low_res_masks",
@@ -72,12 +83,12 @@ def sam_graphs(frame: Preprocess, embed_dim: int = 256) -> tuple[GraphSpec, ...]
         TensorSpec("image_queries", (half, cells), f"scaled queries {first}"),
     )
     return (
-        GraphSpec("encoder", "image to embedding; normalisation is inside", (image,), (embeddings,)),
-        GraphSpec("decoder", "points and boxes to masks", (embeddings, coords, labels), (masks, scores), axes),
+        GraphSpec("encoder", "image to embedding; normalisation is inside", (image,), (embeddings, *seen)),
+        GraphSpec("decoder", "points and boxes to masks", (embeddings, *seen, coords, labels), (masks, scores), axes),
         GraphSpec(
             "decoder_with_mask",
             "points, boxes and an earlier mask to masks",
-            (embeddings, coords, labels, *mask_prompt),
+            (embeddings, *seen, coords, labels, *mask_prompt),
             (masks, scores),
             axes,
         ),
@@ -90,7 +101,7 @@ def sam_graphs(frame: Preprocess, embed_dim: int = 256) -> tuple[GraphSpec, ...]
         GraphSpec(
             "decoder_step",
             "the part of the decoder for each prompt",
-            (*shared, coords, labels),
+            (*shared, *seen, coords, labels),
             (masks, scores),
             axes,
         ),
@@ -105,125 +116,23 @@ def with_axes(graph: GraphSpec) -> GraphSpec:
     return replace(graph, inputs=inputs, axes=(PROMPTS, POINTS))
 
 
-def _graph_names(features: Collection[str]) -> tuple[str, ...]:
+def graph_names(features: Collection[str]) -> tuple[str, ...]:
+    """The graphs to export, in the order in which they run; "split-decoder" has the decoder in two halves."""
     decoder = ("decoder_prologue", "decoder_step") if "split-decoder" in features else ("decoder",)
     return ("encoder", *decoder, "decoder_with_mask")
 
 
-_ARCH = "samexport.models.architectures"
-_GRAPHS = "samexport.models.graphs"
-# TinyViT's classifier
-_CLASSIFIER = ("image_encoder.norm_head.", "image_encoder.head.")
-_FULL = Preprocess(1024)
-_TINY = Preprocess(64)
+def check_size(size: int) -> None:
+    """ConfigError unless a frame may have this side."""
+    if size % 32 or not 64 <= size <= 2048:
+        raise ConfigError(f"--image-size is a multiple of 32 from 64 to 2048, not {size}")
 
 
-def _sam_vit(size: str, word: str, parameters: int, filename: str, sha256: str) -> ModelSpec:
-    return ModelSpec(
-        name=f"sam.vit_{size}",
-        summary=f"Segment Anything with its ViT-{size.upper()} encoder",
-        size=SamSize(f"{_ARCH}.sam_vit:vit_{size}", f"{_GRAPHS}.sam_vit:SamViTEncoder"),
-        frame=_FULL,
-        graphs=sam_graphs(_FULL),
-        parameters=parameters,
-        licence="Apache-2.0",
-        source=CheckpointSource(filename, f"https://dl.fbaipublicfiles.com/segment_anything/{filename}", sha256),
-        aliases=(f"sam_vit_{size}", f"sam_{size}", f"vit{size}", f"sam_{word}", f"facebook/sam-vit-{word}"),
-    )
-
-
-_MODELS = (
-    ModelSpec(
-        name="mobilesam.tinyvit",
-        summary="MobileSAM: TinyViT-5M encoder, SAM ViT-H's decoder",
-        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder"),
-        frame=_FULL,
-        graphs=sam_graphs(_FULL),
-        parameters=9_808_452,
-        licence="Apache-2.0",
-        source=CheckpointSource(
-            "mobile_sam.pt",
-            "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
-            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-        ),
-        aliases=("vit_t", "sam_vit_t", "vitt", "mobilesam", "mobile_sam", "tiny_vit", "sam_t"),
-        unread=_CLASSIFIER,
-        demo=("demo.0.safetensors", "demo.1.safetensors"),
-    ),
-    ModelSpec(
-        name="tinysam.tinysam",
-        summary="TinySAM: the same network as MobileSAM, distilled further",
-        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_5m", f"{_GRAPHS}.tiny_vit:TinyViTEncoder"),
-        frame=_FULL,
-        graphs=sam_graphs(_FULL),
-        parameters=9_808_452,
-        licence="Apache-2.0",
-        source=CheckpointSource(
-            "tinysam_42.3.pth",
-            "https://github.com/xinghaochen/TinySAM/releases/download/3.0/tinysam_42.3.pth",
-            None,
-        ),
-        mask_outputs=(1, 2, 3),
-        aliases=("tiny_sam",),
-        unread=_CLASSIFIER,
-    ),
-    _sam_vit(
-        "b",
-        "base",
-        93_735_472,
-        "sam_vit_b_01ec64.pth",
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-    ),
-    _sam_vit(
-        "l",
-        "large",
-        312_342_832,
-        "sam_vit_l_0b3195.pth",
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-    ),
-    _sam_vit(
-        "h",
-        "huge",
-        641_090_608,
-        "sam_vit_h_4b8939.pth",
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-    ),
-    ModelSpec(
-        name="test.tinyvit64",
-        summary="a 64-pixel TinyViT for tests; there are no trained weights",
-        unread=_CLASSIFIER,
-        size=SamSize(f"{_ARCH}.tiny_vit:tiny_vit_test", f"{_GRAPHS}.tiny_vit:TinyViTEncoder", 64, 128),
-        frame=_TINY,
-        graphs=sam_graphs(_TINY, embed_dim=64),
-        parameters=0,
-        licence="Apache-2.0",
-        hidden=True,
-    ),
-    ModelSpec(
-        name="test.vit64",
-        summary="a 64-pixel SAM ViT for tests; there are no trained weights",
-        size=SamSize(f"{_ARCH}.sam_vit:vit_test", f"{_GRAPHS}.sam_vit:SamViTEncoder", 64, 128),
-        frame=_TINY,
-        graphs=sam_graphs(_TINY, embed_dim=64),
-        parameters=0,
-        licence="Apache-2.0",
-        hidden=True,
-    ),
-)
-
-FAMILY = Family(
-    name="sam",
-    models=_MODELS,
-    graphs=_graph_names,
-    features=("split-decoder", "small"),
-    network=f"{_ARCH}.sam:empty_sam",
-    forms=f"{_GRAPHS}.sam:EXPORT",
-    plain=f"{_GRAPHS}.sam:PLAIN",
-    equal={"decoder_step": "decoder"},
-    session="samexport.runtimes.families.sam:SamSession",
-    cases="samexport.runtimes.families.sam_cases:make_cases",
-    encoder_parts=("image_encoder.",),
-    dialects=("samexport.models.weights.layouts:transformers",),
-    card="samexport.exporter.deliver.sam_card:about",
-    extras={"coreml": "samexport.exporter.deliver.sam_swift:files"},
-)
+def at_size(spec: ModelSpec, size: int) -> ModelSpec:
+    """A model with a frame of another side; ConfigError for one whose weights hold positions."""
+    check_size(size)
+    numbers: SamSize = spec.size
+    if not numbers.any_size:
+        raise ConfigError(f"{spec.name} takes pictures of {spec.frame.size} pixels: its weights hold their positions")
+    frame = replace(spec.frame, size=size)
+    return replace(spec, frame=frame, graphs=sam_graphs(frame, numbers.embed_dim))

@@ -5,16 +5,17 @@ Axes: N prompts on one picture, or objects in a video; K points of a prompt; F m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
-from samexport.models.families.sam import ABSENT, LABELS, POINTS, PROMPTS
-from samexport.models.spec import Axis, GraphSpec, Preprocess, TensorSpec
+from samexport.models.families.base import Family, Loop
+from samexport.models.families.sam import ABSENT, LABELS, POINTS, PROMPTS, check_size
+from samexport.models.families.sam2_sparse import SPARSE_GRAPHS, Cut, sparse_graphs
+from samexport.models.spec import Axis, CheckpointSource, GraphSpec, ModelSpec, Preprocess, TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import nn
 
     from samexport.models.architectures.sam2 import Sam2
@@ -29,8 +30,8 @@ IMAGE_GRAPHS = (IMAGE_ENCODER, MASK_DECODER, MASK_DECODER_WITH_MASK)
 VIDEO_GRAPHS = (*IMAGE_GRAPHS, MASK_DECODER_TRACKED, MEMORY_ATTENTION, MEMORY_ENCODER)
 
 MEMORY_WIDTH = 64
-MEMORIES = Axis("F", "memories", traced=4, usual=7)
-POINTERS = Axis("R", "pointers", traced=5, usual=16)
+MEMORIES = Axis("F", "memories", traced=4, usual=7, high=64)
+POINTERS = Axis("R", "pointers", traced=5, usual=16, high=80)
 ABSENT_ROW = -1
 """``memory_row`` of a slot without a memory."""
 
@@ -159,17 +160,9 @@ def fixed(graph: GraphSpec, sizes: Mapping[str, int]) -> GraphSpec:
 
 def sam2_module(model: Sam2, graph: str) -> nn.Module:
     """The export form of one graph; KeyError for a name that is none of ``VIDEO_GRAPHS``."""
-    from samexport.models.graphs import sam2_decoder, sam2_encoder, sam2_memory
+    from samexport.models.graphs.sam2 import FORMS
 
-    forms: dict[str, Callable[[Sam2], nn.Module]] = {
-        IMAGE_ENCODER: sam2_encoder.Sam2ImageEncoder,
-        MASK_DECODER: sam2_decoder.Sam2Decoder,
-        MASK_DECODER_WITH_MASK: sam2_decoder.Sam2DecoderWithMask,
-        MASK_DECODER_TRACKED: sam2_decoder.Sam2TrackedDecoder,
-        MEMORY_ATTENTION: sam2_memory.Sam2MemoryAttention,
-        MEMORY_ENCODER: sam2_memory.Sam2MemoryEncoder,
-    }
-    return forms[graph](model).eval().requires_grad_(False)
+    return FORMS[graph](model).eval().requires_grad_(False)
 
 
 def sam2_constants(model: Sam2) -> dict[str, NDArray[Any]]:
@@ -185,3 +178,139 @@ def sam2_constants(model: Sam2) -> dict[str, NDArray[Any]]:
         "mask_downsample_bias": conv.weight.new_zeros(1) if conv.bias is None else conv.bias,
     }
     return {name: value.detach().numpy().copy() for name, value in named.items()}
+
+
+@dataclass(frozen=True)
+class Sam2Numbers:
+    """What tells one model's network from another's.
+
+    Attributes:
+        network: dotted path of the :class:`samexport.models.architectures.sam2.Sam2Size`; the frame has its side.
+        width: channels of the embedding.
+        version: 2.1, or 2.0, which neither marks memories without the object nor dates pointers.
+        cut: of a model that can be sparse; it has a bypass for windows.
+    """
+
+    network: str
+    width: int = 256
+    version: str = "2.1"
+    cut: Cut | None = None
+
+
+def _graphs(size: int, numbers: Sam2Numbers) -> tuple[GraphSpec, ...]:
+    dense = sam2_graphs(size, numbers.width)
+    return dense if numbers.cut is None else (*dense, *sparse_graphs(dense, numbers.cut))
+
+
+def _graph_names(features: Collection[str]) -> tuple[str, ...]:
+    if "sparse" in features:
+        return (*VIDEO_GRAPHS, *SPARSE_GRAPHS)
+    return VIDEO_GRAPHS if "video" in features else IMAGE_GRAPHS
+
+
+def at_size(spec: ModelSpec, size: int) -> ModelSpec:
+    """A model with a frame of another side: positions are derived anew, weights stay as they are."""
+    check_size(size)
+    return replace(spec, frame=replace(spec.frame, size=size), graphs=_graphs(size, spec.size))
+
+
+_URL = "https://dl.fbaipublicfiles.com/segment_anything_2"
+# in every checkpoint, and read by nothing
+_UNREAD = ("no_mem_pos_enc",)
+
+
+def _hiera(letter: str, word: str, version: str, parameters: int) -> ModelSpec:
+    frame, file = image_frame(), word.replace("-", "_")
+    later = version == "2.1"
+    stem, folder = ("sam2.1", "092824") if later else ("sam2", "072824")
+    filename = f"{stem}_hiera_{file}.pt"
+    short = f"hiera_{letter}"
+    aliases = [f"{stem}_{letter}", f"{stem}-hiera-{word}", f"facebook/{stem}-hiera-{word}"]
+    if later:
+        aliases += [f"hiera_{file}", f"{stem}_{short}"]
+    return ModelSpec(
+        # the older ones have the names of their official configurations
+        name=f"sam2.{short}" if later else f"sam2.sam2_{short}",
+        summary=f"SAM {version} with its Hiera {word} encoder, for pictures and videos",
+        size=Sam2Numbers(f"samexport.models.architectures.sam2:{file.upper()}", version=version),
+        family="sam2",
+        frame=frame,
+        graphs=sam2_graphs(frame.size),
+        parameters=parameters,
+        licence="Apache-2.0",
+        source=CheckpointSource(filename, f"{_URL}/{folder}/{filename}", None),
+        aliases=tuple(aliases),
+        unread=_UNREAD,
+    )
+
+
+def _sparse(dense: ModelSpec, cut: Cut) -> ModelSpec:
+    """A model with the bypass of Efficient-SAM2, which is a file of its own."""
+    numbers = replace(dense.size, cut=cut)
+    return replace(
+        dense, name=f"{dense.name}_sparse", summary=f"{dense.summary}, that can be sparse", size=numbers,
+        graphs=_graphs(dense.frame.size, numbers), source=None, aliases=(), hidden=True,
+    )  # fmt: skip
+
+
+_TEST_FRAME = image_frame(64)
+_TEST_SPARSE_FRAME = image_frame(128)
+_BASE_PLUS = _hiera("b+", "base-plus", "2.1", 80_850_178)
+_LARGE = _hiera("l", "large", "2.1", 224_446_642)
+_MODELS = (
+    _hiera("t", "tiny", "2.1", 38_962_498),
+    _hiera("s", "small", "2.1", 46_060_354),
+    _BASE_PLUS,
+    _LARGE,
+    _sparse(_BASE_PLUS, Cut(14, 448)),
+    _sparse(_LARGE, Cut(16, 576)),
+    _sparse(
+        ModelSpec(
+            name="test.hiera128",
+            summary="a 128-pixel SAM 2.1 for tests",
+            size=Sam2Numbers("samexport.models.architectures.sam2:CUT", 64),
+            family="sam2",
+            frame=_TEST_SPARSE_FRAME,
+            graphs=sam2_graphs(_TEST_SPARSE_FRAME.size, 64),
+            parameters=0,
+            licence="Apache-2.0",
+            hidden=True,
+            unread=_UNREAD,
+        ),
+        Cut(6, 64, 2),
+    ),
+    _hiera("t", "tiny", "2.0", 38_945_986),
+    _hiera("s", "small", "2.0", 46_043_842),
+    _hiera("b+", "base-plus", "2.0", 80_833_666),
+    _hiera("l", "large", "2.0", 224_430_130),
+    ModelSpec(
+        name="test.hiera64",
+        summary="a 64-pixel SAM 2.1 for tests; there are no trained weights",
+        size=Sam2Numbers("samexport.models.architectures.sam2:SHALLOW", 64),
+        family="sam2",
+        frame=_TEST_FRAME,
+        graphs=sam2_graphs(_TEST_FRAME.size, 64),
+        parameters=0,
+        licence="Apache-2.0",
+        hidden=True,
+        unread=_UNREAD,
+    ),
+)
+
+FAMILY = Family(
+    name="sam2",
+    models=_MODELS,
+    graphs=_graph_names,
+    features=("video", "sparse"),
+    network="samexport.models.architectures.sam2:empty_sam2",
+    forms="samexport.models.graphs.sam2:EXPORT",
+    plain="samexport.models.graphs.sam2:PLAIN",
+    session="samexport.runtimes.families.sam2_session:Sam2Session",
+    cases="samexport.runtimes.families.sam2_cases:make_cases",
+    constants="samexport.models.families.sam2:sam2_constants",
+    at_size=at_size,
+    loop=Loop(VIDEO_GRAPHS, "samexport.runtimes.families.sam2_clip:follow"),
+    # a decoder's own file has what the others lack
+    encoder_parts=("image_encoder.", "memory_", "obj_ptr_", "mask_downsample.", "maskmem_", "no_"),
+    card="samexport.exporter.deliver.sam2_card:about",
+)

@@ -35,7 +35,6 @@ from samexport.models.graphs.layers import LayerNorm, frozen, parts
 
 # exp(-1e4) is 0 in every precision, and 1e4 is far from the end of fp16.
 ABSENT = -1e4
-_OWN_TOKENS = 1 + MASK_TOKENS
 
 
 def _norm(norm: nn.LayerNorm) -> LayerNorm:
@@ -86,8 +85,8 @@ class PromptTokens(nn.Module):
         points = [e.weight for e in prompts.point_embeddings]
         self.table = frozen(torch.cat([nothing, prompts.not_a_point_embed.weight, *points]))
         self.is_point = frozen(torch.tensor([[0.0], [0.0], [1.0], [1.0], [1.0], [1.0]]))
-        self.own = frozen(torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None])
-        self.own_bias = frozen(torch.zeros(1, _OWN_TOKENS))
+        self.own = frozen(decoder.own_tokens()[None])
+        self.own_bias = frozen(torch.zeros(1, self.own.shape[1]))
 
     def forward(self, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode [N, K, 2] pixels and [N, K] labels."""
@@ -174,12 +173,20 @@ class TokenToImage(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
         """Tokens [N, T, width] attend to image tokens [N, P, width]."""
+        return self.mix(self.weights(tokens, image), image)
+
+    def weights(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """How much each head of each token takes of each image token, [N, heads * T, P]."""
         count, _, width = tokens.shape
         q = self.query(tokens)
         content = (q @ self.key).reshape(count, -1, width) @ image.transpose(1, 2)
         key_pe = self.key @ self.positions() if self.small else self.key_pe
-        weights = (content + (q @ key_pe).reshape(count, -1, image.shape[1])).softmax(-1)
-        seen = (weights @ image).reshape(count, HEADS, -1, width)
+        weights: Tensor = (content + (q @ key_pe).reshape(count, -1, image.shape[1])).softmax(-1)
+        return weights
+
+    def mix(self, weights: Tensor, image: Tensor) -> Tensor:
+        """The update [N, T, width] that these weights make of the image."""
+        seen = (weights @ image).reshape(image.shape[0], HEADS, -1, image.shape[-1])
         return _join(seen @ self.value) @ self.out + self.out_bias
 
 
@@ -269,12 +276,16 @@ class Masks(nn.Module):
         x = torch.addmm(self.up1_bias, image.reshape(-1, image.shape[-1]), self.up1)
         x = F.gelu(self.norm(x.reshape(-1, self.norm.weight.shape[0])))
         x = F.gelu(torch.addmm(self.up2_bias, x, self.up2)).reshape(count, -1, self.up2.shape[1] // 4)
-        h = queries[:, 1:].transpose(0, 1)
+        logits = self.hyper_tokens(queries[:, 1:]) @ x.transpose(1, 2)
+        return self._in_order(logits), self.iou(queries[:, 0])
+
+    def hyper_tokens(self, mask_tokens: Tensor) -> Tensor:
+        """Tokens of the masks [N, 4, width] to the weights of the upscaled image's channels [N, 4, width / 8]."""
+        h = mask_tokens.transpose(0, 1)
         for layer, (weight, bias) in enumerate(zip(self.hyper, self.hyper_bias, strict=True)):
             h = h @ weight + bias
             h = F.relu(h) if layer < 2 else h
-        logits = h.transpose(0, 1) @ x.transpose(1, 2)
-        return self._in_order(logits), self.iou(queries[:, 0])
+        return h.transpose(0, 1)
 
     def _in_order(self, logits: Tensor) -> Tensor:
         """[N, 4, row, column, i, j, k, l] flat to [N, 4, row i k, column j l], in two rank-4 transposes."""
@@ -326,11 +337,23 @@ class Layer(nn.Module):
 
     def forward(self, queries: Tensor, own: Tensor, bias: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """``image`` is the tokens [N, P, width] alone, or the four outputs of the prologue."""
-        q = queries if self.first else queries + own
-        attended = self.self_attention(q, queries, bias)
-        queries = self.norm1(attended if self.first else queries + attended)
+        queries = self.among_tokens(queries, own, bias)
         tokens, *shared = image
         seen = self.to_image(queries + own, *shared[:2]) if shared else self.to_image(queries + own, tokens)
+        return self.with_image(queries, seen, own, bias, image)
+
+    def among_tokens(self, queries: Tensor, own: Tensor, bias: Tensor) -> Tensor:
+        """Tokens after they attended to each other."""
+        q = queries if self.first else queries + own
+        attended = self.self_attention(q, queries, bias)
+        out: Tensor = self.norm1(attended if self.first else queries + attended)
+        return out
+
+    def with_image(
+        self, queries: Tensor, seen: Tensor, own: Tensor, bias: Tensor, image: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens with what they have ``seen`` of the image, and the image updated."""
+        tokens, *shared = image
         queries = self.norm2(queries + seen)
         queries = self.norm3(queries + self.mlp(queries))
         mix = (queries + own, queries, bias)
@@ -354,14 +377,18 @@ class Transformer(nn.Module):
 
     def forward(self, image: tuple[Tensor, ...], point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, 4, 4 grid, 4 grid] and predicted IoU [N, 4]."""
+        out: tuple[Tensor, Tensor] = self.masks(*self.attend(image, point_coords, point_labels))
+        return out
+
+    def attend(self, image: tuple[Tensor, ...], point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's own tokens [N, T, width] and the image [N, P, width], updated."""
         own, bias = self.prompt(point_coords, point_labels)
         queries, tokens = self.layer0(own, own, bias, image)
         queries, tokens = self.layer1(queries, own, bias, (tokens,))
         # only the decoder's own tokens are read from here on
-        queries, own = queries[:, :_OWN_TOKENS], own[:, :_OWN_TOKENS]
-        queries = self.norm(queries + self.final(queries + own, tokens))
-        out: tuple[Tensor, Tensor] = self.masks(queries, tokens)
-        return out
+        count = self.prompt.own.shape[1]
+        queries, own = queries[:, :count], own[:, :count]
+        return self.norm(queries + self.final(queries + own, tokens)), tokens
 
 
 class DecoderStep(nn.Module):

@@ -29,9 +29,38 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     height, width = conv.kernel_size
     folded = nn.Conv2d(conv.in_channels, conv.out_channels, (height, width), groups=conv.groups)
     folded.stride, folded.padding = conv.stride, conv.padding
+    before = 0 if conv.bias is None else conv.bias.double()
     folded.weight = frozen((conv.weight.double() * scale[:, None, None, None]).float())
-    folded.bias = frozen((norm.bias.double() - norm.running_mean.double() * scale).float())
+    folded.bias = frozen((norm.bias.double() + (before - norm.running_mean.double()) * scale).float())
     return folded
+
+
+def pointwise(second: nn.Conv2d, first: nn.Conv2d) -> nn.Conv2d:
+    """One 1x1 convolution that equals ``second(first(x))``, both 1x1 and without bias; computed in float64."""
+    if first.bias is not None or second.bias is not None:
+        raise ValueError("only convolutions without bias are joined")
+    joined = nn.Conv2d(first.in_channels, second.out_channels, 1, bias=False)
+    weight = second.weight.double()[:, :, 0, 0] @ first.weight.double()[:, :, 0, 0]
+    joined.weight = frozen(weight.float()[:, :, None, None])
+    return joined
+
+
+class Bicubic(nn.Module):
+    """``F.interpolate(mode="bicubic", align_corners=False)`` of a square grid, as two products.
+
+    The resize is linear and acts on columns and rows apart; the matrix is what it makes of the unit vectors. It is
+    on the right both times, because TFLite's GPU takes no constant on the left.
+    """
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        units = torch.eye(source, dtype=torch.float64)[:, None, :, None].expand(-1, -1, -1, source)
+        rows = F.interpolate(units, (target, source), mode="bicubic", align_corners=False)[:, 0, :, 0].T
+        self.weights = frozen(rows.T.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, C, source, source] to [1, C, target, target]."""
+        return ((x @ self.weights).transpose(2, 3) @ self.weights).transpose(2, 3)
 
 
 class Normalise(nn.Module):
@@ -91,22 +120,45 @@ class LayerNorm(nn.Module):
 
 
 class Neck(nn.Module):
-    """SAM's neck on channels-last input: the 1x1 convolution is a matrix product, LayerNorm2d a LayerNorm."""
+    """SAM's neck on channels-last input: the 1x1 convolution is a matrix product, LayerNorm2d a LayerNorm.
 
-    def __init__(self, neck: nn.Sequential) -> None:
+    With ``projects`` False the caller has the 1x1 convolution elsewhere.
+    """
+
+    def __init__(self, neck: nn.Sequential, *, projects: bool = True) -> None:
         super().__init__()
         first, norm1, second, norm2 = parts(neck)
-        self.project = frozen(first.weight[:, :, 0, 0].T)
+        self.project = frozen(first.weight[:, :, 0, 0].T) if projects else None
         self.norm1 = LayerNorm(norm1.weight, norm1.bias, norm1.eps)
         self.conv = second
         self.norm2 = LayerNorm(norm2.weight, norm2.bias, norm2.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, H, W, width] to [1, out, H, W]."""
-        x = self.norm1(x @ self.project)
+        x = self.norm1(x if self.project is None else x @ self.project)
         x = x.permute(0, 3, 1, 2)
         x = self.norm2(self.conv(x).permute(0, 2, 3, 1))
         return x.permute(0, 3, 1, 2)
+
+
+class Doubling(nn.Module):
+    """A 2x2 transposed convolution with stride 2 on [N, H, W, C]: a matrix product, and its 2x2 pixels put in order.
+
+    TFLite's GPU has no transposed convolution.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        if conv.kernel_size != (2, 2) or conv.stride != (2, 2) or conv.bias is None:
+            raise ValueError("only a 2x2 transposed convolution with stride 2 is a matrix product")
+        self.outputs = conv.out_channels
+        self.weight, self.bias = frozen(conv.weight.permute(0, 2, 3, 1).flatten(1)), frozen(conv.bias.repeat(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, H, W, in] to [N, 2 H, 2 W, out]."""
+        _, height, columns, _ = x.shape
+        x = (x @ self.weight + self.bias).reshape(-1, columns, 2, 2 * self.outputs).transpose(1, 2)
+        return x.reshape(-1, 2 * height, 2 * columns, self.outputs)
 
 
 def partition(x: Tensor, size: int) -> Tensor:

@@ -34,7 +34,7 @@ from samexport.models.graphs.decoder import (
 )
 from samexport.models.graphs.layers import LayerNorm, frozen
 
-_OWN_TOKENS = 2 + MASK_TOKENS
+OWN_TOKENS = 2 + MASK_TOKENS
 _NO_POINTS = 2
 
 Decoded = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -63,7 +63,7 @@ class Sam2PromptTokens(PromptTokens):
     def __init__(self, model: Sam2) -> None:
         super().__init__(model.sam_prompt_encoder, model.sam_mask_decoder)
         self.own = frozen(_own_tokens(model.sam_mask_decoder))
-        self.own_bias = frozen(torch.zeros(1, _OWN_TOKENS))
+        self.own_bias = frozen(torch.zeros(1, OWN_TOKENS))
 
 
 class Sam2Masks(nn.Module):
@@ -124,7 +124,7 @@ class Sam2Transformer(nn.Module):
         queries, tokens = self.layer0(own, own, bias, image)
         queries, tokens = self.layer1(queries, own, bias, (tokens,))
         # only the decoder's own tokens are read from here on
-        queries, own = queries[:, :_OWN_TOKENS], own[:, :_OWN_TOKENS]
+        queries, own = queries[:, :OWN_TOKENS], own[:, :OWN_TOKENS]
         queries = self.norm(queries + self.final(queries + own, tokens))
         out: Decoded = self.masks(queries, tokens, feat_s0, feat_s1)
         return out

@@ -203,21 +203,34 @@ class Sam2ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encode."""
-        x = self.patch(self.normalise(image)).permute(0, 2, 3, 1)
-        x = self.given.to(x, self.first) + self.pos_embed
+        x = self.embed(image)
         stages = []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.ends:
                 stages.append(x)
-        high, middle = self._map(stages[0], 0, self.high), self._map(stages[1], 1, self.middle)
-        low, deepest = self._map(stages[2], 2, self.low), self._map(stages[3], 3, self.deepest)
+        high, middle = self.fine(*stages[:2])
+        embedding, vision = self.coarse(*stages[2:])
+        return embedding, high, middle, vision
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Tokens for the first block."""
+        x = self.patch(self.normalise(image)).permute(0, 2, 3, 1)
+        return self.given.to(x, self.first) + self.pos_embed
+
+    def fine(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps of strides 4 and 8."""
+        high, middle = self._map(first, 0, self.high), self._map(second, 1, self.middle)
+        return (high + self.high.bias).permute(0, 3, 1, 2), (middle + self.middle.bias).permute(0, 3, 1, 2)
+
+    def coarse(self, third: Tensor, fourth: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding without memory and ``vision``, of stride 16."""
+        low, deepest = self._map(third, 2, self.low), self._map(fourth, 3, self.deepest)
         _, side, _, width = deepest.shape
         twice = torch.cat([deepest, deepest], dim=-1).reshape(side, 1, side, 2 * width)
         vision = (low.reshape(side, 2, side, 2 * width) + twice).reshape(low.shape).permute(0, 3, 1, 2)
-        high, middle = (high + self.high.bias).permute(0, 3, 1, 2), (middle + self.middle.bias).permute(0, 3, 1, 2)
         # two sums, since phones' GPUs give wrong results where an output is read again
-        return vision + self.embed_bias, high, middle, vision + self.vision_bias
+        return vision + self.embed_bias, vision + self.vision_bias
 
     def _map(self, x: Tensor, stage: int, lateral: Lateral) -> Tensor:
         """Tokens of a stage through a lateral to a map [1, H, W, C]."""

@@ -150,18 +150,27 @@ class MemoryLayer(nn.Module):
             maps: of :meth:`Memory.maps`.
             pointers: the last two of :meth:`Memory.pointers`.
         """
+        x = self.itself(x)
+        return self.updated(x, attend(self.queries(x), self.keys(maps, pointers), tokens, self.chunk))
+
+    def itself(self, x: Tensor) -> Tensor:
+        """The frame after its attention to itself."""
         own = self.norm1(x)
-        x = x + self.own_fold(attend(self.own_query(own), self.own_key(own), own, self.chunk))
-        read = attend(self._query(self.norm2(x)), self._keys(maps, pointers), tokens, self.chunk)
+        out: Tensor = x + self.own_fold(attend(self.own_query(own), self.own_key(own), own, self.chunk))
+        return out
+
+    def updated(self, x: Tensor, read: Tensor) -> Tensor:
+        """The frame with what it has ``read``, [N, P, 64]."""
         x = x + self.fold(read)
         out: Tensor = x + self.linear2(F.relu(self.linear1(self.norm3(x))))
         return out
 
-    def _query(self, x: Tensor) -> Tensor:
-        out: Tensor = self.query(x, self.ones.expand(x.shape[0], self.ones.shape[1], 1))
+    def queries(self, x: Tensor) -> Tensor:
+        """[1 or N, P, width + 1]."""
+        out: Tensor = self.query(self.norm2(x), self.ones.expand(x.shape[0], self.ones.shape[1], 1))
         return out
 
-    def _keys(self, maps: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
+    def keys(self, maps: tuple[Tensor, Tensor], pointers: tuple[Tensor, Tensor]) -> Tensor:
         """[N, L, width + 1]."""
         (placed, bias), (placeless, pointer_bias) = maps, pointers
         count, cells = placed.shape[0], placed.shape[2]
@@ -173,6 +182,8 @@ class MemoryLayer(nn.Module):
 class Sam2MemoryAttention(nn.Module):
     """The graph ``memory_attention``: what N objects make of a frame. ``chunk`` queries at a time."""
 
+    layer: type[MemoryLayer] = MemoryLayer
+
     def __init__(self, model: Sam2, chunk: int = QUERY_CHUNK) -> None:
         super().__init__()
         width, grid = model.size.width, model.size.image_size // 16
@@ -180,7 +191,7 @@ class Sam2MemoryAttention(nn.Module):
         turn = frozen(angles.cos()), frozen(angles.sin())
         self.place = frozen(0.1 * sine_2d(width, grid))
         self.memory = Memory(model)
-        self.layers = nn.ModuleList(MemoryLayer(layer, turn, chunk) for layer in model.memory_attention.layers)
+        self.layers = nn.ModuleList(self.layer(layer, turn, chunk) for layer in model.memory_attention.layers)
         self.norm = model.memory_attention.norm
         self.grid = grid
 

@@ -28,13 +28,13 @@ class GridAttention(nn.Module):
 
     def __init__(self, attention: sam_vit.Attention) -> None:
         super().__init__()
-        width, self.heads, self.size = attention.proj.in_features, attention.heads, attention.size
+        inner, self.heads, self.size = attention.proj.in_features, attention.heads, attention.size
         weight, bias = (
-            attention.qkv.weight.double().view(3, width, width),
-            attention.qkv.bias.double().view(3, width),
+            attention.qkv.weight.double().view(3, inner, -1),
+            attention.qkv.bias.double().view(3, inner),
         )
         self.qkv = frozen(torch.cat([weight[0] * attention.scale, weight[1], weight[2]]).T.float())
-        self.q_bias = frozen(torch.cat([bias[0] * attention.scale, torch.zeros(2 * width)]).float())
+        self.q_bias = frozen(torch.cat([bias[0] * attention.scale, torch.zeros(2 * inner)]).float())
         # the relative terms want the unscaled queries
         rows, columns = (
             attention.relative_table(attention.rel_pos_h),
@@ -44,14 +44,15 @@ class GridAttention(nn.Module):
         self.columns = frozen(columns.transpose(1, 2) / attention.scale)
         place = torch.arange(self.size**2)
         one_hot = [F.one_hot(place // self.size, self.size), F.one_hot(place % self.size, self.size)]
-        self.places = frozen(F.pad(torch.cat(one_hot, dim=1).float(), (width // self.heads, 0))[None])
+        self.places = frozen(F.pad(torch.cat(one_hot, dim=1).float(), (inner // self.heads, 0))[None])
         self.proj = frozen(attention.proj.weight.T)
         self.proj_bias = frozen((attention.proj.bias.double() + attention.proj.weight.double() @ bias[2]).float())
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, H, W, C], same shape out."""
-        _, height, columns, width = x.shape
-        size, tokens, depth = self.size, self.size**2, width // self.heads
+        _, height, columns, _ = x.shape
+        inner = self.proj.shape[0]
+        size, tokens, depth = self.size, self.size**2, inner // self.heads
         qkv = F.pad(x @ self.qkv + self.q_bias, (0, 0, 0, -columns % size, 0, -height % size))
         heads = partition(qkv, size).reshape(-1, tokens, 3 * self.heads, depth).transpose(1, 2)
         q, k, v = (part.reshape(-1, tokens, depth) for part in torch.split(heads, self.heads, dim=1))
@@ -62,7 +63,7 @@ class GridAttention(nn.Module):
         # a sum, because an expanded constant would be stored for each head and window
         k = F.pad(k, (0, 2 * size)) + self.places
         mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
-        mixed = mixed.reshape(-1, self.heads, tokens, depth).transpose(1, 2).reshape(-1, tokens, width)
+        mixed = mixed.reshape(-1, self.heads, tokens, depth).transpose(1, 2).reshape(-1, tokens, inner)
         return merge(mixed, size, height, columns) @ self.proj + self.proj_bias
 
 
@@ -94,11 +95,18 @@ class SamViTEncoder(nn.Module):
         self.pos_embed = frozen(encoder.pos_embed)
         self.blocks = nn.ModuleList(Block(b) for b in encoder.blocks)
         self.neck = Neck(encoder.neck)
+        self.early = encoder.early
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode."""
+        return self.with_early(image)[0]
+
+    def with_early(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding, and the map after the first global block, [1, width, S / 16, S / 16]."""
         x = self.patch(self.normalise(image)).permute(0, 2, 3, 1) + self.pos_embed
-        for block in self.blocks:
+        for block in self.blocks[: self.early]:
             x = block(x)
-        out: Tensor = self.neck(x)
-        return out
+        early = x
+        for block in self.blocks[self.early :]:
+            x = block(x)
+        return self.neck(x), early.permute(0, 3, 1, 2)

@@ -114,10 +114,15 @@ class TinyViTEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode."""
+        return self.with_early(image)[0]
+
+    def with_early(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding, and what the third stage sees, [1, width, S / 16, S / 16]."""
         x = self.stem2(F.gelu(self.stem1(self.normalise(image))))
         for convolution in self.convolutions:
             x = convolution(x)
+        merged = []
         for merge_stage, stage in zip(self.merges, self.stages, strict=True):
-            x = stage(merge_stage(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        out: Tensor = self.neck(x.permute(0, 2, 3, 1))
-        return out
+            merged.append(merge_stage(x))
+            x = stage(merged[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.neck(x.permute(0, 2, 3, 1)), merged[1]

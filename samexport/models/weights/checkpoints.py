@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,9 @@ from samexport.models.spec import ModelSpec, WeightsInfo
 from samexport.models.weights.demo import demo_checkpoint
 from samexport.models.weights.downloads import official_checkpoint
 from samexport.models.weights.layouts import Dialect, few, find, official
+from samexport.models.weights.pickled_models import read_model
 from samexport.models.weights.random_weights import random_state_dict
-from samexport.models.weights.reading import WeightFile, read_weight_file, show
+from samexport.models.weights.reading import HoldsCode, WeightFile, read_weight_file, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +70,9 @@ def load_weights(
     if random_seed is not None:
         if checkpoints or decoder:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
-        return Weights("random", f"seed {random_seed}", None, random_seed, _random_state(expected, random_seed))
+        return Weights("random", f"seed {random_seed}", None, random_seed, _random_state(spec, expected, random_seed))
     paths = [*(checkpoints or (official_checkpoint(spec),)), *((decoder,) if decoder else ())]
-    files = [(path, read_weight_file(path)) for path in paths]
+    files = [(path, read_weights(path)) for path in paths]
     if not checkpoints and spec.source and files[0][1].sha256 != spec.source.sha256:
         raise CheckpointError(f"{paths[0]} changed after it was downloaded; try again")
     try:
@@ -87,11 +88,34 @@ def load_weights(
     return Weights(kind, " + ".join(path.name for path in paths), hashes, None, state)
 
 
-def _random_state(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+def read_weights(path: Path) -> WeightFile:
+    """As :func:`read_weight_file`, also of a whole pickled model, of which only the tensors are looked at."""
+    try:
+        return read_weight_file(path)
+    except HoldsCode as error:
+        try:
+            return read_weight_file(path, read_model)
+        except CheckpointError:
+            raise error from None
+
+
+def shapes_in(spec: ModelSpec, names: Collection[str], paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a model's tensors in weight files; CheckpointError as :func:`load_weights`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            found = find(read_weights(path).content, dialects_of(spec, dict.fromkeys(names)))
+        except CheckpointError as error:
+            raise error if str(path) in str(error) else CheckpointError(f"{path} {error}") from error
+        shapes |= {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
+    return shapes
+
+
+def _random_state(spec: ModelSpec, expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     import torch
 
     wanted = {k: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in expected.items()}
-    return {key: torch.from_numpy(array) for key, array in random_state_dict(wanted, seed).items()}
+    return {key: torch.from_numpy(array) for key, array in random_state_dict(wanted, seed, spec.gains).items()}
 
 
 def _assemble(
@@ -132,7 +156,7 @@ class _Held:
 
 def _held(spec: ModelSpec, expected: Mapping[str, Tensor], path: Path, file: WeightFile) -> _Held:
     try:
-        found = find(file.content, _dialects(spec, expected))
+        found = find(file.content, dialects_of(spec, expected))
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
     _check_pixels(path, found.unexpected, spec)
@@ -144,7 +168,7 @@ def _held(spec: ModelSpec, expected: Mapping[str, Tensor], path: Path, file: Wei
     return _Held(tensors, unexpected, [f"{path.name}: {'; '.join(found.notes)}"] if found.notes else [])
 
 
-def _dialects(spec: ModelSpec, expected: Mapping[str, Tensor]) -> list[Dialect]:
+def dialects_of(spec: ModelSpec, expected: Mapping[str, Any]) -> list[Dialect]:
     """The official names, and the others that the family knows."""
     others = [resolve_name(path) for path in find_family(spec.family).dialects]
     return [official(expected), *(names(expected) for names in others)]
@@ -235,16 +259,16 @@ def _fit(
     missing = [key for key in needed if key not in state]
     common = [key for key in needed if key in state]
     differing = [
-        f"{key} {_kind(state[key])}, not {_kind(expected[key])}"
+        f"{key} {kind_of(state[key])}, not {kind_of(expected[key])}"
         for key in common
-        if _kind(state[key]) != _kind(expected[key])
+        if kind_of(state[key]) != kind_of(expected[key])
     ]
     problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
     found = "; ".join(f"{len(keys)} {what} ({few(keys)})" for what, keys in problems if keys)
     if not found:
         return {
             key: state[key].to(wanted.dtype).contiguous()
-            if key in state and _kind(state[key]) == _kind(wanted)
+            if key in state and kind_of(state[key]) == kind_of(wanted)
             else torch.zeros(wanted.shape, dtype=wanted.dtype)
             for key, wanted in expected.items()
         }
@@ -256,12 +280,14 @@ def _fit(
     raise _Misfit(verdict, f"{found}; {remedy}")
 
 
-def _kind(tensor: Tensor) -> str:
+def kind_of(tensor: Tensor) -> str:
+    """Shape and sort of number: what two tensors need in common."""
     return f"{'float' if tensor.is_floating_point() else 'integer'} {tuple(tensor.shape)}"
 
 
 @cache
-def _own_state(spec: ModelSpec) -> dict[str, Any]:
+def own_state(spec: ModelSpec) -> dict[str, Any]:
+    """The model's state dict without values."""
     return dict(resolve_name(find_family(spec.family).network)(spec).state_dict())
 
 
@@ -270,9 +296,20 @@ def _with_model_that_fits(error: _Misfit, spec: ModelSpec, files: Files, with_de
     for other in MODELS.values():
         if other is spec or other.hidden:
             continue
-        expected = _own_state(other)
+        expected = own_state(other)
+        if not _has_names(other, expected, files):
+            continue
         with contextlib.suppress(CheckpointError):
             _assemble(other, expected, files, with_decoder=with_decoder)
             whose = f"these are weights of {other.name}; give --encoder {other.encoder}"
             return CheckpointError(f"{error.verdict}: {whose}")
     return error
+
+
+def _has_names(spec: ModelSpec, expected: Mapping[str, Tensor], files: Files) -> bool:
+    """Whether the files have every name that a model needs in its shape: reading their values takes seconds."""
+    held: dict[str, Any] = {}
+    for _, file in files:
+        with contextlib.suppress(CheckpointError):
+            held |= find(file.content, dialects_of(spec, expected)).tensors
+    return all(key in held and held[key].shape == expected[key].shape for key in _needed(spec, expected))

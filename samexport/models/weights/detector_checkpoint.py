@@ -1,13 +1,11 @@
 """Reads a detector's weights: a state dict like any other, or ``ObjectAwareModel.pt``, a pickled live model.
 
-Nothing from a file is run. A live model is a zip with one pickle and one raw file for each storage; ``inert_pickle``
-turns the pickle into inert records, and the tensors are found by walking those.
+Nothing from a file is run; see ``pickled_models``.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,8 +17,9 @@ from numpy.typing import NDArray
 
 from samexport.errors import CheckpointError
 from samexport.models.weights.checkpoints import checked
-from samexport.models.weights.inert_pickle import Instance, View, expect, interpret
+from samexport.models.weights.inert_pickle import expect
 from samexport.models.weights.layouts import find, official
+from samexport.models.weights.pickled_models import Archive, find_tensors
 from samexport.models.weights.random_weights import random_state_dict
 from samexport.models.weights.reading import WeightFile, read_weight_file
 
@@ -33,13 +32,7 @@ LICENCE_NOTE = (
     " licence covers the weights too. samexport contains neither; make sure that your use of the file agrees."
 )
 
-MAX_FILE = 1 << 30
-MAX_PICKLE = 8 << 20
-MAX_TENSORS = 4000
-"""ObjectAwareModel.pt has 140 MB and 637 tensors; a file built like it has a pickle of 0.15 MB."""
-
 _TORCH_KINDS = {"f": np.float32, "i": np.int64}
-_BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 
 
 @dataclass(frozen=True)
@@ -51,75 +44,11 @@ class DetectorCheckpoint:
     sha256: str = ""
 
 
-def _walk(module: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Instance]]:
-    """Every module under its dotted name, itself first."""
-    if depth > 32:
-        raise CheckpointError("the model's modules are nested too deeply")
-    state = expect(expect(module, Instance).state, dict)
-    yield prefix, module
-    for name, child in expect(state.get("_modules", {}), dict).items():
-        if child is not None:
-            yield from _walk(child, f"{prefix}{name}.", depth + 1)
-
-
-def _find_tensors(root: Any) -> tuple[dict[str, View], set[float]]:
-    """State-dict names to tensors, and every BatchNorm eps."""
-    views: dict[str, View] = {}
-    eps: set[float] = set()
-    for count, (prefix, module) in enumerate(_walk(root)):
-        if count > MAX_TENSORS or len(views) > MAX_TENSORS:
-            raise CheckpointError(f"the model has more than {MAX_TENSORS} modules or tensors")
-        if module.path == _BATCH_NORM:
-            eps.add(expect(module.state.get("eps"), float))
-        transient = expect(module.state.get("_non_persistent_buffers_set", []), list)
-        for group in ("_parameters", "_buffers"):
-            for name, view in expect(module.state.get(group, {}), dict).items():
-                if view is not None and name not in transient:
-                    views[f"{prefix}{name}"] = expect(view, View)
-    return views, eps
-
-
-class _Archive:
-    """The zip of a torch file: entries are stored, not compressed, and read once each."""
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive = archive
-        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(pickles) != 1 or len(set(archive.namelist())) != len(archive.namelist()):
-            raise CheckpointError("it is not a torch file: a zip with one data.pkl and no name twice")
-        self.folder = pickles[0].removesuffix("data.pkl")
-        self.storages: dict[str, bytes] = {}
-        if self.folder + "byteorder" in archive.namelist() and self.read("byteorder", 16) != b"little":
-            raise CheckpointError("its numbers are big-endian; save it on a little-endian machine")
-
-    def read(self, name: str, most: int) -> bytes:
-        info = self.archive.getinfo(self.folder + name)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
-            raise CheckpointError(f"its entry {name} is compressed or larger than {most} bytes")
-        return self.archive.read(info)
-
-    def tensor(self, view: View) -> NDArray[Any]:
-        storage, dtype = view.storage, np.dtype(view.storage.dtype)
-        if storage.key not in self.storages:
-            self.storages[storage.key] = self.read(f"data/{storage.key}", MAX_FILE)
-            if sum(map(len, self.storages.values())) > MAX_FILE:
-                raise CheckpointError(f"its tensors have more than {MAX_FILE} bytes")
-        raw = self.storages[storage.key]
-        if len(raw) != storage.length * dtype.itemsize:
-            raise CheckpointError(f"its entry data/{storage.key} has another length than its tensors")
-        flat = np.frombuffer(raw, dtype)[view.offset :]
-        strides = [stride * dtype.itemsize for stride in view.strides]
-        array = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, view.shape, strides))
-        if not np.isfinite(array).all():
-            raise CheckpointError("a tensor of the file has NaN or infinite values")
-        return array.reshape(view.shape)
-
-
 def _read_live(opened: zipfile.ZipFile) -> DetectorCheckpoint:
-    archive = _Archive(opened)
-    content = expect(interpret(archive.read("data.pkl", MAX_PICKLE)), dict)
+    archive = Archive(opened)
+    content = expect(archive.content(), dict)
     model = content.get("model") if content.get("ema") is None else content["ema"]
-    views, eps = _find_tensors(model)
+    views, eps = find_tensors(model)
     if len(eps) != 1:
         raise CheckpointError(f"its BatchNorm layers have no common eps: {sorted(eps)}")
     return DetectorCheckpoint({name: archive.tensor(view) for name, view in views.items()}, eps.pop())

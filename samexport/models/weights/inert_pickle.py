@@ -21,10 +21,14 @@ MAX_OPCODES = 400_000
 _DTYPES = {"torch.HalfStorage": "<f2", "torch.FloatStorage": "<f4", "torch.LongStorage": "<i8"}
 _CALLABLE = (
     "collections.OrderedDict", "builtins.set", "builtins.getattr",
-    "torch.Size", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+    "torch.device", "torch.Size", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
 )  # fmt: skip
 _HASHING = ("builtins.set", "__builtin__.set", "collections.OrderedDict", "collections.Counter")
-_INERT_CLASSES = ("torch.nn.modules.", "ultralytics.")
+_INERT_CLASSES = (
+    "torch.nn.modules.", "torch.nn.parallel.data_parallel.", "ultralytics.",
+    # SAM's own package, and those that people copied it to
+    "segment_anything.", "segment_anything_kd.", "mobile_sam.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ def _allowed(path: str) -> _Name:
     path = path.replace("__builtin__.", "builtins.")  # its name in protocol 2
     if path in _CALLABLE or path in _DTYPES or path.startswith(_INERT_CLASSES):
         return _Name(path)
-    raise CheckpointError(f"the file asks for {path}, which no detector needs; it may be malicious: do not use it")
+    raise CheckpointError(f"the file asks for {path}, which no such model needs; it may be malicious: do not use it")
 
 
 def _instance(path: str) -> Instance:
@@ -233,8 +237,10 @@ def _call(path: str, arguments: tuple[Any, ...]) -> Any:
             return {}
         case "builtins.set", (list() as members,):
             return members
-        case "builtins.getattr", (_Name(), str()):
+        case "builtins.getattr", (_Name() | Instance(), str()):
             return _Name("")
+        case "torch.device", (str(), *_):
+            return None
         case "torch.Size", (tuple() as shape,):
             return shape
         case "torch._utils._rebuild_parameter", (View() as view, *_):

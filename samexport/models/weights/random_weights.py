@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,15 +89,22 @@ def _rule(key: str, rank: int) -> Draw:
     return next(draw for pattern, ranks, draw in _COMPILED if ranks in (None, rank) and pattern.search(key))
 
 
-def random_state_dict(tensors: Mapping[str, tuple[Shape, str]], seed: int) -> dict[str, NDArray[Any]]:
+def random_state_dict(
+    tensors: Mapping[str, tuple[Shape, str]], seed: int, gains: Sequence[tuple[str, float]] = ()
+) -> dict[str, NDArray[Any]]:
     """A value for each tensor, given as {key: (shape, NumPy dtype name)} with its official state-dict key.
 
     Drawn in float64, then cast. The rule is the one of the project's golden vectors, which hold the outputs of
     the official code with these weights at seed 7; it also covers the keys of SAM 2 and of the detector.
+    ``gains`` are regular expressions of weights with two or more dimensions whose gain is another one, the first
+    match counts: residual branches without a normalisation behind them would grow beyond all bounds.
     """
     state: dict[str, NDArray[Any]] = {}
     for key, (shape, dtype) in tensors.items():
         digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        state[key] = np.asarray(_rule(key, len(shape))(rng, tuple(shape))).astype(dtype)
+        draw = _rule(key, len(shape))
+        if len(shape) > 1 and key.endswith("weight"):
+            draw = next((_linear(gain) for pattern, gain in gains if re.search(pattern, key)), draw)
+        state[key] = np.asarray(draw(rng, tuple(shape))).astype(dtype)
     return state

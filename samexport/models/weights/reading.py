@@ -113,11 +113,12 @@ def _read(stream: io.BufferedReader, path: Path, live: ReadLive | None) -> tuple
     stream.seek(0)
     if start.startswith(b"PK\x03\x04"):
         return _read_zip(stream, path, live), {}
+    # before pickles: the length of the header, which comes first, may begin like one
+    if start[7:9] == b"\x00{":
+        return _read_safetensors(path)
     if start.startswith(b"\x80"):
         _rehearse_legacy(stream, path)
         return _load(stream, path), {}
-    if start[7:9] == b"\x00{":  # after the length of the header
-        return _read_safetensors(path)
     stranger = next((f" (it is {what})" for pattern, what in _STRANGERS if re.match(pattern, start, re.S)), "")
     raise CheckpointError(f"{path} is cut off, damaged or no checkpoint{stranger}; {GIVE}")
 

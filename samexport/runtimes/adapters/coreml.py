@@ -12,7 +12,7 @@ from samexport.errors import BundleError, ConfigError, MissingDependency, Runtim
 from samexport.files import reason
 from samexport.installation import install_hint
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.adapters.entry_points import run_in_buckets
+from samexport.runtimes.adapters.entry_points import Bucket, run_in_buckets
 from samexport.runtimes.adapters.packages import buckets_of, check_names, whole_pixels
 from samexport.runtimes.base import Runtime, Tensors, declared
 from samexport.runtimes.formats.mlpackage import read_package
@@ -57,6 +57,11 @@ class CoreMLRuntime(Runtime):
                 # the system's reasons come as exceptions of many types
                 raise BundleError(f"CoreML cannot load {file.name}: {reason(error)}") from error
         return self._models[name]
+
+    @property
+    def bounds(self) -> tuple[Bucket, ...]:
+        """Of fixed and of flexible entry points."""
+        return self._buckets
 
     def _run(self, inputs: Tensors) -> Tensors:
         if not self._buckets:

@@ -20,24 +20,34 @@ from samexport.models.spec import AxisRole, GraphSpec, Sizes, axis_sizes
 
 Tensors = dict[str, NDArray[Any]]
 ROOMY_POINTS, COMMON_POINTS = 8, 2
+MEMORY_ROOMS = ((1, 1), (7, 16), (10, 19))
+"""Memories and pointers of an object: of its second frame, of any later one, and of one with four prompted frames."""
 _ROLES: tuple[AxisRole, AxisRole] = ("prompts", "points")
+Slots = tuple[tuple[AxisRole, int], ...]
 
 
 @dataclass(frozen=True)
 class Bucket:
     """One entry point of a file, for ``prompts`` prompts of ``points`` points.
 
-    With ``flexible`` these are upper bounds: any smaller size runs as it is, without filling up.
+    ``slots`` has the sizes of axes with other roles. With ``flexible`` these are upper bounds: any smaller size runs
+    as it is, without filling up.
     """
 
     name: str
     prompts: int
     points: int
     flexible: bool = False
+    slots: Slots = ()
 
     def sizes(self, graph: GraphSpec) -> Sizes:
         """The size of each axis of ``graph`` in this entry point."""
-        return graph.sizes({"prompts": self.prompts, "points": self.points}, default="usual")
+        return graph.sizes({"prompts": self.prompts, "points": self.points, **dict(self.slots)}, default="usual")
+
+    def holds(self, points: int, slots: Slots) -> bool:
+        """Whether there is room for a prompt of so many points, memories and pointers."""
+        room = dict(self.slots)
+        return points <= self.points and all(size <= room.get(role, size) for role, size in slots)
 
 
 def takes_prompts(graph: GraphSpec) -> bool:
@@ -48,7 +58,22 @@ def takes_prompts(graph: GraphSpec) -> bool:
 def bucket_of(name: str, graph: GraphSpec, sizes: Mapping[str, int], *, flexible: bool = False) -> Bucket:
     """The bucket of an entry point from the sizes of the graph's axes."""
     prompts, points = (graph.axis(role) for role in _ROLES)
-    return Bucket(name, sizes[prompts.name] if prompts else 1, sizes[points.name] if points else 1, flexible)
+    slots = tuple((axis.role, sizes[axis.name]) for axis in graph.axes if axis.role not in _ROLES)
+    return Bucket(name, sizes[prompts.name] if prompts else 1, sizes[points.name] if points else 1, flexible, slots)
+
+
+def entry_points(graph: GraphSpec, planned: Sequence[Bucket]) -> tuple[Bucket, ...]:
+    """The fixed entry points of a graph's file where ``planned`` are those of decoders.
+
+    Where prompts have memories, there is one for each of :data:`MEMORY_ROOMS`, for one prompt: the memories of each
+    are other ones, so a batch is no faster, and its scores take as many times the memory.
+    """
+    if graph.axis("memories") is None:
+        return tuple(planned)
+    return tuple(
+        Bucket(f"memories_{memories}", 1, 1, slots=(("memories", memories), ("pointers", pointers)))
+        for memories, pointers in MEMORY_ROOMS
+    )
 
 
 def plan(prompts: Sequence[int], points: Sequence[int] = ()) -> tuple[Bucket, ...]:
@@ -103,20 +128,25 @@ def of_file(
     return tuple(buckets)
 
 
-def choose(buckets: Sequence[Bucket], prompts: int, points: int) -> Bucket:
-    """The smallest bucket with room for ``points`` points that holds all ``prompts``, else the largest one.
+def choose(buckets: Sequence[Bucket], prompts: int, points: int, slots: Slots = ()) -> Bucket:
+    """The smallest bucket with room for ``points`` and ``slots`` that holds all ``prompts``, else the largest one.
 
     Raises:
-        ConfigError: no bucket has room for that many points.
+        ConfigError: no bucket has room for that many points or slots.
     """
-    roomy = [bucket for bucket in buckets if bucket.points >= points]
+    roomy = [bucket for bucket in buckets if bucket.holds(points, slots)]
     if not roomy:
         most = max(bucket.points for bucket in buckets)
+        if points <= most:
+            room = max(dict(bucket.slots).get("memories", 0) for bucket in buckets)
+            raise ConfigError(f"this file takes at most {room} memories of an object, got {dict(slots)}")
         raise ConfigError(f"this file takes at most {most} points a prompt, got {points}; export it with more --points")
     fitting = [bucket for bucket in roomy if bucket.prompts >= prompts]
     if fitting:
-        return min(fitting, key=lambda bucket: (bucket.prompts, bucket.points))
-    return max(roomy, key=lambda bucket: (bucket.prompts, -bucket.points))
+        return min(fitting, key=lambda bucket: (bucket.prompts, bucket.points, bucket.slots))
+    most_prompts = max(bucket.prompts for bucket in roomy)
+    largest = [bucket for bucket in roomy if bucket.prompts == most_prompts]
+    return min(largest, key=lambda bucket: (bucket.points, bucket.slots))
 
 
 def pad_prompts(graph: GraphSpec, inputs: Mapping[str, NDArray[Any]], bucket: Bucket) -> Tensors:
@@ -157,14 +187,15 @@ def run_in_buckets(
         ConfigError: there is no prompt, or one has more points than any bucket takes.
     """
     found = axis_sizes(graph.inputs, {name: value.shape for name, value in inputs.items()})
-    total = bucket_of("", graph, found).prompts
+    whole = bucket_of("", graph, found)
+    total = whole.prompts
     if total < 1:
         raise ConfigError("there is no prompt; give at least one")
     chunks: list[Tensors] = []
     start = 0
     while start < total:
         rest = _cut(graph, inputs, slice(start, total), slice(None))
-        bucket = choose(buckets, total - start, _used_slots(graph, rest))
+        bucket = choose(buckets, total - start, _used_slots(graph, rest), whole.slots)
         part = _cut(graph, rest, slice(bucket.prompts), slice(bucket.points))
         count = min(bucket.prompts, total - start)
         if not bucket.flexible:

@@ -25,7 +25,7 @@ import numpy as np
 from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.files import reason
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.adapters.entry_points import run_in_buckets
+from samexport.runtimes.adapters.entry_points import Bucket, run_in_buckets
 from samexport.runtimes.adapters.packages import buckets_of, check_names, whole_pixels
 from samexport.runtimes.base import Runtime, Tensors, declared
 from samexport.runtimes.formats.mil_arithmetic import Arithmetic, HalfAccumulation
@@ -94,6 +94,11 @@ class MilRuntime(Runtime):
         self._threads, self._precision = threads, precision
         self._functions = {n: _Executable(f, precision) for n, f in self._package.functions.items()}
         self.buckets = buckets_of(self._package, graph)
+
+    @property
+    def bounds(self) -> tuple[Bucket, ...]:
+        """Of fixed and of flexible entry points."""
+        return self.buckets
 
     def _run(self, inputs: Tensors) -> Tensors:
         outputs = self._execute(inputs)

@@ -11,7 +11,15 @@ from samexport.errors import PromptError
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.host.frames import FrameMap, to_frame
 from samexport.runtimes.host.prompts import Prompt
-from samexport.runtimes.host.sam_prompts import PADDING, check_tensors, count_tokens, has_box, pack, select_mask
+from samexport.runtimes.host.sam_prompts import (
+    PADDING,
+    check_tensors,
+    count_tokens,
+    has_box,
+    pack,
+    select_mask,
+    stability,
+)
 from samexport.runtimes.session import Decoded, Encoded, OpenGraphs, Session, check_numbers
 
 _EMBEDDINGS = "image_embeddings"
@@ -35,9 +43,10 @@ class SamSession(Session):
     def encode(self, picture: NDArray[np.uint8]) -> Encoded:
         """The embedding of a picture."""
         place = FrameMap((picture.shape[0], picture.shape[1]), self.manifest.frame)
-        found = self.graphs.run("encoder", {"image": to_frame(picture, place.frame)}, (_EMBEDDINGS,))[_EMBEDDINGS]
-        check_numbers("encoder", found)
-        return Encoded(place, {_EMBEDDINGS: found})
+        names = self.graphs.bundle.graph("encoder").output_names
+        found = self.graphs.run("encoder", {"image": to_frame(picture, place.frame)}, names)
+        check_numbers("encoder", *found.values())
+        return Encoded(place, {name: found[name] for name in names})
 
     def pack(self, prompts: Sequence[Prompt], place: FrameMap) -> Tensors:
         """As :func:`samexport.runtimes.host.sam_prompts.pack`."""
@@ -81,14 +90,16 @@ class SamSession(Session):
         found = self.graphs.run(graph, inputs, _ANSWERS)
         logits, scores = (found[name] for name in _ANSWERS)
         check_numbers("decoder", logits, scores)
-        return Decoded(logits, scores)
+        return Decoded(logits, stability(logits) if self.manifest.scores == "stability" else scores)
 
-    def choose(self, packed: Tensors, scores: NDArray[np.float32]) -> list[int]:
-        """By :func:`samexport.runtimes.host.sam_prompts.select_mask`."""
+    def choose(self, packed: Tensors, decoded: Decoded) -> list[int]:
+        """By :func:`samexport.runtimes.host.sam_prompts.select_mask`; where stability ranks, clicks have all masks."""
         labels, trained = packed["point_labels"], self.manifest.mask_outputs
         return [
-            select_mask(found, int(count), trained, boxed=bool(boxed))
-            for found, count, boxed in zip(scores, count_tokens(labels), has_box(labels), strict=True)
+            max(trained, key=lambda index: float(found[index]))
+            if self.manifest.scores == "stability" and not boxed
+            else select_mask(found, int(count), trained, boxed=bool(boxed))
+            for found, count, boxed in zip(decoded.scores, count_tokens(labels), has_box(labels), strict=True)
         ]
 
     def _decoders(self, packed: Tensors) -> tuple[str, ...]:

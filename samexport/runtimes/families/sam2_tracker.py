@@ -22,7 +22,15 @@ from samexport.models.spec import Preprocess
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.host.frames import FrameMap, to_frame, upscale_logits
 from samexport.runtimes.host.image import Picture, as_pixels
-from samexport.runtimes.host.memory import MAX_POINTERS, Bank, Remembered, batch, to_bfloat16
+from samexport.runtimes.host.memory import (
+    MAX_POINTERS,
+    MEMORY_FRAMES,
+    Bank,
+    Read,
+    Remembered,
+    batch,
+    to_bfloat16,
+)
 from samexport.runtimes.host.object_masks import (
     Floats,
     ObjectMask,
@@ -32,7 +40,9 @@ from samexport.runtimes.host.object_masks import (
     object_mask,
 )
 from samexport.runtimes.host.prompts import Prompt, fit_box
-from samexport.runtimes.host.sam_prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING
+from samexport.runtimes.host.sam2_prompts import CLAMP, slots
+from samexport.runtimes.host.sam_prompts import PADDING
+from samexport.runtimes.host.windows import Windows
 
 TrackPrompt = Prompt | NDArray[np.bool_]
 """Points and a box in pixels of the video, or a mask [H, W] that becomes the frame's mask."""
@@ -44,7 +54,6 @@ KEPT_FRAMES = MAX_POINTERS - 1
 """How far back a frame reads: older ones are forgotten in a stream."""
 
 _FEATURES = ("image_embed", "feat_s0", "feat_s1")
-_CLAMP = 32.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +66,9 @@ class TrackedFrame:
         objects: their names, in the order of their first prompts.
         found: the mask of each.
         seconds: how long each part took; "encode" is 0 where nothing new had to be seen.
+        windows: the parts of the picture that were encoded, numbered row by row; None is all of it.
+        tokens: the share of the remembered tokens that was read.
+        cut: how the picture is cut, where it was encoded in parts.
     """
 
     index: int
@@ -64,6 +76,9 @@ class TrackedFrame:
     objects: tuple[int, ...]
     found: tuple[ObjectMask, ...]
     seconds: Mapping[str, float]
+    windows: tuple[int, ...] | None = None
+    tokens: float = 1.0
+    cut: Windows | None = None
 
     def logits(self) -> Floats:
         """At the size of the video, [objects, H, W]."""
@@ -177,6 +192,8 @@ class Tracker:
     def step(self, picture: Picture) -> TrackedFrame:
         """The next frame of a stream: its prompts, then every object that has begun.
 
+        A prompt of an object that is followed already corrects what it would be without.
+
         Raises:
             ImageError: the picture cannot be used, or has another size than those before.
             PromptError: a prompt is outside of the picture.
@@ -186,9 +203,13 @@ class Tracker:
         result = self._frame(frame, lambda: picture, backwards=False)
         self.next_frame += 1
         if self.frames is None:
-            for bank in self.banks.values():
-                bank.forget(range(self.next_frame - KEPT_FRAMES, self.next_frame))
+            self.forget()
         return result
+
+    def forget(self) -> None:
+        """Drop what no frame from the next one on reads; prompts stay. A stream does so by itself."""
+        for bank in self.banks.values():
+            bank.forget(range(self.next_frame - KEPT_FRAMES, self.next_frame))
 
     def propagate(
         self, clip: Sequence[Picture], *, direction: Direction = "forwards", start: int | None = None
@@ -225,12 +246,21 @@ class Tracker:
         if self._seen is None or self._seen[0] != frame:
             self._seen = None
         if frame in self.waiting or self.image_hw is None:
+            self._follow_corrected(frame, picture(), backwards=backwards)
             self._prompts(frame, picture())
         begun = {name: bank for name, bank in self.banks.items() if bank.follows(frame, backwards=backwards)}
         if wanted := [name for name, bank in begun.items() if not bank.has_prompt(frame)]:
             self._track(frame, wanted, self._features(frame, picture()), backwards=backwards)
         found = [kept.mask for bank in begun.values() if (kept := bank.get(frame)) is not None]
         return TrackedFrame(frame, self.place, tuple(begun), tuple(found), dict(self._seconds))
+
+    def _follow_corrected(self, frame: int, picture: Picture, *, backwards: bool) -> None:
+        """Track what a prompt corrects: it is answered with the memory and the mask that are there."""
+        named = dict.fromkeys(name for name, _ in self.waiting.get(frame, []) if name in self.banks)
+        banks = {name: self.banks[name] for name in named}
+        wanted = [n for n, bank in banks.items() if not bank.get(frame) and bank.follows(frame, backwards=backwards)]
+        if wanted:
+            self._track(frame, wanted, self._features(frame, picture), backwards=backwards)
 
     def _prompts(self, frame: int, picture: Picture) -> None:
         """Answer the prompts that wait for a frame; an object's last answer is remembered."""
@@ -256,7 +286,7 @@ class Tracker:
 
     def _click(self, prompt: Prompt, embed: Floats, features: Tensors, earlier: ObjectMask | None) -> ObjectMask:
         """The mask that points and a box ask for; a mask from before takes part."""
-        coords, labels = _slots(fit_box(prompt, self.place.image_hw))
+        coords, labels = slots(fit_box(prompt, self.place.image_hw))
         inputs = {
             **{name: features[name] for name in _FEATURES},
             "image_embed": embed,
@@ -266,7 +296,7 @@ class Tracker:
         graph = "mask_decoder"
         if earlier is not None:
             graph = "mask_decoder_with_mask"
-            inputs["mask_input"] = np.clip(earlier.low_res, -_CLAMP, _CLAMP)[None, None]
+            inputs["mask_input"] = np.clip(earlier.low_res, -CLAMP, CLAMP)[None, None]
             inputs["has_mask_input"] = np.ones(1, np.float32)
         multimask = int(np.count_nonzero(labels != PADDING)) <= 1
         return self._object(self._run(graph, "decode", inputs), 0, multimask=multimask)
@@ -288,10 +318,14 @@ class Tracker:
     def _track(self, frame: int, names: Sequence[int], features: Tensors, *, backwards: bool) -> None:
         embed = self._read(frame, names, features, backwards=backwards)
         inputs = {"image_embed": embed, "feat_s0": features["feat_s0"], "feat_s1": features["feat_s1"]}
-        decoded = self._run("mask_decoder_tracked", "decode", inputs)
+        decoded = self._decode(frame, inputs, backwards=backwards)
         found = {name: self._object(decoded, item, multimask=True) for item, name in enumerate(names)}
         for name, kept in self._memorise(found, features, binary=False).items():
             self.banks[name].tracked[frame] = kept
+
+    def _decode(self, frame: int, inputs: Tensors, *, backwards: bool) -> Tensors:
+        """Masks of objects without prompts on a frame."""
+        return self._run("mask_decoder_tracked", "decode", inputs)
 
     def _object(self, decoded: Tensors, item: int, *, multimask: bool) -> ObjectMask:
         nothing = self._constants["no_object_pointer"]
@@ -299,17 +333,31 @@ class Tracker:
 
     def _read(self, frame: int, names: Sequence[int], features: Tensors, *, backwards: bool = False) -> Floats:
         """What objects make of a frame, [objects, width, grid, grid]."""
-        reads = [self.banks[name].read(frame, self.span, backwards=backwards) for name in names]
+        most = self._room
+        reads = [self.banks[name].read(frame, self.span, backwards=backwards, most=most) for name in names]
         # an absent memory costs as much as one that is there, so objects with as many memories go together
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for item, read in enumerate(reads):
-            groups.setdefault(len(read.rows), []).append(item)
+            groups.setdefault(self._kind(names[item], read), []).append(item)
         parts: dict[int, Floats] = {}
         for items in groups.values():
-            inputs = {"vision": features["vision"], **batch([reads[item] for item in items])}
-            embed = self._run("memory_attention", "remember", inputs)["image_embed"]
+            embed = self._attend([names[item] for item in items], [reads[item] for item in items], features["vision"])
             parts |= dict(zip(items, embed, strict=True))
         return np.stack([parts[item] for item in range(len(reads))])
+
+    @property
+    def _room(self) -> int | None:
+        """How many frames with prompts a file of fixed sizes takes besides the six others; None for any number."""
+        rooms = [dict(entry.slots)["memories"] for entry in self._open("memory_attention").bounds]
+        return max(1, max(rooms) - MEMORY_FRAMES + 1) if rooms else None
+
+    def _kind(self, name: int, read: Read) -> tuple[int, ...]:
+        """Objects of which this is equal read in one batch."""
+        return (len(read.rows),)
+
+    def _attend(self, names: Sequence[int], reads: Sequence[Read], vision: Floats) -> Floats:
+        """What objects of one kind make of a frame."""
+        return self._run("memory_attention", "remember", {"vision": vision, **batch(reads)})["image_embed"]
 
     def _memorise(self, found: Mapping[int, ObjectMask], features: Tensors, *, binary: bool) -> dict[int, Remembered]:
         masks = list(found.values())
@@ -334,8 +382,12 @@ class Tracker:
         self.image_hw = (height, width)
         with self._timed("encode"):
             inputs = {"image": to_frame(pixels, self.square)}
-        self._seen = (frame, self._run("image_encoder", "encode", inputs))
+        self._seen = (frame, self._encode(frame, inputs))
         return self._seen[1]
+
+    def _encode(self, frame: int, inputs: Tensors) -> Tensors:
+        """The features of a picture."""
+        return self._run("image_encoder", "encode", inputs)
 
     def _run(self, graph: str, part: str, inputs: Tensors) -> Tensors:
         with self._timed(part):
@@ -350,14 +402,6 @@ class Tracker:
         start = time.perf_counter()
         yield
         self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
-
-
-def _slots(prompt: Prompt) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Coordinates [S, 2] in the video and labels [S]: the corners of the box, the points, one padding point always."""
-    corners = np.zeros((0, 2)) if prompt.box is None else prompt.box.reshape(2, 2)
-    labels = [] if prompt.box is None else [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
-    coords = np.concatenate([corners, prompt.points, np.zeros((1, 2))])
-    return coords, np.array([*labels, *prompt.labels, PADDING], np.float32)
 
 
 def check_prompt(prompt: TrackPrompt, image_hw: tuple[int, int]) -> None:

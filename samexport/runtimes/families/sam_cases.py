@@ -17,10 +17,11 @@ def make_cases(reference: Reference) -> list[Case]:
     """The encoder on the picture, and seeded prompts in their declared ranges for what it makes of the picture."""
     rng, frame, graphs = reference.rng, reference.spec.frame, reference.graphs
     cases = [reference.case("picture", ("encoder",), {"image": Made("picture")})]
-    embeddings = {"image_embeddings": cases[0].expected["image_embeddings"]}
+    embeddings = {name: cases[0].expected[name] for name in reference.spec.graph("encoder").output_names}
     decoder = ("decoder",) if "decoder" in graphs else ("decoder_prologue", "decoder_step")
     if "decoder_prologue" in graphs:
-        cases.append(reference.case("picture", ("decoder_prologue",), embeddings))
+        names = reference.spec.graph("decoder_prologue").input_names
+        cases.append(reference.case("picture", ("decoder_prologue",), {name: embeddings[name] for name in names}))
     for count, points in PROMPT_COUNTS:
         inputs = {**embeddings, **random_prompts(rng, frame, count, points)}
         cases.append(reference.case(f"{count}x{points}", decoder, inputs))
@@ -33,7 +34,7 @@ def make_cases(reference: Reference) -> list[Case]:
 
 def random_prompts(rng: np.random.Generator, frame: Preprocess, count: int, points: int) -> Tensors:
     """Valid ``point_coords`` [N, K, 2] and ``point_labels`` [N, K]: clicks, boxes, padding and absent slots."""
-    coords = rng.uniform(0, frame.size - 1, (count, points, 2)).round(2).astype(np.float32)
+    coords = rng.uniform(0, frame.prompts - 1, (count, points, 2)).round(2).astype(np.float32)
     labels = rng.integers(0, 2, (count, points)).astype(np.float32)
     if points >= 2:
         labels[::3, -2:] = (2, 3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,13 @@ from samexport.models.spec import Preprocess
 from samexport.runtimes.host.image import check_image, strips
 
 
-def resized_size(height: int, width: int, size: int) -> tuple[int, int]:
+def resized_size(
+    height: int, width: int, size: int, rounding: Literal["nearest", "down"] = "nearest"
+) -> tuple[int, int]:
     """Height and width once the long side is ``size``.
 
     SAM's rounding in float64: scale = size / max(height, width), and a side becomes int(side * scale + 0.5). SAM
-    fails where the short side rounds to 0; here it is at least 1.
+    fails where the short side rounds to 0; here it is at least 1. NanoSAM rounds down, by the picture's aspect.
 
     The whole recipe for a host: resize the picture to exactly this size, and multiply x by new width / width and
     y by new height / height. The two factors differ a little from ``scale`` and from each other, because sides
@@ -32,6 +34,9 @@ def resized_size(height: int, width: int, size: int) -> tuple[int, int]:
     """
     if min(height, width) < 1:
         raise ImageError(f"an image has at least one pixel, got height {height}, width {width}")
+    if rounding == "down":
+        aspect = width / height
+        return (max(1, int(size / aspect)), size) if aspect >= 1 else (size, max(1, int(size * aspect)))
     scale = size / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -52,8 +57,15 @@ class FrameMap:
     def inside(self) -> tuple[int, int]:
         """Height and width that the picture takes in the frame, in its top left corner."""
         if self.frame.resize == "longest":
-            return resized_size(*self.image_hw, self.frame.size)
+            return resized_size(*self.image_hw, self.frame.size, self.frame.rounding)
         return self.frame.size, self.frame.size
+
+    @property
+    def prompted(self) -> tuple[int, int]:
+        """Height and width that the picture takes in the square in which points are given."""
+        if self.frame.resize == "longest":
+            return resized_size(*self.image_hw, self.frame.prompts, self.frame.rounding)
+        return self.frame.prompts, self.frame.prompts
 
     @property
     def masks(self) -> tuple[int, tuple[int, int]]:
@@ -62,17 +74,17 @@ class FrameMap:
         SAM goes by the whole frame, whose padding is then cut off; a stretched frame has none, so they go directly.
         """
         if self.frame.resize == "longest":
-            return self.frame.size, self.inside
+            return self.frame.prompts, self.prompted
         return self.frame.low_res, (self.frame.low_res, self.frame.low_res)
 
     @property
     def scale(self) -> NDArray[np.float64]:
         """What x and y in the picture are multiplied by, [2]."""
-        height, width = self.inside
+        height, width = self.prompted
         return np.array([width / self.image_hw[1], height / self.image_hw[0]])
 
     def to_frame(self, points: NDArray[Any]) -> NDArray[np.float64]:
-        """Points [..., 2], x and y in pixels of the picture, in pixels of the frame."""
+        """Points [..., 2], x and y in pixels of the picture, in those of the square in which points are given."""
         scaled: NDArray[np.float64] = points * self.scale
         return scaled
 
@@ -113,9 +125,11 @@ def resize(image: NDArray[np.uint8], frame: Preprocess) -> NDArray[Any]:
         return resize_longest(image, frame.size)
     check_image(image)
     height, width = FrameMap((image.shape[0], image.shape[1]), frame).inside
-    if frame.filter != "bilinear_float":
+    if frame.filter in ("bilinear", "bicubic"):
         kind = Image.Resampling.BICUBIC if frame.filter == "bicubic" else Image.Resampling.BILINEAR
         return np.array(Image.fromarray(image).resize((width, height), kind))
+    if frame.filter == "bilinear_plain":
+        return _without_antialias(image, height, width)
     channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]
     return np.stack([np.asarray(c.resize((width, height), Image.Resampling.BILINEAR)) for c in channels], axis=-1)
 
@@ -135,6 +149,17 @@ def to_frame(image: NDArray[np.uint8], frame: Preprocess) -> NDArray[np.float32]
         framed[:] = np.array(frame.mean, np.float32)[:, None, None]
     framed[0, :, : resized.shape[0], : resized.shape[1]] = resized.transpose(2, 0, 1)
     return framed if frame.white == 255 else framed * np.float32(frame.white / 255)
+
+
+def _without_antialias(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
+    """Float32 [height, width, 3], bilinear between the two nearest pixels of each axis, however much it shrinks."""
+    first, second, share = _bilinear_taps(image.shape[0], height)
+    down, pixels = share[:, None, None].astype(np.float32), image.astype(np.float32)
+    rows: NDArray[np.float32] = pixels[first] * (1 - down) + pixels[second] * down
+    first, second, share = _bilinear_taps(image.shape[1], width)
+    across = share[:, None].astype(np.float32)
+    resized: NDArray[np.float32] = rows[:, first] * (1 - across) + rows[:, second] * across
+    return resized
 
 
 def _bilinear_taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:

@@ -40,12 +40,13 @@ class Remembered:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What one frame reads of one object: F memories and R pointers."""
+    """What one frame reads of one object: F memories, ``frames`` of which they are, and R pointers."""
 
     memories: Sequence[NDArray[np.uint16]]
     rows: Sequence[float]
     pointers: Sequence[Floats]
     ages: Sequence[float]
+    frames: Sequence[int] = ()
 
 
 @dataclass(eq=False)
@@ -80,7 +81,9 @@ class Bank:
         """Whether a prompt is at ``frame`` or before it (after it, if the video runs backwards)."""
         return any(when >= frame if backwards else when <= frame for when in self.prompted)
 
-    def read(self, frame: int, span: int = MAX_POINTERS - 1, *, backwards: bool = False) -> Read:
+    def read(
+        self, frame: int, span: int = MAX_POINTERS - 1, *, backwards: bool = False, most: int | None = None
+    ) -> Read:
         """What ``frame`` reads.
 
         In order: every frame with prompts, up to six tracked frames before this one from the oldest on; pointers of
@@ -90,21 +93,25 @@ class Bank:
             frame: index.
             span: unit of the ages of pointers; 15, or in a video of less than 16 frames their number less one.
             backwards: the video runs from its end to its start, so before is after.
+            most: of the frames with prompts only those that are nearest; None reads all.
         """
         step = -1 if backwards else 1
-        rows = [(PROMPTED_ROW, kept) for kept in self.prompted.values()]
+        near = sorted(self.prompted, key=lambda when: abs(frame - when))[:most]
+        prompted = {when: kept for when, kept in self.prompted.items() if when in near}
+        rows = [(PROMPTED_ROW, kept, when) for when, kept in prompted.items()]
         for age in range(MEMORY_FRAMES - 1, 0, -1):
             if (kept := self.tracked.get(frame - step * age)) is not None:
-                rows.append((age - 1, kept))
-        ages = [(step * (frame - when), kept) for when, kept in self.prompted.items() if step * (frame - when) >= 0]
+                rows.append((age - 1, kept, frame - step * age))
+        ages = [(step * (frame - when), kept) for when, kept in prompted.items() if step * (frame - when) >= 0]
         for age in range(1, span + 1):
             if (kept := self.tracked.get(frame - step * age)) is not None:
                 ages.append((age, kept))
         return Read(
-            [kept.memory for _, kept in rows],
-            [float(row) for row, _ in rows],
+            [kept.memory for _, kept, _ in rows],
+            [float(row) for row, *_ in rows],
             [kept.mask.pointer for _, kept in ages],
             [age / span for age, _ in ages],
+            [when for *_, when in rows],
         )
 
     def forget(self, frames: range) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,23 @@ BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 2, 3
 PADDING = -1
 """SAM's own padding point: a token of its own that changes the masks."""
 Tensors = dict[str, NDArray[np.float32]]
+Slots = Callable[[Prompt], tuple[NDArray[np.float64], NDArray[Any]]]
+"""The slots of a prompt: coordinates [S, 2] in the picture and labels [S]."""
 
 
-def pack(prompts: Sequence[Prompt], place: FrameMap) -> Tensors:
+def slots(prompt: Prompt) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """SAM's: the points, then the corners of the box, or with points and no box the padding point."""
+    coords, labels = prompt.points, prompt.labels
+    if prompt.box is not None:
+        coords = np.concatenate([coords, prompt.box.reshape(2, 2)])
+        labels = np.append(labels, (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT))
+    elif len(coords) > 0:
+        coords = np.concatenate([coords, np.zeros((1, 2))])
+        labels = np.append(labels, PADDING)
+    return coords, labels
+
+
+def pack(prompts: Sequence[Prompt], place: FrameMap, slots: Slots = slots) -> Tensors:
     """Turn N prompts into the decoder's tensors, in the frame.
 
     Coordinates are scaled in float64, x * (resized width / width) and y * (resized height / height) with the sizes
@@ -36,6 +50,7 @@ def pack(prompts: Sequence[Prompt], place: FrameMap) -> Tensors:
     Args:
         prompts: at least one.
         place: of the original image in the model's frame.
+        slots: of a prompt; other families have other ones.
 
     Returns:
         ``point_coords`` [N, K, 2] and ``point_labels`` [N, K]; if any prompt has a mask also ``mask_input``
@@ -47,29 +62,17 @@ def pack(prompts: Sequence[Prompt], place: FrameMap) -> Tensors:
     if len(prompts) == 0:
         raise PromptError("there is no prompt; give a point, a box or a mask")
     check_inside(prompts, place.image_hw)
-    slots = [_slots(prompt, place) for prompt in prompts]
-    most = max(1, *(len(labels) for _, labels in slots))
+    each = [slots(prompt) for prompt in prompts]
+    most = max(1, *(len(labels) for _, labels in each))
     point_coords = np.zeros((len(prompts), most, 2), np.float32)
     point_labels = np.full((len(prompts), most), ABSENT, np.float32)
-    for index, (coords, labels) in enumerate(slots):
-        point_coords[index, : len(labels)] = coords
+    for index, (coords, labels) in enumerate(each):
+        point_coords[index, : len(labels)] = place.to_frame(coords)
         point_labels[index, : len(labels)] = labels
     packed = {"point_coords": point_coords, "point_labels": point_labels}
     if any(prompt.mask_input is not None for prompt in prompts):
         packed |= _pack_masks(prompts, place.frame)
     return packed
-
-
-def _slots(prompt: Prompt, place: FrameMap) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Coordinates [S, 2] in the frame and labels [S] of one prompt."""
-    coords, labels = prompt.points, prompt.labels
-    if prompt.box is not None:
-        coords = np.concatenate([coords, prompt.box.reshape(2, 2)])
-        labels = np.append(labels, (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT))
-    elif len(coords) > 0:
-        coords = np.concatenate([coords, np.zeros((1, 2))])
-        labels = np.append(labels, PADDING)
-    return place.to_frame(coords), labels
 
 
 def _pack_masks(prompts: Sequence[Prompt], frame: Preprocess) -> Tensors:
@@ -120,6 +123,16 @@ def select_mask(
         return 0
     ambiguous = [index for index in mask_outputs if index != 0]
     return max(ambiguous, key=lambda index: float(iou_predictions[index]), default=0)
+
+
+def stability(logits: NDArray[Any], offset: float = 1.0) -> NDArray[np.float32]:
+    """IoU [N, M] of each low-resolution mask [N, M, L, L] with thresholds of ``offset`` and -``offset``.
+
+    EdgeSAM ranks its masks by this number, over the whole square and its padding; a mask without a pixel has 0.
+    """
+    surely, likely = (np.count_nonzero(logits > threshold, axis=(-2, -1)) for threshold in (offset, -offset))
+    scores: NDArray[np.float32] = np.divide(surely, np.maximum(likely, 1), dtype=np.float32)
+    return scores
 
 
 def check_tensors(point_coords: NDArray[Any], point_labels: NDArray[Any]) -> None:

@@ -55,6 +55,9 @@ TIERS |= dict.fromkeys((QUANTIZED.name, *_IN_INTEGERS), QUANTIZED)
 # GPUs approximate exp, sin and cos; the errors are fractions of the reference's range
 GPU_TIER = Tier("gpu", max_error=1e-3, snr_db=60, mask_iou=0.999, iou_quantile=0, band=1e-3, max_flips=1e-3)
 
+# a video: memories are kept in bfloat16, so the last bit of fp32 can become one of 1/256
+LOOP_TIER = Tier("loop", max_error=0.01, snr_db=40, mask_iou=0.98, iou_quantile=0, band=5e-3, max_flips=5e-3)
+
 
 def tier(*recipes: str) -> Tier:
     """The loosest tier of the recipes that took part; ConfigError for an unknown one."""

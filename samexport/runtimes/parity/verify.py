@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.onnx_ranges import half_range
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Artifact, Bundle
+from samexport.runtimes.parity.clip import Clip, compare_clip
 from samexport.runtimes.parity.compare import (
+    LOOP_TIER,
     QUANTIZED,
     TIERS,
     check_names,
@@ -37,6 +40,7 @@ from samexport.runtimes.parity.golden import (
 )
 from samexport.runtimes.parity.lint import lint_rows
 from samexport.runtimes.registry import PATHS, RUNTIMES, check_runtime, checkers, paths
+from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import NUMERIC, Check, ParityReport, Row, Verdict
 
@@ -200,6 +204,9 @@ def _compare_variant(
         if set(path) == set(bundle.graph_names):
             progress("checking from picture to masks")
             yield _end_to_end(bundle, golden, name, threads)
+            if golden.clip is not None:
+                progress("checking a clip of a video")
+                yield from _loop(bundle, golden, golden.clip, name, threads)
 
 
 def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | None) -> Row:
@@ -213,6 +220,27 @@ def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | Non
         return Row(replace(check, runtime=runtime), "masks", Verdict.FAIL, str(error))
     check = replace(check, runtime=name, placement=where)
     return compare_masks(check, "masks", golden.masks, masks, tier(*recipes(bundle, bundle.graph_names)))
+
+
+def _loop(bundle: Bundle, golden: Golden, clip: Clip, runtime: str, threads: int | None) -> Iterator[Row]:
+    """Objects through a clip with the code that follows them in any video."""
+    loop = find_family(bundle.manifest.family).loop
+    if loop is None or not set(loop.graphs) <= set(bundle.graph_names):
+        return
+    files = tuple(bundle.artifact(name).path for name in loop.graphs)
+    check = Check("end_to_end", loop.graphs, "video", files, runtime)
+    limits = max((tier(*recipes(bundle, loop.graphs)), LOOP_TIER), key=lambda each: each.max_error)
+    graphs = OpenGraphs(bundle, runtime=runtime, threads=threads)
+    try:
+        session = open_session(graphs)
+        check = replace(check, placement=session.placement)
+        yield from compare_clip(check, clip, resolve_name(loop.follow), session, golden.picture, limits)
+    except MissingDependency:
+        raise
+    except SamExportError as error:
+        yield Row(check, "run", Verdict.FAIL, str(error))
+    finally:
+        graphs.close()
 
 
 def recipes(bundle: Bundle, graphs: Sequence[str]) -> list[str]:

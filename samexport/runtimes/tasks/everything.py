@@ -25,7 +25,7 @@ from samexport.runtimes.host.grid import Decode, GridOptions, MaskRecord, count_
 from samexport.runtimes.host.image import Picture, as_pixels
 from samexport.runtimes.host.masks import Rle, encode_rle, trace
 from samexport.runtimes.host.prompts import Prompt, clip_boxes, look_normalised
-from samexport.runtimes.session import check_numbers
+from samexport.runtimes.session import Decoded, check_numbers
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK, Segmenter
 
 MAX_BOXES = 100_000
@@ -264,7 +264,7 @@ class SegmentEverything:
             start = time.perf_counter()
             part = {name: value[place] for name, value in tensors.items()}
             logits, predicted = self._segmenter.decode(part)
-            chosen = self._segmenter.session.choose(part, predicted)
+            chosen = self._segmenter.session.choose(part, Decoded(logits, predicted))
             rows = np.arange(len(logits))
             self.timings["decode"] += 1e3 * (time.perf_counter() - start)
             yield place, logits[rows, chosen], predicted[rows, chosen], chosen

@@ -133,7 +133,7 @@ class Segmenter:
             start = time.perf_counter()
             part = {name: value[begin : begin + self.chunk] for name, value in tensors.items()}
             found = self.session.decode(encoded, part)
-            answers = self.session.choose(part, found.scores)
+            answers = self.session.choose(part, found)
             self.timings["decode"] += 1e3 * (time.perf_counter() - start)
             for own, scores, best in zip(found.logits, found.scores, answers, strict=True):
                 chosen = list(self.bundle.manifest.mask_outputs) if multimask else [best]

@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from samexport.benchmarks.contenders.baselines import detector_graph, rebuild, torch_bundle
@@ -59,7 +60,9 @@ def test_the_profile_says_where_the_time_goes(tiny_bundle):
     names = {f.operator for f in found}
     assert names & {"Gemm", "MatMul", "FusedMatMul"}
     assert any("Conv" in name for name in names)
-    assert all(f.nodes >= 1 for f in found)
+    # the calls that warm up are left out: a convolution runs once a call
+    convolutions = [n for n in onnx.load(tiny_bundle.folder / "encoder.onnx").graph.node if n.op_type == "Conv"]
+    assert sum(f.nodes for f in found if "Conv" in f.operator) == len(convolutions) > 10
 
 
 @pytest.mark.parametrize("runtime", ["pytorch", "pytorch-bf16"])

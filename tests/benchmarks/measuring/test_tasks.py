@@ -72,6 +72,16 @@ def test_masks_that_the_timed_work_did_not_make_right_fail_the_task(sampler_bund
     assert subject.check().verdict is Verdict.FAIL
 
 
+def test_right_masks_that_answer_other_prompts_fail_the_task(tiny_bundle, reference):
+    boxes = called(subject_of(tiny_bundle, "64 boxes", reference=reference(tiny_bundle, "64 boxes")))
+    boxes._found = boxes._found[::-1]
+    assert boxes.check().verdict is Verdict.FAIL
+    name = "everything: grid 32x32, official"
+    grid = called(subject_of(tiny_bundle, name, reference=reference(tiny_bundle, name)))
+    grid._found = [mask | {"point": (mask["point"][0] + 9, mask["point"][1])} for mask in grid._found]
+    assert grid.check().verdict is Verdict.FAIL
+
+
 def emptied(mask):
     if isinstance(mask, Segmentation):
         return replace(mask, masks=np.zeros_like(mask.masks))

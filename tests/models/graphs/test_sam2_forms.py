@@ -1,6 +1,7 @@
 """SAM 2's export forms against its architecture, and the tiny model's against the official vectors."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from samexport.models.architectures import sam2
 from samexport.models.architectures.hiera import HieraSize
 from samexport.models.architectures.sam2 import Features, Sam2, Sam2Size
 from samexport.models.families.sam2 import VIDEO_GRAPHS, fixed, sam2_constants, sam2_graphs, sam2_module
+from samexport.models.graphs import sam2 as sam2_modules
 from samexport.models.graphs.sam2_encoder import Sam2ImageEncoder
 from samexport.models.graphs.sam2_memory import Sam2MemoryAttention
+from samexport.models.graphs.sam2_plain import PlainImageEncoder, PlainMemoryAttention
 from samexport.runtimes.adapters.entry_points import Bucket, pad_prompts
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from tests.models import golden, sam2_golden
@@ -32,6 +35,9 @@ SIZES = {
     "large at 160 pixels": Sam2Size(replace(sam2.LARGE.trunk, width=16), 160, 64, 128),
     "global blocks alone": Sam2Size(HieraSize(16, 1, (1, 1, 1, 1), (0,), windows=(8, 4, 2, 1)), 64, 64, 128),
 }
+
+
+FORMS = {"exported": sam2_modules.FORMS, "plain": sam2_modules.PLAIN_FORMS}
 
 
 def build(size):
@@ -58,7 +64,8 @@ def test_encoder_gives_what_the_architecture_gives(name):
     image = 255 * torch.from_numpy(np.random.default_rng(3).random((1, 3, side, side), np.float32))
     expected = model.features(sam2_golden.normalised(image / 255))
     embed = model.without_memory(expected.vision)
-    assert_equal_within(Sam2ImageEncoder(model)(image), (embed, expected.s0, expected.s1, expected.vision))
+    for form in (Sam2ImageEncoder, PlainImageEncoder):
+        assert_equal_within(form(model)(image), (embed, expected.s0, expected.s1, expected.vision))
 
 
 def test_global_attention_in_chunks_is_the_same(small):
@@ -80,15 +87,17 @@ def slots():
     return (points, labels), (F.pad(points, (0, 0, 0, 3), value=9.0), torch.cat([labels, absent], dim=1))
 
 
-def test_decoder_gives_what_the_architecture_gives_whatever_is_in_absent_slots(small):
+@pytest.mark.parametrize("form", FORMS)
+def test_decoder_gives_what_the_architecture_gives_whatever_is_in_absent_slots(small, form):
     seen, (given, packed) = features(), slots()
     expected = heads(small, small.decode(seen.vision, seen, *given, None))
-    assert_equal_within(sam2_module(small, "mask_decoder")(seen.vision, seen.s0, seen.s1, *packed), expected)
+    assert_equal_within(FORMS[form]["mask_decoder"](small)(seen.vision, seen.s0, seen.s1, *packed), expected)
 
 
-def test_decoder_with_mask_uses_it_where_it_is_told_to(small):
+@pytest.mark.parametrize("form", FORMS)
+def test_decoder_with_mask_uses_it_where_it_is_told_to(small, form):
     seen, (given, packed), mask = features(), slots(), 5 * drawn(6, 3, 1, 16, 16)
-    found = sam2_module(small, "mask_decoder_with_mask")(
+    found = FORMS[form]["mask_decoder_with_mask"](small)(
         seen.vision, seen.s0, seen.s1, *packed, mask, torch.tensor([1.0, 0.0, 1.0])
     )
     for item in range(3):
@@ -107,23 +116,24 @@ def test_mask_alone_is_a_prompt_whose_slots_are_all_absent(small):
     assert_equal_within(found, expected)
 
 
-def test_tracked_decoder_has_an_embedding_for_each_object(small):
+@pytest.mark.parametrize("form", FORMS)
+def test_tracked_decoder_has_an_embedding_for_each_object(small, form):
     seen, embeds = features(), drawn(7, 3, 64, 4, 4)
-    found = sam2_module(small, "mask_decoder_tracked")(embeds, seen.s0, seen.s1)
+    found = FORMS[form]["mask_decoder_tracked"](small)(embeds, seen.s0, seen.s1)
     nothing = torch.zeros(1, 1, 2), torch.full((1, 1), -1.0)
     each = [heads(small, small.decode(embed[None], seen, *nothing, None)) for embed in embeds]
     assert_equal_within(found, [torch.cat(parts) for parts in zip(*each, strict=True)])
 
 
-@pytest.mark.parametrize("chunk", [3, 512])
+@pytest.mark.parametrize("made", [partial(Sam2MemoryAttention, chunk=3), Sam2MemoryAttention, PlainMemoryAttention])
 @pytest.mark.parametrize("timed", [True, False])
-def test_memory_attention_of_objects_with_histories_of_different_lengths(chunk, timed):
+def test_memory_attention_of_objects_with_histories_of_different_lengths(made, timed):
     model = build(replace(sam2.TEST, timed_pointers=timed))
     vision, memory, pointers = drawn(0, 1, 64, 4, 4), 2 * drawn(1, 2, 3, 16, 64), drawn(2, 2, 4, 64)
     rows = torch.tensor([[6.0, 1.0, 0.0], [6.0, 0.0, -1.0]])
     ages = torch.tensor([[4.0, 3.0, 2.0, 1.0], [2.0, -1.0, 5.0, 5.0]]) / 15
     present = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
-    found = Sam2MemoryAttention(model, chunk)(vision, memory, rows, pointers, ages, present)
+    found = made(model)(vision, memory, rows, pointers, ages, present)
     for item, (frames, count) in enumerate([(3, 4), (2, 2)]):
         maps = (m.T.reshape(1, 64, 4, 4) for m in memory[item, :frames])
         parts = [model.memory_tokens(m, int(row)) for m, row in zip(maps, rows[item], strict=False)]
@@ -133,13 +143,14 @@ def test_memory_attention_of_objects_with_histories_of_different_lengths(chunk, 
         assert_equal_within([found[item : item + 1]], [model.with_memory(vision, tokens, places, count)])
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("marked", [True, False])
-def test_memory_encoder_gives_what_the_architecture_gives(marked):
+def test_memory_encoder_gives_what_the_architecture_gives(marked, form):
     model = build(replace(sam2.TEST, absent_memory=marked))
     vision, logits, scores = drawn(0, 1, 64, 4, 4), 5 * drawn(1, 4, 1, 16, 16), torch.tensor([1.0, -1.0, 1.0, -1.0])
     binary = torch.tensor([0.0, 0.0, 1.0, 1.0])
     logits[3] *= 1e-4  # a step at 0 is that steep
-    found = sam2_module(model, "memory_encoder")(vision, logits, binary, (scores > 0).float())
+    found = FORMS[form]["memory_encoder"](model)(vision, logits, binary, (scores > 0).float())
     for item in range(4):
         one = slice(item, item + 1)
         whole = model.whole_frame(logits[one])

@@ -19,7 +19,7 @@ from torch import nn
 from samexport.errors import CheckpointError
 from samexport.models.architectures import object_detector
 from samexport.models.architectures.object_detector import DETECTOR_TEST, ObjectDetector
-from samexport.models.weights import detector_checkpoint, inert_pickle
+from samexport.models.weights import inert_pickle, pickled_models
 from samexport.models.weights.detector_checkpoint import load_detector, read_detector_checkpoint
 
 PLACES = {
@@ -179,7 +179,7 @@ def test_strided_and_offset_tensors_are_read_like_torch_reads_them(tmp_path):
     views = {"a": base[3:27].view(4, 6).T, "b": base[5], "c": base[::7], "d": base[:0].view(0, 3)}
     torch.save(OrderedDict(views), tmp_path / "views.pt")
     with zipfile.ZipFile(tmp_path / "views.pt") as opened:
-        archive = detector_checkpoint._Archive(opened)
+        archive = pickled_models.Archive(opened)
         found = inert_pickle.interpret(archive.read("data.pkl", 1 << 20))
         for name, view in views.items():
             np.testing.assert_array_equal(archive.tensor(found[name]), view.numpy())
@@ -396,7 +396,7 @@ def test_compressed_big_endian_and_repeated_entries_are_refused(official, tmp_pa
 def test_size_limits_hold(official, monkeypatch):
     for limit in ("MAX_FILE", "MAX_PICKLE", "MAX_TENSORS"):
         with monkeypatch.context() as patch:
-            patch.setattr(detector_checkpoint, limit, 100)
+            patch.setattr(pickled_models, limit, 100)
             with pytest.raises(CheckpointError, match="100"):
                 read_detector_checkpoint(official)
 

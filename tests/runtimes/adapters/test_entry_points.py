@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from samexport.errors import ConfigError
 from samexport.models.catalog import find_model
-from samexport.runtimes.adapters.entry_points import Bucket, choose, pad_prompts, plan, run_in_buckets
+from samexport.runtimes.adapters.entry_points import Bucket, choose, entry_points, pad_prompts, plan, run_in_buckets
 
 GRAPH = find_model("test.tinyvit64").graph("decoder_with_mask")
 BUCKETS = plan((1, 4, 16))
@@ -117,6 +117,48 @@ def test_the_plan_gives_the_smallest_bucket_room_for_eight_points():
     ]
     assert [b.points for b in plan((1, 4), (3,))] == [3, 3]
     assert [b.points for b in plan((1, 4), (3, 5))] == [3, 5]
+
+
+MEMORY = find_model("test.hiera64").graph("memory_attention")
+
+
+@pytest.mark.parametrize(
+    ("memories", "pointers", "expected"),
+    [
+        (1, 1, "memories_1"),
+        (1, 2, "memories_7"),
+        (7, 16, "memories_7"),
+        (7, 17, "memories_10"),
+        (10, 19, "memories_10"),
+    ],
+)
+def test_an_object_goes_to_the_smallest_entry_point_with_room_for_its_memories(memories, pointers, expected):
+    rooms = entry_points(MEMORY, plan((1, 4)))
+    assert choose(rooms, 1, 1, (("memories", memories), ("pointers", pointers))).name == expected
+
+
+def test_objects_are_read_one_by_one_and_missing_memories_are_marked():
+    rooms, calls = entry_points(MEMORY, plan((1, 4))), []
+    sizes = {"N": 2, "F": 3, "R": 4}
+    inputs = {t.name: np.ones(t.resolved(sizes), np.float32) for t in MEMORY.inputs}
+
+    def call(bucket, part):
+        calls.append(
+            (bucket.name, part["memory"].shape[:2], part["memory_row"].tolist(), part["pointer_present"].sum())
+        )
+        return {"image_embed": part["vision"]}
+
+    assert run_in_buckets(MEMORY, inputs, rooms, call)["image_embed"].shape[0] == 2
+    assert calls == [("memories_7", (1, 7), [[1, 1, 1, -1, -1, -1, -1]], 4)] * 2
+
+
+def test_more_memories_than_any_entry_point_takes_are_refused():
+    with pytest.raises(ConfigError, match="at most 10 memories of an object"):
+        choose(entry_points(MEMORY, ()), 1, 1, (("memories", 11), ("pointers", 20)))
+
+
+def test_entry_points_of_graphs_without_memories_are_those_that_were_planned():
+    assert entry_points(GRAPH, BUCKETS) == BUCKETS
 
 
 @pytest.mark.parametrize(("prompts", "points"), [((), ()), ((0,), ()), ((2, 2), ()), ((1, 2, 3), (1, 2)), ((1,), (0,))])

@@ -7,10 +7,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from samexport.errors import ConfigError, FileError, ImageError, ParityFailed, PromptError
-from samexport.models.architectures import sam2
-from samexport.models.architectures.sam2 import Sam2
 from samexport.models.architectures.sam2_video import Sam2Tracker
 from samexport.models.families.sam2 import VIDEO_GRAPHS, sam2_constants, sam2_graphs, sam2_module, video_frame
+from samexport.runtimes.adapters.entry_points import entry_points, plan, run_in_buckets
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.families.sam2_tracker import GRAPHS, Tracker
 from samexport.runtimes.families.sam2_tracker_state import resume, save
@@ -18,31 +17,20 @@ from samexport.runtimes.host.frames import FrameMap, to_frame
 from samexport.runtimes.host.memory import from_bfloat16
 from samexport.runtimes.host.prompts import Prompt
 from tests.models import golden, sam2_golden
+from tests.runtimes.families.tracked import BOX, CLICK, FRAMES, HW, a_mask, forms, small_forms, small_model, wandering
 from tests.single_thread import one_thread
 
 __all__ = ["one_thread"]  # fixtures
 
-HW = (60, 80)
-FRAMES = 10
-CLICK, BOX = [[20.0, 30.0]], [10.0, 10.0, 50.0, 40.0]
-
-
-def forms(model):
-    size = model.size
-    return {
-        graph.name: PyTorchRuntime(sam2_module(model, graph.name), graph)
-        for graph in sam2_graphs(size.image_size, size.width)
-    }
-
 
 @pytest.fixture(scope="module")
 def small():
-    return sam2_golden.randomise(Sam2(sam2.TEST))
+    return small_model()
 
 
 @pytest.fixture(scope="module")
 def runtimes(small):
-    return forms(small)
+    return small_forms()
 
 
 @pytest.fixture
@@ -55,12 +43,7 @@ def tracker(small, runtimes):
 
 @pytest.fixture(scope="module")
 def clip():
-    """A coarse pattern that wanders."""
-    rng = np.random.default_rng(0)
-    pattern = rng.uniform(0, 255, (12, 16, 3))
-    frames = [np.clip(np.roll(pattern, t // 2, 1) + rng.normal(0, 5, pattern.shape), 0, 255) for t in range(FRAMES)]
-    large = (Image.fromarray(frame.astype(np.uint8)).resize(HW[::-1], Image.Resampling.BICUBIC) for frame in frames)
-    return [np.array(frame) for frame in large]
+    return wandering()
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +54,6 @@ def features(small, clip):
 
 def scaled(points):
     return torch.from_numpy(FrameMap(HW, video_frame(64)).to_frame(np.array(points).reshape(-1, 2))).float()[None]
-
-
-def a_mask():
-    mask = np.zeros(HW, np.bool_)
-    mask[10:40, 20:60] = True
-    return mask
 
 
 def check(found, expected, tolerance=2e-2):
@@ -144,6 +121,74 @@ def test_clicks_one_after_the_other_and_corrections(small, tracker, clip, featur
     np.testing.assert_array_equal(again.low_res, corrected.low_res)
 
 
+class Fixed(PyTorchRuntime):
+    """A form behind entry points of fixed sizes, as a TFLite file has them."""
+
+    def __init__(self, module, graph):
+        super().__init__(module, graph)
+        self.entry_points = entry_points(graph, plan((1, 2), (3,)))
+        self.called = []
+
+    def _run(self, inputs):
+        return run_in_buckets(self.graph, inputs, self.entry_points, self._call)
+
+    def _call(self, bucket, part):
+        self.called.append(bucket.name)
+        for tensor in self.graph.inputs:
+            assert part[tensor.name].shape == tensor.resolved(bucket.sizes(self.graph))
+        return super()._run(part)
+
+
+@pytest.fixture
+def fixed(small):
+    graphs = sam2_graphs(small.size.image_size, small.size.width)[1:]
+    return {graph.name: Fixed(sam2_module(small, graph.name), graph) for graph in graphs}
+
+
+def test_files_of_fixed_sizes_follow_as_others_do(small, tracker, runtimes, fixed, clip):
+    ours = Tracker({**runtimes, **fixed}, sam2_constants(small), frames=FRAMES)
+    free = tracker(frames=FRAMES)
+    for each in (ours, free):
+        each.add(0, 7, Prompt.make(CLICK))
+        each.add(0, 3, Prompt.make(box=BOX))
+        each.add(1, 7, a_mask())
+        each.add(8, 9, a_mask())
+    for one, other in zip(ours.propagate(clip), free.propagate(clip), strict=True):
+        assert one.objects == other.objects
+        for a, b in zip(one.found, other.found, strict=True):
+            golden.close(a.low_res, b.low_res, 0.2)
+            golden.close(a.score, b.score, 2e-2)
+    assert set(fixed["memory_attention"].called) == {"memories_1", "memories_7", "memories_10"}
+    assert set(fixed["mask_decoder_tracked"].called) == {"decode_1", "decode_2"}
+
+
+def test_of_more_prompted_frames_than_a_file_takes_the_nearest_are_read(small, runtimes, fixed, clip):
+    ours = Tracker({**runtimes, **fixed}, sam2_constants(small), frames=FRAMES)
+    for frame in range(6):
+        ours.add(frame, 1, Prompt.make(CLICK))
+    list(ours.propagate(clip))
+    bank = ours.banks[1]
+    assert list(bank.prompted) == list(range(6))
+    read = bank.read(8, most=4)
+    assert read.rows == [6, 6, 6, 6, 1, 0]
+    np.testing.assert_array_equal(read.memories[0], bank.prompted[2].memory)
+    assert len(bank.read(8).rows) == 8
+
+
+def test_prompt_of_a_stream_corrects_what_is_followed(small, tracker, clip, features):
+    ours, reference = tracker(), Sam2Tracker(small)
+    ours.add(0, 1, Prompt.make(CLICK))
+    ours.add(2, 1, Prompt.make([[60.0, 10.0]], [0]))
+    reference.click(0, features[0], scaled(CLICK), torch.ones(1, 1))
+    for index in (1, 2):
+        reference.track(index, features[index])
+    corrected = reference.click(2, features[2], scaled([[60.0, 10.0]]), torch.zeros(1, 1))
+    *_, found = (ours.step(clip[index]).found[0] for index in range(3))
+    check(found, corrected)
+    assert (list(ours.banks[1].prompted), list(ours.banks[1].tracked)) == ([0], [1, 2])
+    check(ours.step(clip[3]).found[0], reference.track(3, features[3]))
+
+
 def test_both_directions_meet_at_the_prompt(tracker, clip):
     ours = tracker(frames=FRAMES)
     ours.add(5, 1, Prompt.make(CLICK))
@@ -185,6 +230,8 @@ def test_frame_is_encoded_once_for_all_objects_and_not_again_for_prompts_alone(t
     next(frames)
 
     class Counted:
+        bounds = ()
+
         def __init__(self, name):
             self.name, self.graph = name, opened(name).graph
 

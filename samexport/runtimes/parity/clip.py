@@ -1,0 +1,97 @@
+"""A golden clip: objects that are followed through frames made of the golden picture, as a tracker follows them.
+
+The cases judge each graph on inputs that are given. This judges all of them together with what the host does between
+them, frame after frame, each reading what its own earlier frames left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samexport.models.spec import TensorSpec
+from samexport.runtimes.base import Tensors
+from samexport.runtimes.parity.compare import Tier, compare_masks, compare_output
+from samexport.runtimes.session import Session
+from samexport.runtimes.verdicts import Check, Row
+
+FRAMES = 5
+_SEEDS = 3
+_CLEAR = 2e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """Objects on one frame.
+
+    Attributes:
+        masks: bool [objects, H, W].
+        numbers: what else is compared, by name; the first axis counts objects.
+        margin: how far any choice (which mask, whether the object is there) is from another one.
+    """
+
+    masks: NDArray[np.bool_]
+    numbers: Tensors
+    margin: float
+
+
+Follow = Callable[[Session, Sequence[NDArray[np.uint8]], int], Iterator[Followed]]
+"""A family's objects on the frames of a clip; the prompts are drawn from a seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """What the reference found: masks bool [frames, objects, H, W], and numbers [frames, objects, ...]."""
+
+    seed: int
+    masks: NDArray[np.bool_]
+    numbers: Tensors = field(default_factory=dict)
+
+
+def clip_frames(picture: NDArray[np.uint8], count: int = FRAMES) -> list[NDArray[np.uint8]]:
+    """The picture, moved to the right by a twentieth of its width from frame to frame, around its edge."""
+    step = max(1, picture.shape[1] // 20)
+    return [np.roll(picture, number * step, axis=1) for number in range(count)]
+
+
+def make_clip(follow: Follow, session: Session, picture: NDArray[np.uint8]) -> Clip | None:
+    """The first seed's clip whose choices are all clear, else the longest beginning of which that is true.
+
+    Where two masks have nearly the same score, rounding decides which one is followed: no check could tell it from
+    a mistake. None if no seed has a frame.
+    """
+    longest: list[Followed] = []
+    best = 0
+    for seed in range(_SEEDS):
+        clear: list[Followed] = []
+        for frame in follow(session, clip_frames(picture), seed):
+            if frame.margin < _CLEAR:
+                break
+            clear.append(frame)
+        if len(clear) > len(longest):
+            longest, best = clear, seed
+        if len(longest) == FRAMES:
+            break
+    return _joined(longest, best) if longest else None
+
+
+def _joined(frames: Sequence[Followed], seed: int) -> Clip:
+    numbers = {name: np.stack([frame.numbers[name] for frame in frames]) for name in frames[0].numbers}
+    return Clip(seed, np.stack([frame.masks for frame in frames]), numbers)
+
+
+def compare_clip(
+    check: Check, clip: Clip, follow: Follow, session: Session, picture: NDArray[np.uint8], limits: Tier
+) -> Iterable[Row]:
+    """A row for the masks of all frames, each for itself, and one for each of the other numbers."""
+    frames = follow(session, clip_frames(picture), clip.seed)
+    found = _joined([next(frames) for _ in clip.masks], clip.seed)
+    expected, actual = (each.masks.reshape(-1, *each.masks.shape[2:]) for each in (clip, found))
+    rows = [compare_masks(check, "masks", expected, actual, limits)]
+    for name, values in clip.numbers.items():
+        spec = TensorSpec(name, values.shape, "of each frame and object")
+        rows.append(compare_output(check, spec, values, found.numbers[name], limits))
+    return rows

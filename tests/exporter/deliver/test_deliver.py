@@ -1,0 +1,378 @@
+"""`samexport deliver`: each program's names, order, types and masks; what is refused; what a wrong file leads to."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from samexport.errors import BundleError, ConfigError, ExportFailed, ParityFailed
+from samexport.exporter.deliver import feed, sam_adapters, sam_hosts
+from samexport.exporter.deliver.adapt import write_adapted
+from samexport.exporter.deliver.folder import check_fit, deliver, find_profile, profiles
+from samexport.files import sha256
+from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.host.frames import to_frame
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.parity.golden import load_golden
+from tests.command_line import one_line_error
+
+ALL = {profile.name: replace(profile, size=None) for _, profile in profiles()}
+F, I64, U8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
+NAME = "test-tinyvit64"
+
+_PROMPT = [("image_embeddings", F, (1, 64, 4, 4)), ("point_coords", F, (1, None, 2)), ("point_labels", F, (1, None))]
+_EARLIER = [("mask_input", F, (1, 1, 16, 16)), ("has_mask_input", F, (1,))]
+_SAM = [*_PROMPT, *_EARLIER, ("orig_im_size", F, (2,))]
+_SCORED = [("iou_predictions", F, (1, 1)), ("low_res_masks", F, (1, 1, 16, 16))]
+_MASKS = [("masks", F, (1, 1, None, None)), *_SCORED]
+_EMBEDDED = [("image_embeddings", F, (1, 64, 4, 4))]
+_ROWS = [("input_image", F, (None, None, 3))]
+_FRAME = (1, 3, 64, 64)
+
+# what the programs' own code says: the two files, and inputs and outputs of each in order
+CONTRACTS = {
+    "anylabeling": (f"{NAME}.encoder.onnx", _ROWS, _EMBEDDED, f"{NAME}.decoder.onnx", _SAM, _MASKS),
+    "x-anylabeling": (f"{NAME}.encoder.onnx", _ROWS, _EMBEDDED, f"{NAME}.decoder.onnx", _SAM, _MASKS),
+    "mobile-sam-pair": ("mobile_sam.encoder.onnx", _ROWS, _EMBEDDED, "sam_vit_h_4b8939.decoder.onnx", _SAM, _MASKS),
+    "osam": ("encoder.onnx", [("x", F, _FRAME)], _EMBEDDED, "decoder.onnx", _SAM, _MASKS),
+    "cvat": (
+        "function/encoder.onnx", [("image", F, _FRAME)], _EMBEDDED, "decoder.onnx", _SAM,
+        [("masks", U8, (1, 1, None, None)), *_SCORED, *((n, I64, (1,)) for n in ("xtl", "ytl", "xbr", "ybr"))],
+    ),
+    "darktable": (
+        f"{NAME}/encoder.onnx", [("image", F, _FRAME)], [("image_embed", F, (1, 64, 4, 4))], f"{NAME}/decoder.onnx",
+        [("image_embed", F, (1, 64, 4, 4)), *_PROMPT[1:], *_EARLIER], [("masks", F, (1, 1, 64, 64)), *_SCORED],
+    ),
+    "usls": (
+        "mobile-sam-vit-t-encoder.onnx", [("images", F, _FRAME)], _EMBEDDED,
+        "mobile-sam-vit-t-decoder.onnx", _SAM, _MASKS,
+    ),
+    "rectlabel": (
+        f"{NAME}_preprocess.onnx", [("input", U8, (1, 3, 43, 64))], [("output", F, (1, 64, 4, 4))],
+        f"{NAME}.onnx", _SAM, _MASKS,
+    ),
+    "transformers-js": (
+        "onnx/vision_encoder.onnx", [("pixel_values", F, _FRAME)],
+        [*_EMBEDDED, ("image_positional_embeddings", F, (1, 1, 1, 1))], "onnx/prompt_encoder_mask_decoder.onnx",
+        [_EMBEDDED[0], ("input_points", F, (1, None, None, 2)), ("input_labels", I64, (1, None, None))],
+        [("iou_scores", F, (1, None, 3)), ("pred_masks", F, (1, None, 3, 16, 16))],
+    ),
+    "model-api": (
+        "encoder.onnx", [("image", F, _FRAME)], _EMBEDDED, "decoder.onnx",
+        [*_PROMPT, _EARLIER[0], ("has_mask_input", F, (1, 1)), ("orig_size", I64, (1, 2))],
+        [("upscaled_masks", F, (1, 4, None, None)), *((n, t, (1, 4, *shape[2:])) for n, t, shape in _SCORED)],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def delivered(tiny_bundle: Bundle, tmp_path_factory):
+    """Every program's folder, each made when first asked for."""
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            out = tmp_path_factory.mktemp("delivered") / name
+            made[name] = out, deliver(tiny_bundle, ALL[name], out)
+        return made[name]
+
+    return folder
+
+
+def tensors(values):
+    return [
+        (v.name, v.type.tensor_type.elem_type, tuple(d.dim_value or None for d in v.type.tensor_type.shape.dim))
+        for v in values
+    ]
+
+
+def session(path):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def test_every_program_has_its_contract_here():
+    assert set(CONTRACTS) == set(ALL)
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_files_have_the_names_order_types_and_sizes_that_the_program_feeds(name, delivered):
+    folder, _ = delivered(name)
+    encoder, given, made, decoder, asked, answered = CONTRACTS[name]
+    for path, inputs, outputs in ((encoder, given, made), (decoder, asked, answered)):
+        graph = onnx.load(folder / path).graph
+        assert (tensors(graph.input), tensors(graph.output)) == (inputs, outputs)
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_the_program_gets_the_masks_of_the_bundle(name, delivered):
+    folder, (same, golden) = delivered(name)
+    assert min(same.iou.values()) >= 0.999
+    boxed = {"points": set(), "point or box": {"a box"}, "any": {"a box", "a box and a click"}}
+    assert {what for what in same.iou if "box" in what} == boxed[ALL[name].host.prompts]
+    if name in ("osam", "transformers-js"):  # those scale pictures as SAM does
+        assert min(golden.iou.values()) >= 0.999
+    assert all(f"{iou:.4f}" in (folder / "README.md").read_text() for iou in golden.iou.values())
+    listed = json.loads((folder / "samexport.json").read_text())["files"]
+    assert listed == {
+        p.relative_to(folder).as_posix(): sha256(p)
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "samexport.json"
+    }
+    texts = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".onnx"]
+    assert not [p for p in texts if re.search(r"\$[A-Z{]", p.read_text())]
+    assert len(ALL[name].load) <= 5
+
+
+def test_weights_are_those_of_the_bundle(tiny_bundle, delivered):
+    folder, _ = delivered("anylabeling")
+    for graph, path in (("encoder", f"{NAME}.encoder.onnx"), ("decoder_with_mask", f"{NAME}.decoder.onnx")):
+        own = onnx.load(tiny_bundle.folder / tiny_bundle.artifact(graph).path).graph.initializer
+        sent = {w.name: w.raw_data for w in onnx.load(folder / path).graph.initializer}
+        assert sent == {f"{graph}/{w.name}": w.raw_data for w in own}
+
+
+def fed(coords, labels, **others):
+    rng = np.random.default_rng(5)
+    given = {
+        "image_embeddings": rng.normal(size=(1, 64, 4, 4)),
+        "point_coords": np.array([coords]),
+        "point_labels": np.array([labels]),
+        "mask_input": np.zeros((1, 1, 16, 16)),
+        "has_mask_input": np.zeros(1),
+        "orig_im_size": np.array([27, 40]),
+    }
+    return {name: np.asarray(value, np.float32) for name, value in (given | others).items()}
+
+
+def test_padding_points_are_put_right_whatever_a_program_adds(delivered):
+    run = session(delivered("osam")[0] / "decoder.onnx").run
+    click, box = ([30, 20], [1]), ([[5, 4], [40, 30]], [2, 3])
+    bare = run(None, fed([click[0]], click[1]))
+    padded = run(None, fed([click[0], [0, 0]], [*click[1], -1]))
+    assert all(map(np.array_equal, bare, run(None, fed([click[0]], [1], has_mask_input=[-1]))))
+    boxed = run(None, fed(*box))
+    both = run(None, fed([*box[0], [0, 0]], [*box[1], -1]))
+    for one, other in ((bare, padded), (boxed, both)):
+        assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(one, other, strict=True))
+    assert not np.allclose(bare[2], boxed[2], atol=0.1)
+
+
+def test_an_earlier_mask_is_taken(delivered):
+    run = session(delivered("osam")[0] / "decoder.onnx").run
+    earlier = np.linspace(-8, 8, 256).reshape(1, 1, 16, 16)
+    without = run(None, fed([[30, 20]], [1], mask_input=earlier))
+    given = run(None, fed([[30, 20]], [1], mask_input=earlier, has_mask_input=[1]))
+    assert not np.allclose(without[2], given[2], atol=0.1)
+
+
+def test_cvat_gets_the_rectangle_of_the_mask(delivered):
+    inputs = fed([[30, 20]], [1])
+    whole = session(delivered("osam")[0] / "decoder.onnx").run(["masks"], inputs)[0][0, 0] > 0
+    names = ["masks", "xtl", "ytl", "xbr", "ybr"]
+    patch, *sides = session(delivered("cvat")[0] / "decoder.onnx").run(names, inputs)
+    left, top, right, bottom = (int(side[0]) for side in sides)
+    rows, columns = np.nonzero(whole)
+    assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max(), rows.max())
+    assert np.array_equal(patch[0, 0], 255 * whole[top : bottom + 1, left : right + 1])
+
+
+def test_cvats_function_frames_a_picture_as_we_do(delivered, tiny_bundle):
+    code = (delivered("cvat")[0] / "function" / "main.py").read_text()
+    space = {}
+    exec(compile(code.replace("import onnxruntime\n", ""), "main.py", "exec"), space)
+    picture = load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).picture
+    framed = space["framed"](Image.fromarray(picture))
+    assert np.array_equal(framed, to_frame(picture, tiny_bundle.manifest.frame))
+
+
+@pytest.mark.parametrize("hw", [(43, 64), (64, 43), (20, 30)])
+def test_rows_and_columns_of_any_size_are_filled_up_with_the_mean(delivered, tiny_bundle, hw):
+    picture = np.random.default_rng(1).integers(0, 256, (*hw, 3)).astype(np.float32)
+    framed = np.tile(np.array(tiny_bundle.manifest.frame.mean, np.float32)[:, None, None], (1, 64, 64))
+    framed[:, : hw[0], : hw[1]] = picture.transpose(2, 0, 1)
+    ours = session(tiny_bundle.folder / "encoder.onnx").run(None, {"image": framed[None]})[0]
+    theirs = session(delivered("anylabeling")[0] / f"{NAME}.encoder.onnx").run(None, {"input_image": picture})[0]
+    assert np.allclose(ours, theirs, atol=1e-3)
+
+
+def test_transformers_js_may_ask_for_several_prompts_and_pads_them_with_minus_ten(delivered):
+    run = session(delivered("transformers-js")[0] / "onnx/prompt_encoder_mask_decoder.onnx").run
+    embeddings = fed([[0, 0]], [1])["image_embeddings"]
+
+    def ask(points, labels):
+        points, labels = np.array([points], np.float32), np.array([labels], np.int64)
+        return run(None, {"image_embeddings": embeddings, "input_points": points, "input_labels": labels})
+
+    both = ask([[[30, 20], [9, 9]], [[10, 40], [0, 0]]], [[1, 0], [1, -10]])
+    for number, alone in enumerate((ask([[[30, 20], [9, 9]]], [[1, 0]]), ask([[[10, 40]]], [[1]]))):
+        assert all(np.allclose(a[0, number], b[0, 0], atol=1e-4) for a, b in zip(both, alone, strict=True))
+
+
+def test_osams_module_names_the_files_that_are_there(delivered):
+    folder, _ = delivered("osam")
+    text = (folder / "osam_model.py").read_text()
+    compile(text, "osam_model.py", "exec")
+    hashes = re.findall(r'url="(.+)", hash="sha256:(.+)"', text)
+    assert hashes == [(n, sha256(folder / n)) for n in ("encoder.onnx", "decoder.onnx")]
+
+
+def test_configuration_files_are_json_or_name_the_files(delivered):
+    for name in ("transformers-js", "darktable"):
+        for path in delivered(name)[0].rglob("*config.json"):
+            assert json.loads(path.read_text())
+    assert json.loads((delivered("darktable")[0] / NAME / "config.json").read_text())["arch"] == "sam2"
+    for name in ("anylabeling", "x-anylabeling"):
+        lines = dict(line.split(": ", 1) for line in (delivered(name)[0] / "config.yaml").read_text().splitlines())
+        assert lines["type"] == "segment_anything"
+        assert all((delivered(name)[0] / lines[f"{part}_model_path"]).is_file() for part in ("encoder", "decoder"))
+    found = {p.key: p.value for p in onnx.load(delivered("model-api")[0] / "encoder.onnx").metadata_props}
+    assert found["model_info model_type"] == "sam_image_encoder"
+
+
+def test_a_model_without_mask_0_never_answers_with_it(tiny_bundle):
+    values = sam_adapters.values(replace(tiny_bundle.manifest, mask_outputs=(1, 2, 3)))
+    assert values["CLEAR"] == values["VAGUE"] == "-1000, 0, 0, 0"
+    assert sam_adapters.values(tiny_bundle.manifest)["CLEAR"] == "0, -1000, -1000, -1000"
+
+
+def test_sampling_keeps_corners_and_is_black_outside():
+    image = np.array([[0.0, 10.0], [20.0, 30.0]])
+    assert np.allclose(sam_hosts.sample(image, (0.5, 0.5), (3, 4)), [[0, 5, 10, 5], [10, 15, 20, 10], [20, 25, 30, 15]])
+
+
+@pytest.mark.parametrize(
+    ("changed", "place", "broken"),
+    [
+        (
+            "decoder",
+            "samexport.decoder_with_mask (embeddings, coords,",
+            "samexport.decoder_with_mask (embeddings, ones,",
+        ),
+        ("encoder", "{$MEAN}", "{0, 0, 0}"),
+        ("decoder", "{$CLEAR}", "{$VAGUE}"),
+        ("decoder", "settled = Or (boxed, padded)", "settled = And (boxed, padded)"),
+    ],
+)
+def test_a_wrong_adapter_is_found_and_leaves_nothing(tiny_bundle, tmp_path, changed, place, broken):
+    number = ("encoder", "decoder").index(changed)
+    path, text = list(ALL["osam"].files.items())[number]
+    assert place in text
+    profile = replace(ALL["osam"], files={**ALL["osam"].files, path: text.replace(place, broken)})
+    with pytest.raises((ParityFailed, ExportFailed)):
+        deliver(tiny_bundle, profile, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_in_another_order_are_found(tiny_bundle, tmp_path):
+    host = ALL["osam"].host
+    swapped = replace(host, decoder=dict(sorted(host.decoder.items())))
+    with pytest.raises(ExportFailed, match="the program feeds has_mask_input, "):
+        deliver(tiny_bundle, replace(ALL["osam"], host=swapped), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_in_a_second_file_go_along(own_bundle, tmp_path):
+    path = own_bundle.folder / "encoder.onnx"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="encoder.onnx.data")
+    out = tmp_path / "out"
+    out.mkdir()
+    text = sam_adapters.PIXELS.replace("$input", "image").replace("$output", "made")
+    for name, value in sam_adapters.values(own_bundle.manifest).items():
+        text = re.sub(rf"\${name}\b", value, text)
+    write_adapted(text, own_bundle, out / "some.onnx", {})
+    assert {p.name for p in out.iterdir()} == {"some.onnx", "encoder.onnx.data"}
+    image = np.full((1, 3, 64, 64), 50, np.float32)
+    assert np.array_equal(
+        session(out / "some.onnx").run(None, {"image": image})[0], session(path).run(None, {"image": image})[0]
+    )
+
+
+def test_bundles_that_a_program_cannot_use_are_refused_with_the_remedy(tiny_bundle, half_bundle, own_bundle):
+    manifest = tiny_bundle.manifest
+    lite = replace(manifest, artifacts=tuple(replace(a, file_format="tflite") for a in manifest.artifacts))
+    with pytest.raises(BundleError, match=r"takes ONNX, .* is tflite; `samexport onnx` makes one"):
+        check_fit(Bundle(tiny_bundle.folder, lite), ALL["osam"])
+    with pytest.raises(BundleError, match=r"has 1024 pixels in its code, test.tinyvit64 has 64; export a model of"):
+        check_fit(tiny_bundle, find_profile("anylabeling", "sam"))
+    with pytest.raises(BundleError, match=r"needs decoder, .* lacks; export it again without --split-decoder"):
+        check_fit(half_bundle, ALL["transformers-js"])
+    (own_bundle.folder / "decoder.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"decoder.onnx has another sha256 .*; export the bundle again"):
+        check_fit(own_bundle, ALL["osam"])
+    with pytest.raises(ConfigError, match="there is no program 'nothing'; for sam there are anylabeling, "):
+        find_profile("nothing", "sam")
+    with pytest.raises(ConfigError, match="osam takes no models of the family toy"):
+        find_profile("osam", "toy")
+
+
+def test_half_precision_and_a_split_decoder_are_served_where_they_can_be(half_bundle, tmp_path):
+    (same, _) = deliver(half_bundle, ALL["osam"], tmp_path / "out")
+    assert min(same.iou.values()) >= 0.99
+
+
+def test_the_same_bundle_gives_the_same_bytes(tiny_bundle, delivered, tmp_path):
+    deliver(tiny_bundle, ALL["usls"], tmp_path / "again")
+    assert {p.name: sha256(p) for p in (tmp_path / "again").iterdir()} == {
+        p.name: sha256(p) for p in delivered("usls")[0].iterdir()
+    }
+
+
+def test_points_and_boxes_are_fed_in_the_programs_order():
+    framed = feed.Framed(np.zeros(1), np.array([2.0, 4.0]), (10, 20), (10, 20))
+    prompt = Prompt.make([[1, 2]], [0], box=[3, 4, 5, 6])
+    inputs = feed.decoder_inputs(ALL["osam"].host, prompt, framed, np.zeros((1, 64, 4, 4)))
+    assert inputs["point_coords"].tolist() == [[[2, 8], [6, 16], [10, 24], [0, 0]]]
+    assert inputs["point_labels"].tolist() == [[0, 2, 3, -1]]
+    assert inputs["has_mask_input"].tolist() == [-1]
+    bare = feed.decoder_inputs(ALL["cvat"].host, prompt, framed, np.zeros((1, 64, 4, 4)))
+    assert bare["point_labels"].tolist() == [[0, 2, 3]]
+
+
+def test_the_command_writes_a_folder_and_replaces_only_its_own(run, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("deliver", tiny_bundle.folder, "--for", "usls")
+    assert (code, err) == (0, "")
+    target = tmp_path / f"{tiny_bundle.folder.name}-usls"
+    assert f"wrote {target.name}/ for usls" in out
+    assert "RANDOM weights" in out
+    code, _, err = run("deliver", tiny_bundle.folder, "--for", "usls")
+    assert code == 2
+    assert "exists" in one_line_error(err)
+    code, out, _ = run("deliver", tiny_bundle.folder, "--for", "usls", "--force", "--json")
+    assert code == 0
+    assert json.loads(out)["compared"][0]["iou"]["a box"] == 1.0
+    (target / "mine.txt").write_text("mine")
+    code, _, err = run("deliver", tiny_bundle.folder, "--for", "usls", "--force")
+    assert code == 2
+    assert "mine.txt" in one_line_error(err)
+    assert (target / "mine.txt").exists()
+
+
+def test_the_command_says_in_one_line_what_is_wrong(run, tiny_bundle, tmp_path):
+    for arguments, words in (
+        ((tiny_bundle.folder, "--for", "anylabeling", "--out", tmp_path / "x"), "1024 pixels in its code"),
+        ((tiny_bundle.folder, "--for", "photoshop"), "there is no program 'photoshop'"),
+        ((tiny_bundle.folder,), "--list"),
+        ((tmp_path, "--for", "osam"), "not a bundle"),
+    ):
+        code, _, err = run("deliver", *arguments)
+        assert code == 2
+        assert words in one_line_error(err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_list_says_what_each_takes_and_how_it_was_tried(run):
+    code, out, _ = run("deliver", "--list", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert set(rows) == set(ALL)
+    assert all(row["read"] and row["tried"] and row["format"] == "onnx" for row in rows.values())
+    assert (rows["usls"]["size"], rows["osam"]["size"]) == (None, 1024)
+    assert "AnyLabeling 0.4.43" in run("deliver", "--list")[1]

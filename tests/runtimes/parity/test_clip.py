@@ -1,0 +1,124 @@
+"""A whole video as one check: what it takes for a clip, and which mistakes it sees."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from samexport.errors import ParityFailed
+from samexport.models.catalog import find_family
+from samexport.runtimes.families import sam2_tracker
+from samexport.runtimes.families.sam2_clip import follow
+from samexport.runtimes.host.memory import Bank, Read
+from samexport.runtimes.parity.clip import FRAMES, Followed, clip_frames, compare_clip, make_clip
+from samexport.runtimes.parity.compare import LOOP_TIER
+from samexport.runtimes.parity.golden import load_golden, save_golden
+from samexport.runtimes.parity.verify import compare_cases
+from samexport.runtimes.session import OpenGraphs, open_session
+from samexport.runtimes.verdicts import Check, Verdict
+from tests.single_thread import one_thread
+
+__all__ = ["one_thread"]  # fixtures
+
+PICTURE = np.arange(40 * 4 * 3, dtype=np.uint8).reshape(4, 40, 3)
+
+
+def frames(margins):
+    """Followed objects with these margins; the first number of each is its place."""
+    for number, margin in enumerate(margins):
+        yield Followed(np.ones((1, 2, 2), np.bool_), {"score": np.array([number], np.float32)}, margin)
+
+
+@pytest.mark.parametrize(
+    ("margins", "seed", "length"),
+    [
+        ([[1] * 5], 0, 5),
+        ([[1, 1, 0.001, 1, 1], [1] * 5], 1, 5),
+        ([[1, 0], [1, 1, 1, 0], [0], [1, 1, 0]], 1, 3),
+    ],
+)
+def test_the_first_clip_without_a_near_tie_is_taken_else_the_longest_beginning(margins, seed, length):
+    clip = make_clip(lambda session, clip, seed: frames(margins[seed]), None, PICTURE)
+    assert (clip.seed, len(clip.masks), clip.numbers["score"].shape) == (seed, length, (length, 1))
+
+
+def test_there_is_no_clip_where_nothing_is_clear():
+    assert make_clip(lambda *_: frames([0]), None, PICTURE) is None
+
+
+def test_frames_are_the_picture_moved_around_its_edge():
+    moved = clip_frames(PICTURE)
+    assert len(moved) == FRAMES
+    np.testing.assert_array_equal(moved[2], np.roll(PICTURE, 4, axis=1))
+
+
+@pytest.fixture(scope="module")
+def golden(sam2_bundle):
+    return load_golden(sam2_bundle.folder, sam2_bundle.manifest.frame)
+
+
+@pytest.fixture
+def compare(sam2_bundle, golden):
+    def rows(clip=golden.clip):
+        session = open_session(OpenGraphs(sam2_bundle, threads=1))
+        found = compare_clip(Check("end_to_end"), clip, follow, session, golden.picture, LOOP_TIER)
+        return {row.output: row.verdict for row in found}
+
+    return rows
+
+
+def test_files_follow_as_the_reference_does(compare):
+    assert compare() == dict.fromkeys(("masks", "object_score", "iou_predictions", "object_pointers"), Verdict.PASS)
+
+
+def test_other_objects_are_told_apart(compare, golden):
+    assert Verdict.FAIL in compare(replace(golden.clip, seed=golden.clip.seed + 1)).values()
+
+
+MISTAKES = {
+    "memories that are empty": (sam2_tracker, "to_bfloat16", lambda values: np.zeros(values.shape, np.uint16)),
+    "memories in the wrong order": (
+        Bank,
+        "read",
+        lambda read: lambda *args, **options: _reversed(read(*args, **options)),
+    ),
+    "masks that are not memorised as prompts": (
+        sam2_tracker.Tracker,
+        "_memorise",
+        lambda memorise: lambda self, found, features, *, binary: memorise(self, found, features, binary=not binary),
+    ),
+}
+
+
+def _reversed(read):
+    return Read(read.memories, read.rows[::-1], read.pointers[::-1], read.ages)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_of_the_host_alone_is_seen(compare, monkeypatch, mistake):
+    place, name, wrong = MISTAKES[mistake]
+    monkeypatch.setattr(place, name, wrong if name == "to_bfloat16" else wrong(getattr(place, name)))
+    assert Verdict.FAIL in compare().values()
+
+
+def test_a_file_that_fails_on_the_way_is_a_failed_row(sam2_bundle, golden, monkeypatch):
+    def broken(self, *_, **__):
+        raise ParityFailed("memory_attention gives NaN")
+
+    monkeypatch.setattr(sam2_tracker.Tracker, "_read", broken)
+    rows = list(compare_cases(sam2_bundle, replace(golden, cases=()), threads=1))
+    assert [(r.output, r.verdict) for r in rows if r.check.case == "video"] == [("run", Verdict.FAIL)]
+
+
+def test_a_clip_is_stored_with_the_cases(golden, sam2_bundle, tmp_path):
+    save_golden(golden, tmp_path)
+    again = load_golden(tmp_path, sam2_bundle.manifest.frame).clip
+    np.testing.assert_array_equal(again.masks, golden.clip.masks)
+    assert again.numbers.keys() == golden.clip.numbers.keys()
+    for name, values in golden.clip.numbers.items():
+        np.testing.assert_array_equal(again.numbers[name], values)
+
+
+def test_a_family_without_memory_has_no_clip(tiny_bundle):
+    assert find_family("sam").loop is None
+    assert load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).clip is None
