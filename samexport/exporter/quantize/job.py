@@ -216,6 +216,8 @@ def quantize_files(job: Job) -> tuple[tuple[Artifact, ...], Gate]:
             " (the recipe mixed leaves what costs most as it is)" if formats <= set(RECIPES["mixed"].formats) else ""
         )
         raise GateFailed(gate, problems, other)
+    if problems and sum(len(job.layers(name)) for name in job.graphs) < 2:
+        raise GateFailed(gate, problems, ", and there is no other layer")
     if problems:
         gate = _search(job)
     return tuple(job.made[name] for name in job.graphs), gate
