@@ -34,6 +34,10 @@ _EXAMPLES = {
         "samexport quantize BUNDLE --recipe mixed --calibration photos --max-drop 0.005 --out small",
     ),
     "sensitivity": ("samexport sensitivity BUNDLE --calibration photos --out layers.png",),
+    "compare-recipes": (
+        "samexport compare-recipes BUNDLE --calibration photos --out quantization.md",
+        "samexport compare-recipes BUNDLE --annotations instances_val2017.json --images val2017 --max-images 50",
+    ),
     "android": ("samexport android mobilesam-tinyvit-tflite-fp32 --out android_demo_assets",),
     "deliver": (
         "samexport deliver --list",

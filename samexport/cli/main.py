@@ -19,7 +19,7 @@ from samexport.cli.guard import guarded
 from samexport.cli.help import CHECK, EXPORT, LOOK, TRAIN, USE, GroupedCommand, GroupedCommands, examples
 from samexport.cli.inspection import inspect
 from samexport.cli.options import Json
-from samexport.cli.quantize import list_recipes, quantize, sensitivity
+from samexport.cli.quantize import compare_recipes, list_recipes, quantize, sensitivity
 from samexport.cli.segment import segment
 from samexport.cli.terminal import print_table
 from samexport.cli.track import OrderedCommand, track
@@ -82,6 +82,7 @@ _command("track", USE, OrderedCommand)(track)
 _command("verify", CHECK)(verify)
 _command("eval", CHECK)(evaluate)
 _command("sensitivity", CHECK)(sensitivity)
+_command("compare-recipes", CHECK)(compare_recipes)
 _command("bench", CHECK)(bench)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samexport.cli.options import GRAPHS, OUTPUT, BundleFolder, CalibrationFolder, Force, Json, MaxDrop, Threads
+from samexport.cli.options import CHECKS, GRAPHS, OUTPUT, BundleFolder, CalibrationFolder, Force, Json, MaxDrop, Threads
 from samexport.cli.terminal import Steps, print_table, print_written, written_files
+from samexport.errors import ConfigError
 
 if TYPE_CHECKING:
     from samexport.exporter.quantize.calibration import Pictures
     from samexport.exporter.quantize.job import Cost, Request
+    from samexport.runtimes.accuracy.annotations import AnnotatedImage
     from samexport.runtimes.bundle import Artifact, Bundle
 
 RecipeName = Annotated[
@@ -118,6 +120,68 @@ def sensitivity(
             )
     if out is not None:
         plot(costs, out, force=force)
+        print_written([out])
+
+
+def compare_recipes(
+    bundle: BundleFolder,
+    recipes: Annotated[
+        str,
+        typer.Option("--recipes", metavar="NAME,NAME", help="Which.", show_default="all that start from its files"),
+    ] = "",
+    calibration: CalibrationFolder = None,
+    pictures: MaxPictures = 16,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="COCO's instances .json: also accuracy.", rich_help_panel=CHECKS)
+    ] = None,
+    images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Its pictures.", rich_help_panel=CHECKS)] = None,
+    max_images: Annotated[
+        int | None, typer.Option(min=1, metavar="NUMBER", help="Take so many of them.", rich_help_panel=CHECKS)
+    ] = None,
+    rounds: Annotated[
+        int,
+        typer.Option(min=0, metavar="NUMBER", help="How often every file is timed.", rich_help_panel=CHECKS),
+    ] = 9,
+    graph: Graphs = None,
+    max_drop: MaxDrop = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables: .md.", rich_help_panel=OUTPUT)
+    ] = None,
+    force: Force = False,
+    threads: Threads = None,
+) -> None:
+    """Apply every recipe to a bundle, and show masks, accuracy, size and time side by side; nothing else is kept."""
+    import shlex
+    import tempfile
+
+    from samexport.exporter.quantize.table import compare_recipes as compare
+    from samexport.exporter.quantize.table import page
+    from samexport.exporter.recipes import RECIPES, read_recipe
+    from samexport.files import check_output, write_text
+    from samexport.runtimes.accuracy.annotations import read_annotations
+    from samexport.runtimes.bundle import open_bundle
+
+    if out is not None:
+        check_output(out, force=force, endings=(".md",))
+    if (annotations is None) != (images is None):
+        raise ConfigError("--annotations and --images go together")
+    first = open_bundle(bundle).manifest.artifacts[0]
+    names = [name for name in recipes.split(",") if name] or [
+        r.name for r in RECIPES.values() if r.parent == first.recipe and first.file_format in r.formats
+    ]
+    if not names:
+        raise ConfigError(f"no recipe starts from {first.recipe} files of {first.file_format}")
+    opened, request = _request(bundle, names[0], calibration, pictures, graph, max_drop, threads)
+    chosen = [read_recipe(name, first.file_format) for name in names]
+    annotated: tuple[AnnotatedImage, ...] = ()
+    if annotations is not None and images is not None:
+        annotated = read_annotations(annotations, images, max_images=max_images).images
+    with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
+        found = compare(opened, chosen, request, Path(folder) / "bundle", annotated, rounds, steps.update)
+    text = page(found, opened, request, shlex.join(["samexport", *sys.argv[1:]]))
+    print(text, end="")
+    if out is not None:
+        write_text(out, text, force=force)
         print_written([out])
 
 

@@ -73,7 +73,7 @@ class Job:
     """A bundle on its way; its folder gets the new files beside the old ones.
 
     Attributes:
-        asked: pictures, prompts, and the parents' answers.
+        given: what another job of the same bundle and pictures has asked; None asks.
         learnt: by graph, what calibration found.
         made: by graph, the file that was written last.
     """
@@ -81,15 +81,17 @@ class Job:
     bundle: Bundle
     request: Request
     progress: Progress = lambda _: None
-    asked: list[Asked] = field(init=False)
+    given: list[Asked] | None = None
     learnt: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Artifact] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graphs = check_request(self.bundle, self.request)
-        self.progress("asking the files it comes from")
-        longest = self.bundle.manifest.frame.size
-        self.asked = list(ask(self.bundle, self.request.pictures.read(longest), threads=self.request.threads))
+        if self.given is None:
+            self.progress("asking the files it comes from")
+            longest = self.bundle.manifest.frame.size
+            self.given = list(ask(self.bundle, self.request.pictures.read(longest), threads=self.request.threads))
+        self.asked: list[Asked] = self.given
         if self.request.recipe.calibrated:
             for name in self.graphs:
                 self.progress(f"calibrating {name}")
@@ -214,6 +216,8 @@ def quantize_files(job: Job) -> tuple[tuple[Artifact, ...], Gate]:
             " (the recipe mixed leaves what costs most as it is)" if formats <= set(RECIPES["mixed"].formats) else ""
         )
         raise GateFailed(gate, problems, other)
+    if problems and sum(len(job.layers(name)) for name in job.graphs) < 2:
+        raise GateFailed(gate, problems, ", and there is no other layer")
     if problems:
         gate = _search(job)
     return tuple(job.made[name] for name in job.graphs), gate

@@ -179,6 +179,12 @@ def test_a_gate_that_nothing_meets_is_told(tiny_bundle, tmp_path):
         quantize_bundle(tiny_bundle, request(tiny_bundle, few, max_drop=0.0), tmp_path / "made")
 
 
+def test_where_the_only_layer_fails_nothing_is_left_to_search(tiny_bundle, tmp_path):
+    only = Recipe("only", "int8", "float32", ("onnx",), "fp32", search=True, operations={"onnx": ("MatMul",)})
+    with pytest.raises(GateFailed, match="no other layer"):
+        quantize_bundle(tiny_bundle, request(tiny_bundle, only, max_drop=0.0), tmp_path / "made")
+
+
 def test_the_share_of_integer_multiplications_is_counted_in_the_file(tmp_path):
     rng = np.random.default_rng(0)
     weights = {"conv": rng.normal(size=(8, 4, 1, 1)), "product": rng.normal(size=(8, 6))}
