@@ -139,7 +139,7 @@ PROFILES = (
     _sam2(
         name="darktable",
         title="darktable",
-        read="darktable a96b701, 5.6 (src/common/ai/segmentation.c)",
+        read="darktable 5.6, 085d5df (src/common/ai/segmentation.c)",
         files={
             "$NAME/encoder.onnx": _named(adapters.encoder("embed fine middle"), *_NAMES),
             "$NAME/decoder.onnx": _named(adapters.FRAME_DECODER, *_NAMES),

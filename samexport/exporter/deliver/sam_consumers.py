@@ -119,7 +119,7 @@ PROFILES = (
     _sam(
         name="darktable",
         title="darktable",
-        read="darktable a96b701, 5.6 (src/common/ai/segmentation.c)",
+        read="darktable 5.6, 085d5df (src/common/ai/segmentation.c)",
         files={
             "$NAME/encoder.onnx": _named(adapters.NORMALISED, "image", "image_embed"),
             "$NAME/decoder.onnx": adapters.FRAME_DECODER,
@@ -161,7 +161,7 @@ PROFILES = (
     _sam(
         name="rectlabel",
         title="RectLabel",
-        read="sam-cpp-macos 12d75b7 and d739926 (sam.cpp, SAM 1)",
+        read="sam-cpp-macos 080c941 and d739926 (sam.cpp, SAM 1)",
         files={
             "${NAME}_preprocess.onnx": _named(adapters.UINT8, "input", "output"),
             "${NAME}.onnx": adapters.DECODER,
