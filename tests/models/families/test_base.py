@@ -25,8 +25,10 @@ def test_dotted_paths_lead_somewhere_and_graphs_fit(family):
     forms, plain = resolve_name(family.forms), resolve_name(family.plain)
     for features in ((), family.features):
         assert set(family.graphs(features)) <= set(forms)
-    for model in family.models:
-        assert set(forms) == {graph.name for graph in model.graphs}
+    graphs = [{graph.name for graph in model.graphs} for model in family.models]
+    for names in graphs:
+        assert set(family.graphs(())) <= names <= set(forms)
+    assert set().union(*graphs) == set(forms)
     assert set(plain) | set(family.equal.values()) <= set(forms)
     outputs = {tensor.name for model in family.models for graph in model.graphs for tensor in graph.outputs}
     inputs = {tensor.name for model in family.models for graph in model.graphs for tensor in graph.inputs}
