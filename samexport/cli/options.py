@@ -217,7 +217,8 @@ class ExportArguments:
         if self.recipe is not None and precision is not None:
             raise ConfigError("--recipe and --precision name two recipes; give one of them")
         name = self.recipe or precision or default
-        if not find_recipe(name, file_format).parent and (self.calibration or self.max_drop is not None):
+        quantizing = self.calibration is not None or self.max_drop is not None
+        if quantizing and not find_recipe(name, file_format).parent:
             raise ConfigError(f"--calibration and --max-drop are for recipes that quantize, not {name}")
         return name
 
@@ -254,7 +255,7 @@ class ExportArguments:
         if self.encoder is not None:
             return self.encoder
         if not self.checkpoint:
-            raise ConfigError("which model? name one (`samexport list` shows all), or give --checkpoint FILE")
+            raise ConfigError("which model? give --encoder NAME (`samexport list` shows them), or --checkpoint FILE")
         from samexport.models.weights.identify import encoder_of
 
         return encoder_of(self.checkpoint[0])

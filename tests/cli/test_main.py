@@ -58,7 +58,7 @@ def test_export_makes_a_bundle_a_format_from_one_reading_of_the_weights(run, tmp
     kind = type("SecondOptions", (OnnxOptions,), {})
     second = replace(FORMATS["onnx"], name="second", options=kind)
     monkeypatch.setattr(formats, "FORMATS", {"second": second, "onnx": FORMATS["onnx"]})
-    code, out, _ = run(
+    code, out, err = run(
         "export",
         "test.tinyvit64",
         "--format",
@@ -69,6 +69,7 @@ def test_export_makes_a_bundle_a_format_from_one_reading_of_the_weights(run, tmp
         tmp_path / "all",
         "--json",
     )
+    assert code == 0, err
     told = json.loads(out)["bundles"]
     assert (code, len(read), [b["verdict"] for b in told]) == (0, 1, ["PASS", "PASS"])
     names = ["test-tinyvit64-onnx-fp32-random", "test-tinyvit64-second-fp32-random"]

@@ -166,7 +166,7 @@ def test_a_result_that_cannot_be_written_does_not_take_the_others_with_it(
     def fail(*_):
         raise FileError("the disk is full")
 
-    monkeypatch.setattr(results, "_save", fail)
+    monkeypatch.setattr(results, "save_picture", fail)
     outputs = ("--out", tmp_path / "o.png", "--masks", tmp_path / "m.json", "--logits", tmp_path / "l.npy")
     code, _, err = run("segment", tiny_bundle.folder, photo, *CLICK, *outputs)
     assert (code, "disk is full" in one_line_error(err)) == (2, True)

@@ -48,7 +48,7 @@ def test_a_bundle_with_a_decoder_of_its_own_is_loaded_again_from_its_files(files
     assert not equal(sam, load_model(SPEC, [base])[0])
     assert equal(sam, reload_model(SPEC, info, [base], decoder))
     assert equal(sam, reload_model(SPEC, info, [base, decoder]))
-    manifest = SimpleNamespace(model=SPEC.name, weights=info, sampler=None)
+    manifest = SimpleNamespace(model=SPEC.name, frame=SPEC.frame, weights=info, sampler=None)
     assert equal(sam, rebuild(manifest, [base, decoder])[1])
     with pytest.raises(ConfigError, match=r"made from base\.pt \+ decoder\.pt, not base\.pt"):
         rebuild(manifest, [base])

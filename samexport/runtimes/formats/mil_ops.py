@@ -330,24 +330,9 @@ def _lut_to_dense(_: Arithmetic, inputs: Inputs) -> Tensor:
     return dense
 
 
-def _shift_scale(_: Arithmetic, inputs: Inputs) -> Tensor:
-    """Blocks of a weight with a scale, and perhaps an offset, each."""
-    import torch
-
-    data = inputs["data"].to(torch.float32)
-    for name in ("offset", "scale"):
-        if name in inputs:
-            value = inputs[name].to(torch.float32)
-            for axis, (size, count) in enumerate(zip(data.shape, value.shape, strict=True)):
-                value = value.repeat_interleave(size // count, dim=axis)
-            data = data * value if name == "scale" else data - value
-    return data  # type: ignore[no-any-return]
-
-
 OPERATIONS: dict[str, Function] = {
     "constexpr_affine_dequantize": _affine_dequantize,
     "constexpr_lut_to_dense": _lut_to_dense,
-    "constexpr_blockwise_shift_scale": _shift_scale,
     **{name: _unary(operator.methodcaller(name)) for name in (
         "abs", "ceil", "cos", "erf", "exp", "floor", "logical_not", "relu", "round", "sigmoid", "sign", "sin",
         "sqrt", "square", "tanh",

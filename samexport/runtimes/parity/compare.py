@@ -43,7 +43,7 @@ TIERS = {
     "bf16": Tier("bf16", max_error=0.1, snr_db=22, mask_iou=0.96, iou_quantile=0.05, band=8e-3, max_flips=0.04),
 }
 
-QUANTIZED = Tier("quantized", max_error=0.5, snr_db=8, mask_iou=0, iou_quantile=0.05, band=0.05, max_flips=0.2)
+QUANTIZED = Tier("quantized", max_error=0.5, snr_db=8, mask_iou=0.1, iou_quantile=0.05, band=0.05, max_flips=0.2)
 """Of every recipe in integers: refuses a file that computes something else. How good it is, its masks say."""
 
 _IN_INTEGERS = (
