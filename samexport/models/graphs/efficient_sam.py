@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from samexport.models.architectures import efficient_sam
 from samexport.models.architectures.efficient_sam import EfficientSam
-from samexport.models.graphs.layers import Doubling, Neck, Normalise, frozen, parts
+from samexport.models.graphs.layers import Doubling, Neck, Normalise, PreNorm, frozen, parts, patches
 from samexport.models.graphs.plain import PlainEncoder
 from samexport.models.spec import ModelSpec, Preprocess
 
@@ -50,34 +50,16 @@ class Attention(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP."""
-
-    def __init__(self, block: efficient_sam.Block) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
-        self.attention = Attention(block.attn)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, P, width], same shape out."""
-        x = x + self.attention(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
-
-
 class Encoder(nn.Module):
     """Image [1, 3, S, S] in 0..255 to embedding [1, out, S / 16, S / 16]."""
 
     def __init__(self, encoder: efficient_sam.ImageEncoder, frame: Preprocess) -> None:
         super().__init__()
         self.normalise = Normalise(frame)
-        source = encoder.patch_embed.proj
-        self.patch = nn.Conv2d(3, source.out_channels, 16, 16)
-        self.patch.weight, self.patch.bias = frozen(source.weight), source.bias
-        self.normalise.fold(self.patch)
+        self.patch = patches(encoder.patch_embed.proj, self.normalise)
         self.grid = frame.grid
         self.positions = frozen(encoder.positions(frame.grid).flatten(2).transpose(1, 2))
-        self.blocks = nn.ModuleList(map(Block, encoder.blocks))
+        self.blocks = nn.ModuleList(PreNorm(b.norm1, Attention(b.attn), b.norm2, b.mlp) for b in encoder.blocks)
         self.neck = Neck(encoder.neck)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -119,6 +119,30 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+class PreNorm(nn.Module):
+    """A block of a transformer: attention and an MLP, each on normalised input and added to it."""
+
+    def __init__(self, norm1: nn.Module, attention: nn.Module, norm2: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.mlp = norm1, norm2, mlp
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape out."""
+        x = x + self.attention(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+def patches(embedding: nn.Conv2d, normalise: Normalise) -> nn.Conv2d:
+    """A copy of a patch convolution that does a part of the normalisation."""
+    height, width = embedding.kernel_size
+    patch = nn.Conv2d(3, embedding.out_channels, (height, width))
+    patch.stride, patch.padding = embedding.stride, embedding.padding
+    patch.weight, patch.bias = frozen(embedding.weight), embedding.bias
+    return normalise.fold(patch)
+
+
 class Neck(nn.Module):
     """SAM's neck on channels-last input: the 1x1 convolution is a matrix product, LayerNorm2d a LayerNorm.
 

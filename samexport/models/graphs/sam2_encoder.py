@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from samexport.models.architectures import hiera
 from samexport.models.architectures.sam2 import Sam2
-from samexport.models.graphs.layers import Normalise, frozen, merge, partition
+from samexport.models.graphs.layers import Normalise, frozen, merge, partition, patches
 from samexport.models.spec import Preprocess
 
 # of a chunk's scores; more do not fit into the caches between the two products
@@ -179,10 +179,7 @@ class Sam2ImageEncoder(nn.Module):
         trunk, neck, decoder = model.image_encoder.trunk, model.image_encoder.neck, model.sam_mask_decoder
         size = model.size.image_size
         self.normalise = Normalise(Preprocess(size))
-        source = trunk.patch_embed.proj
-        self.patch = nn.Conv2d(3, source.out_channels, 7, 4, 3)
-        self.patch.weight, self.patch.bias = frozen(source.weight), source.bias
-        self.normalise.fold(self.patch)
+        self.patch = patches(trunk.patch_embed.proj, self.normalise)
         self.given, self.ends = Layout(size // 4, 0), trunk.stage_ends
         blocks, layout = [], self.given
         for block in trunk.blocks:

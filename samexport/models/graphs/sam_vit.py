@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samexport.models.architectures import sam_vit
-from samexport.models.graphs.layers import Neck, Normalise, frozen, merge, partition
+from samexport.models.graphs.layers import Neck, Normalise, PreNorm, frozen, merge, partition, patches
 from samexport.models.spec import Preprocess
 
 
@@ -67,19 +67,11 @@ class GridAttention(nn.Module):
         return merge(mixed, size, height, columns) @ self.proj + self.proj_bias
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+class Block(PreNorm):
+    """Attention and MLP on [1, H, W, C]."""
 
     def __init__(self, block: sam_vit.Block) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
-        self.attention = GridAttention(block.attn)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, H, W, C], same shape out."""
-        x = x + self.attention(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        super().__init__(block.norm1, GridAttention(block.attn), block.norm2, block.mlp)
 
 
 class SamViTEncoder(nn.Module):
@@ -88,10 +80,7 @@ class SamViTEncoder(nn.Module):
     def __init__(self, encoder: sam_vit.SamViT, frame: Preprocess) -> None:
         super().__init__()
         self.normalise = Normalise(frame)
-        source = encoder.patch_embed.proj
-        self.patch = nn.Conv2d(3, source.out_channels, 16, 16)
-        self.patch.weight, self.patch.bias = frozen(source.weight), source.bias
-        self.normalise.fold(self.patch)
+        self.patch = patches(encoder.patch_embed.proj, self.normalise)
         self.pos_embed = frozen(encoder.pos_embed)
         self.blocks = nn.ModuleList(Block(b) for b in encoder.blocks)
         self.neck = Neck(encoder.neck)
