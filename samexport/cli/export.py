@@ -177,8 +177,7 @@ def export(
     names = tuple(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
     if not names or not set(names) <= set(FORMATS):
         raise ConfigError(f"--format is one or more of {','.join(FORMATS)}, not {formats!r}")
-    usual = {"coreml": "fp16"}
-    recipes = {name: shared.recipe_or(precision, usual.get(name, "fp32"), name) for name in names}
+    recipes = {name: shared.recipe_or(precision, FORMATS[name].options().recipe, name) for name in names}
     _export(shared, *(FORMATS[name].options(recipe=recipe) for name, recipe in recipes.items()), within=True)
 
 

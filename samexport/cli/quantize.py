@@ -107,19 +107,20 @@ def sensitivity(
     opened, request = _request(bundle, recipe, calibration, pictures, graph, None, threads)
     with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
         costs = layer_costs(opened, request, Path(folder) / "bundle", steps.update)
-    if as_json:
-        print(to_json({name: [_cost(c) for c in found] for name, found in costs.items()}), end="")
-    else:
-        for name, found in costs.items():
-            print_table(
-                (f"{name}: layer quantized alone", "multiplications", "SNR dB", "mask IoU"),
-                [
-                    (c.layer.label, f"{c.layer.macs / 1e6:.1f} M", f"{c.snr_db:.1f}", f"{c.mask_iou or 0:.4f}")
-                    for c in found
-                ],
-            )
     if out is not None:
         plot(costs, out, force=force)
+    if as_json:
+        print(to_json({name: [_cost(c) for c in found] for name, found in costs.items()}), end="")
+        return
+    for name, found in costs.items():
+        print_table(
+            (f"{name}: layer quantized alone", "multiplications", "SNR dB", "mask IoU"),
+            [
+                (c.layer.label, f"{c.layer.macs / 1e6:.1f} M", f"{c.snr_db:.1f}", f"{c.mask_iou or 0:.4f}")
+                for c in found
+            ],
+        )
+    if out is not None:
         print_written([out])
 
 
