@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from samexport.benchmarks.contenders.baselines import can_rebuild_detector
+from samexport.benchmarks.contenders.baselines import TORCHSCRIPT, can_rebuild_detector
 from samexport.benchmarks.contenders.known import KNOWN, Contender, find, why_not
 from samexport.benchmarks.measuring.measure import Effort
 from samexport.benchmarks.measuring.tasks import TASKS
@@ -300,7 +300,8 @@ def pairs_of(jobs: Sequence[Job], rivals: Sequence[str], plan: Plan) -> list[tup
 
     Args:
         jobs: of the form "export"; graphs only.
-        rivals: "plain" (the baseline, all prompts in a call), "single" (the baseline, one prompt a call), the name
+        rivals: "plain" (the baseline, all prompts in a call), "single" (the baseline, one prompt a call), "torchscript"
+            (the baseline of graphs of fixed size by torch's older exporter, as official exports are made), the name
             of a runtime (the same file on it), or the folder of another bundle (the same graph there).
         plan: for the baselines and the labels.
 
@@ -312,14 +313,15 @@ def pairs_of(jobs: Sequence[Job], rivals: Sequence[str], plan: Plan) -> list[tup
     for rival in rivals:
         found = [(job, other) for job in graph_jobs if (other := _rival(job, rival, plan))]
         if not found:
-            raise ConfigError(f"there is nothing to compare with {rival!r}; give plain, single, a runtime or a bundle")
+            known = "plain, single, torchscript, a runtime or a bundle"
+            raise ConfigError(f"there is nothing to compare with {rival!r}; give {known}")
         pairs += found
     return list(dict.fromkeys(pairs))
 
 
 def is_baseline(rival: str) -> bool:
     """Whether a rival is a form of the baseline, which has to be exported first."""
-    return rival in ("plain", "single")
+    return rival in ("plain", "single", TORCHSCRIPT)
 
 
 def is_bundle(rival: str) -> bool:
@@ -336,7 +338,7 @@ def _rival(job: Job, rival: str, plan: Plan) -> Job | None:
         return replace(job, runtime=rival, file="", precision="fp32", options="", checkpoints=plan.checkpoints)
     if not is_baseline(rival):
         return _in_bundle(job, open_bundle(Path(rival)), plan)
-    if rival == "single" and job.prompts == 0:
+    if (rival == "single" and job.prompts == 0) or (rival == TORCHSCRIPT and not job.file):
         return None
     # the halves of SAM's decoder together are the plain decoder; after the first prompt only the step remains
     graph = find_family(find_model(job.source.model).family).equal.get(job.graph, job.graph)
@@ -344,8 +346,10 @@ def _rival(job: Job, rival: str, plan: Plan) -> Job | None:
         b for b in plan.baselines if (b.manifest.model, made_from(b.manifest)) == (job.source.model, job.source.weights)
     ]
     batch = 1 if rival == "single" and job.prompts > 1 else 0
-    plain = replace(job, graph=graph, form="plain", precision="fp32", options="", batch=batch)
-    return _in_bundle(plain, same[0], plan) if same else None
+    options = f"converter={TORCHSCRIPT}" if rival == TORCHSCRIPT else ""
+    plain = replace(job, graph=graph, form="plain", precision="fp32", options=options, batch=batch)
+    found = _in_bundle(plain, same[0], plan) if same else None
+    return found if found is None or found.options == options else None
 
 
 def _in_bundle(job: Job, bundle: Bundle, plan: Plan) -> Job | None:

@@ -61,7 +61,7 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="RIVAL",
-            help="Call in turns with: plain, single, a runtime or a bundle; repeats.",
+            help="Call in turns with: plain, single, torchscript, a runtime or a bundle; repeats.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -200,11 +200,13 @@ def _size(text: str) -> tuple[int, int]:
 def _plain_export(bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...]) -> Bundle:
     """The straightforward export of a bundle's model: what the baselines of a benchmark run."""
     from samexport.benchmarks.contenders.baselines import write_baselines
+    from samexport.exporter.to_onnx import torchscript
     from samexport.exporter.to_onnx.convert import OnnxOptions, convert
 
     return write_baselines(
-        bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes, checkpoints
-    )
+        bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes, checkpoints,
+        trace=torchscript.convert,
+    )  # fmt: skip
 
 
 def _print_results(results: Results) -> None:

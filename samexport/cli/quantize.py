@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from samexport.runtimes.accuracy.annotations import AnnotatedImage
     from samexport.runtimes.bundle import Artifact, Bundle
 
+_SHOWN = 12
+"""Tensors of a graph in the table of half precision's range."""
+
 RecipeName = Annotated[
     str,
     typer.Option(metavar="NAME", help="`samexport list --recipes`, or a .json file of yours.", rich_help_panel=GRAPHS),
@@ -95,7 +98,8 @@ def sensitivity(
 ) -> None:
     """Quantize one layer at a time, and show what that costs: SNR of the graph's outputs, IoU of the masks.
 
-    The costliest layers come first; `quantize --recipe mixed` leaves them as they are.
+    The costliest layers come first; `quantize --recipe mixed` leaves them as they are. With --recipe fp16: how far
+    each tensor is from the end of half precision.
     """
     import tempfile
 
@@ -105,6 +109,11 @@ def sensitivity(
     if out is not None:
         check_output(out, force=force, endings=PLOTS)
     opened, request = _request(bundle, recipe, calibration, pictures, graph, None, threads)
+    if request.recipe.compute == "float16" and not request.recipe.parent:
+        if out is not None:
+            raise ConfigError("--recipe fp16 draws no plot; take --json for every tensor")
+        _show_headroom(opened, request, as_json)
+        return
     with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
         costs = layer_costs(opened, request, Path(folder) / "bundle", steps.update)
     if out is not None:
@@ -122,6 +131,23 @@ def sensitivity(
         )
     if out is not None:
         print_written([out])
+
+
+def _show_headroom(bundle: Bundle, request: Request, as_json: bool) -> None:
+    from samexport.exporter.quantize.headroom import headroom, times
+    from samexport.files import to_json
+    from samexport.runtimes.adapters.onnx_ranges import HALF_MAX
+
+    with Steps(1 + len(bundle.graph_names)) as steps:
+        found = headroom(bundle, request, steps.update)
+    if as_json:
+        print(to_json({name: [asdict(peak) for peak in peaks] for name, peaks in found.items()}), end="")
+        return
+    for name, peaks in found.items():
+        print_table(
+            (f"{name}: {_SHOWN} of {len(peaks)} values", "largest", f"of {HALF_MAX:.0f}", "may grow"),
+            [(p.source, f"{p.largest:.4g}", f"{p.largest / HALF_MAX:.4f}", f"{times(p):.3g} x") for p in peaks[:_SHOWN]],
+        )
 
 
 def compare_recipes(

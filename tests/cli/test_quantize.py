@@ -4,6 +4,7 @@ import json
 import shutil
 from typing import NamedTuple
 
+import onnx
 import pytest
 
 from samexport.exporter.recipes import RECIPES
@@ -95,15 +96,34 @@ def test_sensitivity_orders_layers_by_what_they_cost(cli, tiny_bundle, pictures,
     content = {"name": "convolutions", "weights": "int8", "compute": "float32", "formats": ["onnx"], "parent": "fp32"}
     recipe.write_text(json.dumps(content | {"operations": {"onnx": ["Conv"]}}))
     plot = tmp_path / "layers.png"
-    arguments = ("sensitivity", tiny_bundle.folder, "--recipe", recipe, "--calibration", pictures, "--threads", 1)
-    result = cli(*arguments, "--json", "--out", plot)
+    # its convolutions are three, of earlier masks
+    arguments = ("sensitivity", tiny_bundle.folder, "--graph", "decoder_with_mask", "--recipe", recipe)
+    result = cli(*arguments, "--calibration", pictures, "--threads", 1, "--json", "--out", plot)
     assert result.code == 0
-    layers = json.loads(result.out)["encoder"]
+    layers = json.loads(result.out)["decoder_with_mask"]
     snr = [layer["snr_db"] for layer in layers]
     assert snr == sorted(snr)
-    assert len(layers) == 19
+    assert len(layers) == 3
     assert all(0 < layer["mask_iou"] <= 1 for layer in layers)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_sensitivity_of_half_precision_is_how_far_its_end_is(cli, tiny_bundle, half_bundle, pictures, tmp_path):
+    arguments = ("--recipe", "fp16", "--calibration", pictures, "--threads", 1)
+    result = cli("sensitivity", tiny_bundle.folder, *arguments, "--json")
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert set(found) == set(tiny_bundle.graph_names)
+    largest = [peak["largest"] for peak in found["encoder"]]
+    assert largest == sorted(largest, reverse=True)
+    sums = [peak for peak in found["encoder"] if peak["source"].startswith("squares in LayerNormalization")]
+    norms = [n for n in onnx.load(tiny_bundle.folder / "encoder.onnx").graph.node if n.op_type == "LayerNormalization"]
+    assert len(sums) == len(norms) > 5
+    shown = cli("sensitivity", half_bundle.folder, *arguments, "--graph", "encoder").out
+    assert "may grow" in shown
+    assert sums[0]["source"] in shown
+    refused = cli("sensitivity", tiny_bundle.folder, *arguments, "--out", tmp_path / "plot.png")
+    assert (refused.code, "draws no plot" in refused.err) == (2, True)
 
 
 def test_recipes_are_compared_on_one_page(cli, tiny_bundle, pictures, tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from samexport.errors import ConfigError
+from samexport.errors import ConfigError, ExportFailed
 from samexport.files import sha256
 from samexport.models.catalog import find_family, find_model
 from samexport.models.families.detector import SAMPLER, find_sampler
@@ -22,6 +23,9 @@ from samexport.runtimes.torch_bundle import TorchBundle, plain_bundle
 if TYPE_CHECKING:
     from torch import nn
 
+
+TORCHSCRIPT = "torchscript"
+"""The converter of the second file of a baseline's graph: torch's older exporter, which official exports use."""
 
 Convert = Callable[[GraphSpec, "nn.Module", Path], int]
 """Writes a module as an ONNX file and returns the number of nodes: ``exporter.to_onnx.convert``."""
@@ -92,7 +96,9 @@ def torch_bundle(bundle: Bundle, checkpoints: Sequence[Path] = (), *, detector: 
     return replace(plain, manifest=manifest, modules={**plain.modules, SAMPLER: module})
 
 
-def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints: Sequence[Path] = ()) -> Bundle:
+def write_baselines(
+    bundle: Bundle, folder: Path, convert: Convert, checkpoints: Sequence[Path] = (), *, trace: Convert | None = None
+) -> Bundle:
     """Write the untouched architectures as ONNX files: the straightforward export of the same weights.
 
     Args:
@@ -100,6 +106,7 @@ def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints:
         folder: an existing, empty folder; it becomes a bundle with the form "plain".
         convert: the exporter.
         checkpoints: where the bundle's weights are, unless they are random.
+        trace: another exporter; what it writes stands beside, and what it refuses is left out.
 
     Raises:
         ConfigError, CheckpointError: see :func:`rebuild`.
@@ -115,6 +122,15 @@ def write_baselines(bundle: Bundle, folder: Path, convert: Convert, checkpoints:
         size = sum(p.stat().st_size for p in folder.glob(f"{path.name}*"))
         artifacts.append(Artifact(name, path.name, "onnx", "fp32", sha256(path), size, nodes=nodes))
         graphs.append(graph)
+        traced = folder / f"{name}.torchscript.onnx"
+        with suppress(ExportFailed):
+            if trace is not None:
+                nodes = trace(graph, module, traced)
+                made = {"converter": TORCHSCRIPT}
+                size = traced.stat().st_size
+                artifacts.append(
+                    Artifact(name, traced.name, "onnx", "fp32", sha256(traced), size, nodes=nodes, options=made)
+                )
     shutil.copytree(bundle.folder / "golden", folder / "golden")
     manifest = replace(bundle.manifest, graphs=tuple(graphs), artifacts=tuple(artifacts), files={}, parity=())
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

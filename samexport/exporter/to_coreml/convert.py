@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -80,6 +80,9 @@ class CoreMLOptions:
 KEPT = "dev.samexport.kept_in_fp32"
 """Metadata of an fp16 package: the operations that would overflow on the examples and compute in fp32 instead."""
 
+# a sum of more terms, formed in half precision, may lose its last terms: 2048 + 1 is 2048
+_MANY_TERMS = 1000
+
 
 def convert(
     graph: GraphSpec,
@@ -94,8 +97,8 @@ def convert(
     Fixed entry points share one multifunction package from iOS 18 on. Older systems know no functions: then
     ``<stem>.mlpackages`` is written instead, a folder with a package for each that has its own weights.
 
-    What overflows half precision on ``examples``, inputs of the graph, stays in fp32 and is named in the metadata
-    :data:`KEPT`.
+    What overflows half precision on ``examples``, inputs of the graph, or comes near inside a LayerNorm, stays in fp32
+    and is named in the metadata :data:`KEPT`.
 
     Returns:
         what was written: ``out`` or that folder.
@@ -121,14 +124,15 @@ def convert(
     ):
         folder = Path(private)
         sources = [_convert_one(coremltools, graph, module, folder, options, b) for b in buckets or (None,)]
-        wide = _overflows(graph, sources, examples) if RECIPES[options.recipe].compute == "float16" else frozenset()
-        if wide:
+        half = RECIPES[options.recipe].compute == "float16"
+        wide = _overflows(graph, sources, examples) if half else _Wide()
+        if wide.names:
             again = folder / "again"
             again.mkdir()
             sources = [_convert_one(coremltools, graph, module, again, options, b, wide) for b in buckets or (None,)]
-            if left := _overflows(graph, sources, examples):
+            if left := _overflows(graph, sources, examples).names:
                 raise ExportFailed(f"{graph.name} cannot be written in fp16: {', '.join(sorted(left)[:5])} overflow")
-            texts = replace(texts, manifest={**texts.manifest, KEPT: ", ".join(sorted(wide))})
+            texts = replace(texts, manifest={**texts.manifest, KEPT: ", ".join(sorted(wide.names))})
         if buckets and joined:
             sources = [_join(coremltools, sources, buckets, folder / "joined.mlpackage")]
         finished = folder / "finished" / target.name
@@ -160,13 +164,13 @@ def _convert_one(
     folder: Path,
     options: CoreMLOptions,
     bucket: Bucket | None,
-    wide: Collection[str] = (),
+    wide: _Wide | None = None,
 ) -> Path:
-    """A package of coremltools' own in ``folder``; ``bucket`` None means flexible axes; ``wide`` see :class:`_Half`."""
+    """A package of coremltools' own in ``folder``; ``bucket`` None means flexible axes; ``wide`` stays in fp32."""
     name = bucket.name if bucket else "main"
     precision = coremltools.precision.FLOAT32
     if RECIPES[options.recipe].compute == "float16":
-        precision = coremltools.transform.FP16ComputePrecision(op_selector=_Half(wide))
+        precision = coremltools.transform.FP16ComputePrecision(op_selector=_Half(wide or _Wide()))
     path = folder / f"{name}.mlpackage"
     try:
         coremltools.convert(
@@ -241,31 +245,68 @@ def _input_type(
     return coremltools.TensorType(name=tensor.name, shape=tuple(shape), dtype=_type(tensor))
 
 
-class _Half:
-    """Which operations compute in fp16: all but the path from the pixels to their sine and cosine.
+@dataclass(frozen=True)
+class _Wide:
+    """Operations that half precision is too small for, by the names that they have before they become fp16.
 
-    An angle of the position encoding reaches 50, where the steps of fp16 are 1/32; these few operations
-    on N x K points cost nothing in fp32. Nor do those named in ``wide`` and those that read what such a one makes.
+    Attributes:
+        results: what they make overflows, so what reads it is fp32 too.
+        inside: what they add up inside comes near; their results are small.
     """
 
-    def __init__(self, wide: Collection[str] = ()) -> None:
+    results: frozenset[str] = frozenset()
+    inside: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.results | self.inside
+
+
+class _Half:
+    """Which operations compute in fp16: all but the path from the pixels to their sine and cosine, long sums, ``wide``.
+
+    An angle of the position encoding reaches 50, where the steps of fp16 are 1/32; these few operations
+    on N x K points cost nothing in fp32. Nor does the attention of a few tokens to thousands of pixels, whose sums
+    in half precision alone left 34 dB of the decoder.
+    """
+
+    def __init__(self, wide: _Wide) -> None:
         self._exact: set[int] | None = None
-        self._wide = set(wide)
+        self._wide = wide
 
     def __call__(self, operation: Any) -> bool:
         if self._exact is None:
             # asked before the first operation is changed, so the graph is still whole
             self._exact = {id(o) for o in _upstream(operation.enclosing_block, ("sin", "cos"))}
         before = [value.op for value in operation.get_flattened_inputs() if value.op is not None]
-        named = {each.name for each in (operation, *before)}
-        return id(operation) not in self._exact and not named & self._wide
+        touched = {each.name for each in (operation, *before)} & self._wide.results
+        known = touched or operation.name in self._wide.inside
+        return id(operation) not in self._exact and not known and not _adds_many(operation)
 
 
-def _overflows(graph: GraphSpec, sources: Sequence[Path], examples: Sequence[Tensors]) -> frozenset[str]:
-    """Names, before they became fp16, of the operations whose results half precision cannot hold on the examples."""
-    from samexport.runtimes.adapters.mil import FP16_MAX, MilRuntime
+def _adds_many(operation: Any) -> bool:
+    """Attention of few tokens to many: its softmax, and its product with the values.
 
-    found: set[str] = set()
+    Where there are many on both sides, as in an image encoder, fp32 would double the largest tensor of all.
+    """
+    if operation.op_type not in ("softmax", "matmul"):
+        return False
+    shape, turned = operation.x.shape, operation.op_type == "matmul" and bool(operation.transpose_x.val)
+    rows, terms = (shape[-1], shape[-2]) if turned else (shape[-2], shape[-1])
+    return _above(terms) and not _above(rows)
+
+
+def _above(size: Any) -> bool:
+    """Flexible sizes are of prompts, which are few."""
+    return isinstance(size, int | np.integer) and size > _MANY_TERMS
+
+
+def _overflows(graph: GraphSpec, sources: Sequence[Path], examples: Sequence[Tensors]) -> _Wide:
+    """What half precision cannot hold on the examples."""
+    from samexport.runtimes.adapters.mil import FP16_MAX, NEAR, SQUARES, MilRuntime
+
+    results: set[str] = set()
+    inside: set[str] = set()
     for source in sources if examples else ():
         with MilRuntime(source, graph, precision="fp32") as runtime:
             for inputs in examples:
@@ -273,10 +314,11 @@ def _overflows(graph: GraphSpec, sources: Sequence[Path], examples: Sequence[Ten
                 size = bucket_of("", graph, sizes)
                 if runtime.buckets and not any(bucket.holds(size.points, size.slots) for bucket in runtime.buckets):
                     continue
-                for seen in runtime.ranges(inputs).near_limit:
-                    if not (seen.finite and max(-seen.low, seen.high) <= FP16_MAX):
-                        found.add(seen.name.removesuffix(_HALF_NAME))
-    return frozenset(found)
+                for seen in runtime.ranges(inputs).every:
+                    largest = max(-seen.low, seen.high) if seen.finite else np.inf
+                    if largest > (NEAR if seen.kind == SQUARES else FP16_MAX):
+                        (inside if seen.kind == SQUARES else results).add(seen.name.removesuffix(_HALF_NAME))
+    return _Wide(frozenset(results), frozenset(inside))
 
 
 def _upstream(block: Any, kinds: tuple[str, ...]) -> list[Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -40,6 +40,8 @@ Precision = Literal["fp32", "fp16", "fp16_accumulate"]
 FP16_MAX = 65504.0
 NEAR = FP16_MAX / 4
 """A result above this is reported: two more bits and it overflows."""
+SQUARES = "squares in layer_norm"
+"""The kind of what a LayerNorm sums inside, which no tensor of the program holds."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,18 @@ class OperationRange:
 
 @dataclass(frozen=True)
 class RangeReport:
-    """The first operation with a NaN or infinity, and the declared-float16 results that come near 65504."""
+    """The first operation with a NaN or infinity, and the declared-float16 results that come near 65504.
+
+    ``every`` has all float16 results, and the sums of squares (:data:`SQUARES`) of float16 LayerNorms.
+    """
 
     first_not_finite: OperationRange | None
     near_limit: tuple[OperationRange, ...]
+    every: tuple[OperationRange, ...] = ()
 
 
-Observer = Callable[[Operation, Value, "Tensor"], None]
+Observer = Callable[[Operation, Mapping[str, Any], Value, "Tensor"], None]
+"""What an operation was given and one of its results."""
 
 
 class MilRuntime(Runtime):
@@ -124,13 +131,16 @@ class MilRuntime(Runtime):
         """Run, and say where numbers leave or come near the end of float16; inputs as for :meth:`run`."""
         seen: list[OperationRange] = []
 
-        def observe(operation: Operation, value: Value, tensor: Tensor) -> None:
+        def observe(operation: Operation, given: Mapping[str, Any], value: Value, tensor: Tensor) -> None:
             if tensor.is_floating_point() and tensor.numel():
                 seen.append(_range(operation.kind, value, tensor))
+                if operation.kind == "layer_norm":
+                    seen.append(_range(SQUARES, value, _squares(given)))
 
         self._execute({name: np.ascontiguousarray(inputs[name]) for name in self.graph.input_names}, observe)
-        near = [r for r in seen if r.dtype == "float16" and (max(-r.low, r.high) > NEAR or not r.finite)]
-        return RangeReport(next((r for r in seen if not r.finite), None), tuple(near))
+        half = [r for r in seen if r.dtype == "float16"]
+        near = [r for r in half if r.kind != SQUARES and (max(-r.low, r.high) > NEAR or not r.finite)]
+        return RangeReport(next((r for r in seen if not r.finite), None), tuple(near), tuple(half))
 
     def operations(self) -> dict[str, int]:
         """How often each operation occurs, over all entry points, constants left out."""
@@ -154,6 +164,13 @@ def _range(kind: str, value: Value, tensor: Tensor) -> OperationRange:
     known = tensor if bool(finite.all()) else tensor[finite]
     low, high = (float(known.min()), float(known.max())) if known.numel() else (0.0, 0.0)
     return OperationRange(value.name, kind, value.dtype, low, high, known is tensor)
+
+
+def _squares(given: Mapping[str, Any]) -> Tensor:
+    """What a LayerNorm divides by the count to get the variance."""
+    x, axes = given["x"], [int(axis) for axis in given["axes"].flatten()]
+    squares: Tensor = (x - x.mean(axes, keepdim=True)).square().sum(axes)
+    return squares
 
 
 @contextlib.contextmanager
@@ -209,26 +226,29 @@ class _Executable:
     def run(self, inputs: Tensors, observer: Observer | None) -> Tensors:
         values = {v.name: _declared(_as_tensor(inputs[v.name]), v, self._round) for v in self._function.inputs}
         for operation, dead in zip(self._function.operations, self._dead, strict=True):
-            results = self._compute(operation, values)
+            given = self._given(operation, values)
+            results = self._compute(operation, given)
             for value, tensor in zip(operation.outputs, results, strict=True):
                 rounded = self._round and operation.kind not in MOVES
                 values[value.name] = _declared(tensor, value, rounded)
                 if observer is not None:
-                    observer(operation, value, values[value.name])
-            del results
+                    observer(operation, given, value, values[value.name])
+            del results, given
             for name in dead:
                 del values[name]
         return {name: values[name].contiguous().numpy() for name in self._function.outputs}
 
-    def _compute(self, operation: Operation, values: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def _given(self, operation: Operation, values: Mapping[str, Tensor]) -> dict[str, Any]:
         found = {
             parameter: tuple(self._constants[n] if n in self._constants else values[n] for n in names)
             for parameter, names in operation.inputs.items()
         }
-        arguments = {name: value[0] if len(value) == 1 else value for name, value in found.items()}
+        return {name: value[0] if len(value) == 1 else value for name, value in found.items()}
+
+    def _compute(self, operation: Operation, given: Mapping[str, Any]) -> tuple[Tensor, ...]:
         halves = operation.outputs[0].dtype == "float16"
         try:
-            result = OPERATIONS[operation.kind](self._half if halves else self._full, arguments)
+            result = OPERATIONS[operation.kind](self._half if halves else self._full, given)
         except Exception as error:
             # torch raises many types; all mean that the program and the interpreter disagree
             where = f"{operation.kind} {operation.outputs[0].name}"

@@ -8,7 +8,7 @@ the graph in float32 computes the same, every half tensor's extremes are read, a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,36 @@ def wide_tensors(model: ModelProto, examples: Iterable[Tensors]) -> list[str]:
     found = {weight.name: _largest(numpy_helper.to_array(weight)) for weight in weights}
     found |= peaks(model, [name for node in model.graph.node for name in node.output if name in values], examples)
     return [name for name, largest in found.items() if overflows(largest)]
+
+
+def file_peaks(path: Path, examples: Iterable[Tensors], *, threads: int | None = None) -> list[Peak]:
+    """What inputs reach in every tensor of an ONNX file that is float or half, and what LayerNorms add up inside.
+
+    The latter are the sums of squares around the mean, which no tensor holds: a kernel that adds in half precision
+    fails where they do not fit, whatever the tensors hold.
+
+    Raises:
+        BundleError: the file cannot be run.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+    model = _in_float(onnx.load(path))
+    known = shape_inference.infer_shapes(model, strict_mode=True).graph
+    floats = {v.name for v in (*known.value_info, *known.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    sources = {o: f"{node.op_type} {node.name}" for node in model.graph.node for o in node.output if o in floats}
+    widths = {w.name: numpy_helper.to_array(w).size for w in model.graph.initializer}
+    sums: dict[str, tuple[Peak, int]] = {}
+    for node in [n for n in model.graph.node if n.op_type == "LayerNormalization"]:
+        inverse, deviation = (f"{node.output[0]}.{part}" for part in ("inverse", "deviation"))
+        node.output.extend(["", "", inverse][len(node.output) :])
+        model.graph.node.append(helper.make_node("Reciprocal", [inverse], [deviation], deviation))
+        # half precision weights are widened under their own name
+        width = widths.get(node.input[1]) or widths[f"{node.input[1]}.half"]
+        sums[deviation] = Peak(f"squares in {node.op_type} {node.name}", deviation, 0), width
+    found = peaks(model, [*sources, *sums], examples, threads=threads)
+    inside = [replace(peak, largest=width * found[name] ** 2) for name, (peak, width) in sums.items()]
+    return [*(Peak(source, name, found[name]) for name, source in sources.items()), *inside]
 
 
 def overflows(value: float) -> bool:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import onnx
 import pytest
 import torch
 
@@ -59,3 +60,14 @@ def test_the_baseline_is_a_bundle_whose_files_compute_the_same(plain_bundle):
     rows = [r for r in verify_bundle(plain_bundle).rows if r.check.kind not in ("files", "resize")]
     assert {r.verdict.value for r in rows} == {"PASS"}
     assert len(rows) > 10
+
+
+def test_the_older_exporter_stands_beside_where_sizes_are_fixed(plain_bundle):
+    found = {a.path: a for a in plain_bundle.manifest.artifacts}
+    traced = found.pop("encoder.torchscript.onnx")
+    assert set(found) == {f"{name}.plain.onnx" for name in plain_bundle.graph_names}
+    assert traced.options == {"converter": "torchscript"}
+    model = onnx.load(plain_bundle.folder / traced.path)
+    assert (model.producer_name, [o.version for o in model.opset_import]) == ("pytorch", [17])
+    checked = [r for r in verify_bundle(plain_bundle).rows if traced.path in r.check.artifacts]
+    assert {r.verdict.value for r in checked} == {"PASS"}

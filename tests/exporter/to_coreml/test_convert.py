@@ -529,3 +529,38 @@ def test_what_fits_half_precision_is_converted_once(tmp_path):
     assert KEPT not in package.metadata
     types = {v.dtype for o in package.functions["main"].operations if o.kind == "linear" for v in o.outputs}
     assert types == {"float16"}
+
+
+class Attending(torch.nn.Module):
+    """Three tokens attend to 2000, then a LayerNorm of large numbers."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.keys = torch.nn.Parameter(torch.randn(2000, 8, generator=generator) * 0.2)
+        self.values = torch.nn.Parameter(torch.randn(2000, 8, generator=generator) + torch.linspace(-1, 1, 8))
+        self.norm = torch.nn.LayerNorm(8)
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        return self.norm((x @ self.keys.T).softmax(-1) @ (self.values + x[:1]) * 200)
+
+
+def test_long_sums_and_the_squares_of_large_numbers_stay_in_single_precision(tmp_path, monkeypatch):
+    module, x = Attending(), torch.linspace(-1, 1, 24).reshape(3, 8)
+    texts, inputs = PackageTexts("", "", ""), {"x": x.numpy()}
+
+    def worst(name):
+        path = convert(MLP, module, tmp_path / f"{name}.mlpackage", CoreMLOptions(), texts, [inputs])
+        with MilRuntime(path, MLP, precision="fp16_accumulate") as runtime:
+            package = read_package(path)
+            types = {o.kind: o.outputs[0].dtype for o in package.functions["main"].operations}
+            return signal_to_noise(module(x).numpy(), runtime.run(inputs)["y"]), types, package.metadata.get(KEPT)
+
+    snr, types, kept = worst("kept")
+    assert snr > 45
+    assert {types[kind] for kind in ("softmax", "matmul", "layer_norm")} == {"float32"}
+    assert types["linear"] == "float16"
+    assert kept == "layer_norm"
+    monkeypatch.setattr("samexport.exporter.to_coreml.convert._MANY_TERMS", 10**6)
+    assert worst("short")[0] < 45

@@ -1,10 +1,11 @@
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from samexport.errors import BundleError
-from samexport.runtimes.adapters.onnx_ranges import half_range
+from samexport.runtimes.adapters.onnx_ranges import file_peaks, half_range
 
 
 def two_products(middle, weight=1.0):
@@ -116,3 +117,25 @@ def test_what_is_no_onnx_file_is_one_line(tmp_path):
 def test_inputs_of_another_graph_are_one_line(tmp_path):
     with pytest.raises(BundleError, match=r"^products cannot be run to see its range: [^\n]+$"):
         half_range(saved(two_products(1.0), tmp_path), [{"z": np.ones((1, 2), np.float32)}])
+
+
+def test_the_sums_of_squares_of_a_layer_norm_are_told_by_hand(tmp_path):
+    width = 6
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"], "squaring"),
+        helper.make_node("LayerNormalization", ["square", "scale"], ["y"], "norm", epsilon=1e-5),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, width])],
+        [numpy_helper.from_array(np.ones(width, np.float32), "scale")],
+    )  # fmt: skip
+    path = tmp_path / "norm.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    x = np.random.default_rng(0).normal(size=(2, width)).astype(np.float32) * 14
+    found = {peak.source: peak.largest for peak in file_peaks(path, [{"x": x / 3}, {"x": x}], threads=1)}
+    squares = x.astype(np.float64) ** 2
+    sums = ((squares - squares.mean(1, keepdims=True)) ** 2).sum(1).max()
+    assert found["Mul squaring"] == pytest.approx(squares.max(), rel=1e-5)
+    assert found["squares in LayerNormalization norm"] == pytest.approx(sums, rel=1e-4)
+    assert sums > 65504 > squares.max()
