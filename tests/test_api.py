@@ -76,7 +76,7 @@ def test_models_are_data():
     assert not any(name.startswith("test.") for name in names)
 
 
-@pytest.mark.usefixtures("converted")
+@pytest.mark.usefixtures("converted", "no_probe")
 def test_bench_from_python_takes_a_bundle_or_its_folder(tiny_bundle, tmp_path):
     measured = []
     given = {"runtimes": ("onnxruntime",), "graphs": ("encoder",), "repeat": 2, "seconds": 0.1}

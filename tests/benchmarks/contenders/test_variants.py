@@ -127,7 +127,7 @@ def test_an_unknown_runtime_is_refused_with_the_known_ones():
 
 
 def test_the_probe_finds_rates_that_a_processor_can_have(monkeypatch):
-    monkeypatch.setattr("samexport.benchmarks.measuring.roofline._SIZE", 256)
+    monkeypatch.setattr("samexport.benchmarks.measuring.roofline._SIZES", (64, 256))
     monkeypatch.setattr("samexport.benchmarks.measuring.roofline._COPY_BYTES", 1 << 22)
     monkeypatch.setattr("samexport.benchmarks.measuring.roofline._SECONDS", 0.05)
     found = probe(1)
