@@ -82,6 +82,8 @@ def write(
                 model = _dynamic(parent, target, chosen)
             else:
                 model = _static(_load(parent), chosen, ranges)
+        if "tanh_gelu" in recipe.passes and chosen:
+            _by_tanh(model)
         tidy(model, graph)
         onnx.checker.check_model(model)
     except (ValueError, onnx.checker.ValidationError, KeyError) as error:
@@ -148,6 +150,15 @@ def _macs(model: ModelProto, graph: GraphSpec) -> dict[str, int]:
             inner = weight[1:] if node.op_type.startswith("Conv") else shapes.get(node.input[0], [])[-1:]
             found[node.name] = prod(made) * prod(inner)
     return found
+
+
+def _by_tanh(model: ModelProto) -> None:
+    from onnx import helper
+
+    for node in model.graph.node:
+        if node.op_type == "Gelu":
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("approximate", "tanh"))
 
 
 def _static(model: ModelProto, chosen: Collection[str], ranges: Ranges) -> ModelProto:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
 
 from samexport.errors import BundleError, ConfigError, ExportFailed
@@ -21,6 +22,7 @@ from samexport.runtimes.host.frames import to_frame
 from samexport.runtimes.host.image import read_image
 from samexport.runtimes.parity.golden import FOLDER, PICTURE
 from samexport.runtimes.parity.verify import verify_bundle
+from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.verdicts import Verdict
 
 # masks of random weights fall apart at the first rounding, so most tests judge structure alone
@@ -67,6 +69,26 @@ def test_a_recipe_puts_integers_into_the_encoder_alone(tiny_bundle, tmp_path, re
     assert report.proves
     assert verify_bundle(made, threads=1).verdict is Verdict.PASS
     assert "## Quantized" in (made.folder / "README.md").read_text()
+
+
+def test_a_recipe_names_what_it_changes_before_and_the_function_stays(tiny_bundle, tmp_path):
+    parent, graph = tiny_bundle.folder / "encoder.onnx", tiny_bundle.graph("encoder")
+    # one small layer is quantized, so what differs else is the pass
+    first = onnx_files.layers(parent, graph, LINEAR)[0].name
+    kept = {layer.name for layer in onnx_files.layers(parent, graph, LINEAR)} - {first}
+    image = {"image": np.random.default_rng(0).uniform(0, 255, (1, 3, 64, 64)).astype(np.float32)}
+    embeddings = {}
+    for passes in ((), ("tanh_gelu",)):
+        target = tmp_path / f"made{len(passes)}.onnx"
+        recipe = structs.replace(LINEAR, compute="int8", passes=passes)
+        onnx_files.write(parent, target, graph, recipe, None, kept)
+        gelus = [node for node in onnx.load(target).graph.node if node.op_type == "Gelu"]
+        assert len(gelus) > 10
+        assert {a.s for node in gelus for a in node.attribute} == ({b"tanh"} if passes else {b"none"})
+        with open_runtime(target, graph, "onnx", threads=1) as runtime:
+            embeddings[passes] = runtime.run(image)["image_embeddings"]
+    exact, near = embeddings.values()
+    assert 0 < np.abs(exact - near).max() < 2e-3 * np.ptp(exact)
 
 
 def test_the_same_pictures_give_the_same_bytes(tiny_bundle, tmp_path):
