@@ -51,6 +51,14 @@ def verify(
             "--gpu", help="Also run a TFLite bundle strictly on LiteRT's GPU accelerator.", rich_help_panel=CHECKS
         ),
     ] = False,
+    arm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also run ONNX and TFLite files on ARM's kernels, emulated; .ci/arm_root makes the folder.",
+            rich_help_panel=CHECKS,
+        ),
+    ] = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
     report: Annotated[
@@ -75,6 +83,7 @@ def verify(
         decoder_checkpoint,
         sampler_checkpoint,
         gpu,
+        arm,
         runtime,
         threads,
     )
@@ -98,12 +107,14 @@ class _Request:
     decoder: Path | None
     sampler: Path | None
     gpu: bool
+    arm: Path | None
     runtime: str | None
     threads: int | None
 
     def check(self) -> None:
         """Refuse, before anything runs, what would fail at the end."""
         from samexport.runtimes.parity.against import check_comparable
+        from samexport.runtimes.parity.arm import require_arm
         from samexport.runtimes.parity.gpu import require_gpu
         from samexport.runtimes.registry import check_runtime
 
@@ -114,6 +125,8 @@ class _Request:
             check_comparable(self.bundle, self.other)
         if self.gpu:
             require_gpu(self.bundle)
+        if self.arm is not None:
+            require_arm(self.bundle, self.arm)
 
     @property
     def steps(self) -> int:
@@ -126,11 +139,12 @@ class _Request:
         once = runtimes * (graphs + 1)
         torch = 1 + once if self.checkpoints else 0
         other = 0 if self.other is None else 1 + 2 * len({*self.bundle.graph_names} & {*self.other.graph_names})
-        return once + torch + other + (graphs if self.gpu else 0)
+        return once + torch + other + (graphs if self.gpu else 0) + (2 if self.arm else 0)
 
     def parts(self, progress: Callable[[str], None]) -> Iterator[tuple[Row, ...]]:
         """The rows of each check that was asked for."""
         from samexport.runtimes.parity.against import verify_against
+        from samexport.runtimes.parity.arm import verify_on_arm
         from samexport.runtimes.parity.gpu import verify_on_gpu
         from samexport.runtimes.parity.verify import verify_bundle
         from samexport.runtimes.verdicts import ParityReport
@@ -147,6 +161,8 @@ class _Request:
             yield verify_against(self.bundle, self.other, runtime=self.runtime, threads=self.threads, progress=progress)
         if self.gpu:
             yield verify_on_gpu(self.bundle, progress=progress)
+        if self.arm is not None:
+            yield verify_on_arm(self.bundle, self.arm, progress=progress)
 
 
 def _check_report(report: Path | None, force: bool, request: _Request) -> None:
