@@ -145,7 +145,7 @@ def _show_headroom(bundle: Bundle, request: Request, as_json: bool) -> None:
         return
     for name, peaks in found.items():
         print_table(
-            (f"{name}: {_SHOWN} of {len(peaks)} values", "largest", f"of {HALF_MAX:.0f}", "may grow"),
+            (f"{name}: {_SHOWN} of {len(peaks)} values", "largest", f"of {HALF_MAX:.0f}", "activations may grow"),
             [
                 (p.source, f"{p.largest:.4g}", f"{p.largest / HALF_MAX:.4f}", f"{times(p):.3g} x")
                 for p in peaks[:_SHOWN]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import sqrt
 
 from samexport.errors import ConfigError
 from samexport.exporter.quantize.calibration import fed
@@ -38,8 +39,9 @@ def headroom(bundle: Bundle, request: Request, progress: Progress) -> dict[str, 
 
 
 def times(peak: Peak) -> float:
-    """How many times larger it may get before half precision ends."""
-    return HALF_MAX / peak.largest if peak.largest else float("inf")
+    """How many times larger activations may get before half precision ends; a square grows with their square."""
+    ratio = HALF_MAX / peak.largest if peak.largest else float("inf")
+    return sqrt(ratio) if peak.source.startswith("squares") else ratio
 
 
 def _peaks(bundle: Bundle, name: str, request: Request, asked: Sequence[Asked]) -> list[Peak]:

@@ -1,6 +1,7 @@
 """Quantized bundles of ONNX files: what is in them, what the gate sees, what mixed leaves alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
 
 from samexport.errors import BundleError, ConfigError, ExportFailed
-from samexport.exporter.quantize.bundle import quantize_bundle
+from samexport.exporter.quantize.bundle import copy_files, quantize_bundle
 from samexport.exporter.quantize.calibration import Pictures, fed, pictures_of
-from samexport.exporter.quantize.job import GateFailed, Request
+from samexport.exporter.quantize.headroom import times
+from samexport.exporter.quantize.job import GateFailed, Job, Request, quantize_files
 from samexport.exporter.recipes import RECIPES, Recipe, read_recipe
 from samexport.exporter.to_onnx import quantize as onnx_files
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.accuracy.agreement import MODES, Limits, ask, judge
+from samexport.runtimes.adapters.onnx_ranges import Peak
 from samexport.runtimes.bundle import Bundle, ModeScores
 from samexport.runtimes.host.frames import to_frame
 from samexport.runtimes.host.image import read_image
@@ -107,6 +110,17 @@ def test_another_graph_is_quantized_if_it_is_named(tiny_bundle, tmp_path):
         tmp_path / "made",
     )
     assert [a.recipe for a in made.manifest.artifacts] == ["fp32", *2 * ["weight_only_wi8_afp32"]]
+
+
+def test_sam_2_and_the_detector_pass_the_same_gate(sam2_bundle, sampler_bundle, tmp_path):
+    for bundle, graphs in ((sam2_bundle, {"image_encoder"}), (sampler_bundle, {"encoder", "prompt_sampler"})):
+        folder = tmp_path / bundle.folder.name
+        copy_files(bundle, folder)
+        job = Job(replace(bundle, folder=folder), request(bundle, "static_wi8_ai8"))
+        artifacts, gate = quantize_files(job)
+        assert {artifact.graph for artifact in artifacts} == graphs
+        assert all(artifact.quantized.integer_macs > 0.5 for artifact in artifacts)
+        assert {"click", "box"} <= {scores.mode for scores in gate.modes}
 
 
 def test_what_feeds_a_graph_is_our_own_preprocessing(tiny_bundle):
@@ -243,6 +257,12 @@ def test_channels_have_scales_of_their_own():
     integers, scales = onnx_files.per_channel(values, 1)
     assert integers.tolist() == [[127, 127, 0], [-51, 51, 0]]
     assert scales == pytest.approx([1 / 127, 1000 / 127, 1])
+
+
+def test_a_sum_of_squares_allows_the_root_of_its_growth():
+    assert times(Peak("Add a", "a", 65504 / 4)) == 4
+    assert times(Peak("squares in LayerNormalization a", "a", 65504 / 4)) == 2
+    assert times(Peak("Add a", "a", 0)) == float("inf")
 
 
 def test_a_file_without_integers_is_no_quantized_file(tiny_bundle, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""``verify --arm``: what a run in the emulation becomes; the emulation itself runs where SAMEXPORT_ARM names its folder."""
+"""``verify --arm``: what a run in the emulation becomes; it runs itself where SAMEXPORT_ARM names its folder."""
 
 import json
 import os
