@@ -298,7 +298,7 @@ def _adds_many(operation: Any) -> bool:
 
 def _above(size: Any) -> bool:
     """Flexible sizes are of prompts, which are few."""
-    return isinstance(size, int | np.integer) and size > _MANY_TERMS
+    return isinstance(size, int | np.integer) and bool(size > _MANY_TERMS)
 
 
 def _overflows(graph: GraphSpec, sources: Sequence[Path], examples: Sequence[Tensors]) -> _Wide:

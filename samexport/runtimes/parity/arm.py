@@ -80,7 +80,7 @@ def _rows(bundle: Bundle, folder: Path, cpu: str) -> list[Row]:
         link.symlink_to(package)
     (folder / "root" / "proc").mkdir(exist_ok=True)
     (folder / "root" / "proc" / "cpuinfo").write_text(_CPUINFO, encoding="ascii")
-    command = [
+    command: list[str | Path] = [
         folder / _QEMU, "-cpu", cpu, "-L", folder / "root", folder / _PYTHON,
         "-m", "samexport", "verify", bundle.folder.absolute(), "--threads", "1", "--json",
     ]  # fmt: skip
