@@ -13,6 +13,7 @@ from samexport.cli import export as export_commands
 from samexport.cli.bench import bench
 from samexport.cli.deliver import deliver
 from samexport.cli.distill import distill
+from samexport.cli.encoders import compare_encoders
 from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
@@ -84,6 +85,7 @@ _command("eval", CHECK)(evaluate)
 _command("sensitivity", CHECK)(sensitivity)
 _command("compare-recipes", CHECK)(compare_recipes)
 _command("bench", CHECK)(bench)
+_command("compare-encoders", CHECK)(compare_encoders)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)
 _command("distill", TRAIN)(distill)
