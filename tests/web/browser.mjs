@@ -82,8 +82,10 @@ try {
   await page.goto(job.url);
   for (const step of job.before ?? []) results.push(await take(step));
   await state("waiting", "failed");
-  await page.setInputFiles("#file", job.picture);
-  await settled();
+  if (job.picture) {
+    await page.setInputFiles("#file", job.picture);
+    await settled();
+  }
   for (const step of job.steps) results.push(await take(step));
   const timings = await page.locator("#timings").innerText();
   console.log(JSON.stringify({ results, said, requests, timings, isolated: await page.evaluate("crossOriginIsolated") }));
