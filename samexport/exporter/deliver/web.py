@@ -37,8 +37,8 @@ RUNTIME_FILES = {
 """Of the package's ``dist``: what runs on the processor, and what runs on the GPU. A browser loads one of the two."""
 NOTICE = f"ONNX Runtime Web {VERSION}. Copyright (c) Microsoft Corporation. MIT License, https://opensource.org/license/mit\n"
 _NPM_SECONDS = 300
-_GRID_SIDE, _GRID_BATCH = 16, 16
-"""A quarter of SAM's clicks: a browser's processor is slow."""
+_GRID_SIDE, _GRID_BATCH = 12, 16
+"""A seventh of SAM's clicks: a processor in a browser is slow."""
 _FAMILIES = ("sam", "sam_hq")
 _LARGEST = 1 << 31
 """Bytes of a file: WebAssembly has 4 GB for it, its copy and what it computes."""
