@@ -26,7 +26,7 @@ page.on("pageerror", (error) => said.push(`error: ${error.message}`));
 context.on("request", (request) => requests.push(request.url()));
 
 const state = (...wanted) =>
-  page.waitForFunction((names) => names.includes(document.body.dataset.state), wanted, { timeout: job.patience ?? 60_000 });
+  page.waitForFunction((names) => names.includes(document.body.dataset.state), wanted, { timeout: job.patience ?? 600_000 });
 
 async function settled() {
   await state("ready", "failed");
