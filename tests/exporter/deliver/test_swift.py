@@ -17,7 +17,7 @@ from samexport.models.spec import Preprocess
 from samexport.runtimes.bundle import Artifact, Bundle, Manifest, WeightsInfo
 from samexport.runtimes.formats.mlpackage import Function, Package, Value, read_package
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
-from tests.android.test_demo import close
+from tests.android.vectors import close
 from tests.exporter.deliver.swift_vectors import FILE, make
 
 SPEC = find_model("tinyvit")
