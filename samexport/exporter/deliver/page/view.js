@@ -94,9 +94,15 @@ export class View {
       const path = new Path2D(toPath(mask));
       context.fillStyle = colour(number, 0.45);
       context.fill(path, "evenodd");
-      context.lineWidth = (2 * (window.devicePixelRatio || 1)) / this.scale;
-      context.strokeStyle = colour(number);
-      context.stroke(path);
+      // on any colour, and on its own
+      for (const [width, style] of /** @type {[number, string][]} */ ([
+        [3.5, "#fffc"],
+        [1.5, colour(number)],
+      ])) {
+        context.lineWidth = (width * (window.devicePixelRatio || 1)) / this.scale;
+        context.strokeStyle = style;
+        context.stroke(path);
+      }
     }
     context.setTransform(1, 0, 0, 1, 0, 0);
   }
