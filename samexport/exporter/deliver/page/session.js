@@ -81,7 +81,10 @@ export class Session {
       const open = {};
       try {
         for (const [name, file] of Object.entries(files)) {
-          open[name] = await ort.InferenceSession.create(new Uint8Array(file), { executionProviders: [backend] });
+          open[name] = await ort.InferenceSession.create(new Uint8Array(file), {
+            executionProviders: [backend],
+            logSeverityLevel: 3,
+          });
         }
         const session = new Session(config, ort, backend, open);
         // what a GPU does not compute shows when it is first asked, and shaders are compiled then
