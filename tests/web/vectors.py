@@ -63,8 +63,13 @@ def tracing():
     """Masks and how stable they are, from logits."""
     cases = []
     for number, (height, width) in enumerate(((27, 40), (150, 100), (5, 90), (64, 64))):
-        for low in (-9.0, 0.0, 2.5):
-            values = logits(FRAME.low_res, number) + np.float32(low)
+        for low in (-9.0, 0.0, 2.5, None):
+            if low is None:
+                # what may be inside reaches further than what is
+                values = np.full((FRAME.low_res, FRAME.low_res), -8, np.float32)
+                values[4:10, 3:9], values[6:8, 5:7] = -0.4371, 2.1371
+            else:
+                values = logits(FRAME.low_res, number) + np.float32(low)
             # a part without a mask on each side
             values[:3], values[:, -4:] = -8, -8
             found = trace(values, FrameMap((height, width), FRAME), offset=1.0)

@@ -211,6 +211,7 @@ async function answerOne(latest) {
   }
   found = masks;
   view.setMasks(found);
+  say("ready", found.length ? "Click again to correct it, or save the mask" : "Click on what you want");
   document.body.dataset.answered = String(Number(document.body.dataset.answered ?? 0) + 1);
 }
 
