@@ -1,7 +1,8 @@
 // Drives the page in Chromium as a user does: `node browser.mjs JOB.json` prints what the page saved, as JSON.
 //
-// A job: {url, chromium, modules, flags, picture, steps, width, height, dark, touch}. A step is one of
-// {click: [x, y], outside}, {drag: [x0, y0, x1, y1]}, {press: selector}, {key}, {save: "rle" | "svg" | "png"},
+// A job: {url, chromium, modules, flags, picture, steps, width, height, dark, touch, offline: once the model is there}.
+// A step is one of
+// {click: [x, y], outside}, {drag: [x0, y0, x1, y1]}, {press: selector}, {keys}, {save: "rle" | "svg" | "png"},
 // {shot: file}, {read: script}; points are in pixels of the picture.
 
 import { readFileSync } from "node:fs";
@@ -82,6 +83,7 @@ try {
   await page.goto(job.url);
   for (const step of job.before ?? []) results.push(await take(step));
   await state("waiting", "failed");
+  if (job.offline) await context.setOffline(true);
   if (job.picture) {
     await page.setInputFiles("#file", job.picture);
     await settled();

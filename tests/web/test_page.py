@@ -115,7 +115,7 @@ STEPS = [
 @pytest.fixture(scope="module")
 def answers(site, picture, tmp_path_factory):
     with served(site) as url:
-        run = drive(tmp_path_factory.mktemp("run"), url, picture, STEPS, **SIZE)
+        run = drive(tmp_path_factory.mktemp("run"), url, picture, STEPS, **SIZE, offline=True)
     check_quiet(run, url)
     assert not run["isolated"]
     assert "WebAssembly, 1 thread" in run["timings"]
