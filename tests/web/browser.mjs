@@ -19,6 +19,8 @@ const context = await browser.newContext({
   hasTouch: job.touch ?? false,
   deviceScaleFactor: job.ratio ?? 1,
 });
+// a machine may be slow; the caller has a limit of its own
+context.setDefaultTimeout(job.patience ?? 600_000);
 const page = await context.newPage();
 const said = [];
 const requests = [];
@@ -27,7 +29,7 @@ page.on("pageerror", (error) => said.push(`error: ${error.message}`));
 context.on("request", (request) => requests.push(request.url()));
 
 const state = (...wanted) =>
-  page.waitForFunction((names) => names.includes(document.body.dataset.state), wanted, { timeout: job.patience ?? 600_000 });
+  page.waitForFunction((names) => names.includes(document.body.dataset.state), wanted);
 
 async function settled() {
   await state("ready", "failed");

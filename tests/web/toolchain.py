@@ -79,6 +79,6 @@ def drive(folder, url, picture, steps, **job):
     job |= {"picture": picture and str(picture), "steps": steps}
     path = folder / "job.json"
     path.write_text(json.dumps(job))
-    run = subprocess.run(["node", HERE / "browser.mjs", path], capture_output=True, text=True, timeout=300)
+    run = subprocess.run(["node", HERE / "browser.mjs", path], capture_output=True, text=True, timeout=550)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)

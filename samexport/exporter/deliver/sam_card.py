@@ -29,11 +29,11 @@ _COREML = """## On Apple's systems
 
 This folder is a Swift package, `SamExport`: `Segmenter` loads the packages, frames a picture, fills in prompts,
 calls, and scales the masks back, `SegmentView` is a sample of SwiftUI. Add the folder to Xcode as a local package,
-and the `.mlpackage`s to the app's own target. Names, shapes and codes were read from these packages. It was not
-compiled or run on Apple's systems, only parsed; `swift test` runs what needs no Apple system against numbers of
-samexport. A folder `.mlpackages` holds one package for each number of prompts, for systems before iOS 18 and macOS
-15. An encoder that takes a picture gets whole numbers: pad with the rounded mean, which it replaces by the mean
-itself.
+and the `.mlpackage`s to the app's own target. Names, shapes and codes were read from these packages. The Swift code
+was not compiled or run on Apple's systems, only parsed; `swift test` compares what needs no Apple system with numbers
+of samexport. A folder `.mlpackages` holds one package for each number of prompts, for systems before iOS 18 and
+macOS 15. An encoder that takes a picture gets whole numbers: pad with the rounded mean, which it replaces by the
+mean itself.
 
 ## How the packages were checked
 
