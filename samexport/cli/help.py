@@ -47,6 +47,7 @@ _EXAMPLES = {
         "samexport deliver --list",
         "samexport deliver mobilesam-tinyvit-onnx-fp32 --for anylabeling",
     ),
+    "web": ("samexport web mobilesam-tinyvit-onnx-fp32-demo --out site",),
     "verify": (
         "samexport verify BUNDLE --report report.xml",
         "samexport verify BUNDLE --checkpoint mobile_sam.pt",

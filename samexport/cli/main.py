@@ -26,6 +26,7 @@ from samexport.cli.terminal import print_table
 from samexport.cli.track import OrderedCommand, track
 from samexport.cli.train import draw_scenes, train_demo
 from samexport.cli.verify import verify
+from samexport.cli.web import web
 
 app = typer.Typer(
     cls=GroupedCommands,
@@ -77,6 +78,7 @@ _command("coreml", EXPORT)(export_commands.coreml)
 _command("quantize", EXPORT)(quantize)
 _command("android", EXPORT)(export_commands.android)
 _command("deliver", EXPORT)(deliver)
+_command("web", EXPORT)(web)
 _command("segment", USE)(segment)
 _command("everything", USE)(everything)
 _command("track", USE, OrderedCommand)(track)
