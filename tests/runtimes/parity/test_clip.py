@@ -10,7 +10,7 @@ from samexport.models.catalog import find_family
 from samexport.runtimes.families import sam2_tracker
 from samexport.runtimes.families.sam2_clip import follow
 from samexport.runtimes.host.memory import Bank, Read
-from samexport.runtimes.parity.clip import FRAMES, Followed, clip_frames, compare_clip, make_clip
+from samexport.runtimes.parity.clip import Followed, clip_frames, compare_clip, make_clip
 from samexport.runtimes.parity.compare import LOOP_TIER
 from samexport.runtimes.parity.golden import load_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases
@@ -38,17 +38,17 @@ def frames(margins):
     ],
 )
 def test_the_first_clip_without_a_near_tie_is_taken_else_the_longest_beginning(margins, seed, length):
-    clip = make_clip(lambda session, clip, seed: frames(margins[seed]), None, PICTURE)
+    clip = make_clip(lambda session, clip, seed: frames(margins[seed]), None, clip_frames(PICTURE, 5))
     assert (clip.seed, len(clip.masks), clip.numbers["score"].shape) == (seed, length, (length, 1))
 
 
 def test_there_is_no_clip_where_nothing_is_clear():
-    assert make_clip(lambda *_: frames([0]), None, PICTURE) is None
+    assert make_clip(lambda *_: frames([0]), None, clip_frames(PICTURE, 5)) is None
 
 
 def test_frames_are_the_picture_moved_around_its_edge():
-    moved = clip_frames(PICTURE)
-    assert len(moved) == FRAMES
+    moved = clip_frames(PICTURE, 5)
+    assert len(moved) == 5
     np.testing.assert_array_equal(moved[2], np.roll(PICTURE, 4, axis=1))
 
 
@@ -59,9 +59,10 @@ def golden(sam2_bundle):
 
 @pytest.fixture
 def compare(sam2_bundle, golden):
-    def rows(clip=golden.clip):
+    def rows(clip=golden.clips["video"]):
+        pictures = clip_frames(golden.picture, 5)
         session = open_session(OpenGraphs(sam2_bundle, threads=1))
-        found = compare_clip(Check("end_to_end"), clip, follow, session, golden.picture, LOOP_TIER)
+        found = compare_clip(Check("end_to_end"), clip, follow, session, pictures, LOOP_TIER)
         return {row.output: row.verdict for row in found}
 
     return rows
@@ -72,7 +73,7 @@ def test_files_follow_as_the_reference_does(compare):
 
 
 def test_other_objects_are_told_apart(compare, golden):
-    assert Verdict.FAIL in compare(replace(golden.clip, seed=golden.clip.seed + 1)).values()
+    assert Verdict.FAIL in compare(replace(golden.clips["video"], seed=golden.clips["video"].seed + 1)).values()
 
 
 MISTAKES = {
@@ -112,13 +113,13 @@ def test_a_file_that_fails_on_the_way_is_a_failed_row(sam2_bundle, golden, monke
 
 def test_a_clip_is_stored_with_the_cases(golden, sam2_bundle, tmp_path):
     save_golden(golden, tmp_path)
-    again = load_golden(tmp_path, sam2_bundle.manifest.frame).clip
-    np.testing.assert_array_equal(again.masks, golden.clip.masks)
-    assert again.numbers.keys() == golden.clip.numbers.keys()
-    for name, values in golden.clip.numbers.items():
+    again, clip = load_golden(tmp_path, sam2_bundle.manifest.frame).clips["video"], golden.clips["video"]
+    np.testing.assert_array_equal(again.masks, clip.masks)
+    assert again.numbers.keys() == clip.numbers.keys()
+    for name, values in clip.numbers.items():
         np.testing.assert_array_equal(again.numbers[name], values)
 
 
 def test_a_family_without_memory_has_no_clip(tiny_bundle):
-    assert find_family("sam").loop is None
-    assert load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).clip is None
+    assert find_family("sam").loops == ()
+    assert load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).clips == {}
