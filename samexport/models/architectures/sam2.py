@@ -67,7 +67,7 @@ LARGE = Sam2Size(HieraSize(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=(8, 4, 1
 # the same code at 64 pixels: windows that need padding in the last two stages, one global block
 TEST = Sam2Size(HieraSize(16, 1, (1, 2, 3, 2), (4,), windows=(8, 4, 6, 3)), image_size=64, width=64, hidden=128)
 # every kind of block once, a first layer of memory attention and one that sees objects: quick to export
-SHALLOW = Sam2Size(HieraSize(16, 1, (1, 1, 5, 1), (4, 6), windows=(8, 4, 3, 3)), 64, 64, 64, layers=2)
+SHALLOW = Sam2Size(HieraSize(16, 1, (1, 1, 5, 1), (4, 6), windows=(8, 4, 2, 3)), 64, 64, 64, layers=2)
 # four windows in the third stage that reach beyond its map, an inner global block among those that are routed
 CUT = Sam2Size(HieraSize(16, 1, (1, 1, 6, 1), (4, 7), windows=(8, 4, 6, 3)), 128, 64, 64, layers=2)
 

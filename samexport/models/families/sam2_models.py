@@ -99,7 +99,7 @@ _TESTS = (
     _test("test.hiera64", "a 64-pixel SAM 2.1 for tests; there are no trained weights", "SHALLOW", 64),
     _test("test.hiera128", "a 128-pixel SAM 2.1 for tests", "CUT", 128),
 )
-_TEST_CUTS = {"test.hiera64": Cut(3, 64), "test.hiera128": Cut(6, 64)}
+_TEST_CUTS = {"test.hiera64": Cut(2, 64), "test.hiera128": Cut(6, 64)}
 _BYPASSED = {
     model.name: _with_bypass(model, _CUTS[letter], _bypass(letter) if letter in _BYPASS and version == "2.1" else None)
     for (letter, version), model in _DENSE.items()
