@@ -22,7 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 _HOME = {
-    "api": ("ExportResult", "bench", "export", "list_models", "load_model", "open", "verify"),
+    "api": ("ExportResult", "bench", "export", "list_models", "load_model", "open", "open_tracker", "verify"),
     "errors": (
         "AnnotationError", "BundleError", "CheckpointError", "ConfigError", "ExportFailed", "FileError", "ImageError",
         "MissingDependency", "ParityFailed", "PromptError", "SamExportError",
@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from samexport.api import list_models as list_models
     from samexport.api import load_model as load_model
     from samexport.api import open as open
+    from samexport.api import open_tracker as open_tracker
     from samexport.api import verify as verify
     from samexport.errors import AnnotationError as AnnotationError
     from samexport.errors import BundleError as BundleError

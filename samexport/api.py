@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from samexport.benchmarks.results.rows import Results
     from samexport.models.spec import ModelSpec
     from samexport.runtimes.bundle import Bundle
+    from samexport.runtimes.families.sam2_tracker import Tracker
     from samexport.runtimes.verdicts import ParityReport
 
 Format = Literal["onnx", "tflite", "coreml"]
@@ -103,6 +105,48 @@ def open(folder: AnyPath) -> Bundle:
     from samexport.runtimes.bundle import open_bundle
 
     return open_bundle(Path(folder))
+
+
+@contextmanager
+def open_tracker(
+    bundle: Bundle | AnyPath,
+    *,
+    frames: int | None = None,
+    sparse: Mapping[str, Any] | None = None,
+    resume: AnyPath | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+) -> Iterator[Tracker]:
+    """What follows objects through a video, frame by frame; its graphs are closed at the end of the ``with`` block.
+
+    Example::
+
+        with open_tracker("bundle") as tracker:
+            tracker.add(0, 1, Prompt.make([420, 300]))
+            for picture in camera:  # uint8 RGB [H, W, 3]
+                masks = tracker.step(picture).masks()  # bool [objects, H, W]
+
+    Args:
+        bundle: one with video graphs, or its folder.
+        frames: length of the clip where it is known; None for a stream.
+        sparse: what is left out, by the family's own names; None leaves out nothing.
+        resume: a file that a tracker was saved in; it goes on from there, with its own ``frames`` and ``sparse``.
+        runtime: one that reads the files; the default is the format's own.
+        threads: of the runtime.
+
+    Raises:
+        ConfigError: the family follows nothing through a video, or ``resume`` comes with what it says itself.
+        BundleError: the folder is no bundle, or was made for pictures alone.
+        FileError: ``resume`` cannot be read.
+    """
+    from samexport.runtimes.session import OpenGraphs, open_session
+
+    if resume is not None and (frames is not None or sparse is not None):
+        raise ConfigError("a saved tracker knows its frames and what it leaves out; give resume alone")
+    opened = open(bundle) if isinstance(bundle, str | PathLike) else bundle
+    with closing(OpenGraphs(opened, runtime=runtime, threads=threads)) as graphs:
+        session = open_session(graphs)
+        yield session.tracker(frames=frames, sparse=sparse) if resume is None else session.resume(Path(resume))
 
 
 def verify(

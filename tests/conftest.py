@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from samexport.benchmarks.contenders.baselines import write_baselines
+from samexport.benchmarks.measuring import runner
 from samexport.exporter.pipeline import ExportOptions, export_bundle
 from samexport.exporter.sampler_export import SamplerExport
 from samexport.exporter.to_coreml.convert import CoreMLOptions
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
+from samexport.files import new_folder
 from samexport.models.architectures.sam import Sam
 from samexport.runtimes.bundle import Bundle, open_bundle
 from tests.command_line import photo, run
@@ -108,6 +111,28 @@ def sampler_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
         return once(
             tmp_path_factory, "sampler", lambda out: export_bundle(ExportOptions("test.tinyvit64", out, **options))
         )
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The untouched architecture of ``tiny_bundle``."""
+
+    def make(folder: Path) -> None:
+        with new_folder(folder) as private:
+            write_baselines(
+                tiny_bundle,
+                private,
+                lambda graph, module, path: to_onnx.convert(graph, module, path, OnnxOptions()).nodes,
+            )
+
+    return once(tmp_path_factory, "plain", make)
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take what a machine can do as known, for tests of what is measured beside it."""
+    rates = {"fp32": 100.0, "copy_gb_per_s": 9.0}
+    monkeypatch.setattr(runner, "probe_machine", lambda jobs, threads: runner.Machine(rates))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import samexport
@@ -11,7 +12,7 @@ NAMES = {
     "AnnotationError", "Bundle", "BundleError", "CheckpointError", "ConfigError", "ExportFailed", "ExportResult",
     "FileError", "ImageError", "MissingDependency", "ParityFailed", "ParityReport", "Prompt", "PromptError",
     "SamExportError", "SegmentEverything", "Segmentation", "Segmenter", "Verdict", "bench", "export", "list_models",
-    "load_model", "open", "read_image", "verify",
+    "load_model", "open", "open_tracker", "read_image", "verify",
 }  # fmt: skip
 
 
@@ -46,13 +47,36 @@ def test_export_open_verify_from_python(tmp_path):
     assert samexport.verify(str(tmp_path / "bundle"), result.bundle).proves
 
 
+def test_a_tracker_is_opened_saved_and_resumed_from_python(sam2_bundle, tmp_path):
+    pictures = np.random.default_rng(3).integers(0, 255, (3, 96, 128, 3), np.uint8)
+    with samexport.open_tracker(str(sam2_bundle.folder), threads=1) as tracker:
+        tracker.add(0, 1, samexport.Prompt.make([60, 40]))
+        whole = [tracker.step(picture).logits() for picture in pictures]
+    with samexport.open_tracker(sam2_bundle, threads=1) as tracker:
+        tracker.add(0, 1, samexport.Prompt.make([60, 40]))
+        parts = [tracker.step(picture).logits() for picture in pictures[:2]]
+        tracker.save(str(tmp_path / "state.npz"))
+    with samexport.open_tracker(sam2_bundle, resume=str(tmp_path / "state.npz"), threads=1) as tracker:
+        parts.append(tracker.step(pictures[2]).logits())
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_a_tracker_is_refused_where_there_is_none(tiny_bundle, sam2_bundle, tmp_path):
+    for bundle, options, reason in (
+        (tiny_bundle, {}, "follows nothing"),
+        (sam2_bundle, {"resume": tmp_path / "a.npz", "frames": 3}, "resume alone"),
+    ):
+        with pytest.raises(samexport.ConfigError, match=reason), samexport.open_tracker(bundle, **options):
+            pass
+
+
 def test_models_are_data():
     names = [model.name for model in samexport.list_models()]
     assert "mobilesam.tinyvit" in names
     assert not any(name.startswith("test.") for name in names)
 
 
-@pytest.mark.usefixtures("converted")
+@pytest.mark.usefixtures("converted", "no_probe")
 def test_bench_from_python_takes_a_bundle_or_its_folder(tiny_bundle, tmp_path):
     measured = []
     given = {"runtimes": ("onnxruntime",), "graphs": ("encoder",), "repeat": 2, "seconds": 0.1}

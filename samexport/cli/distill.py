@@ -10,14 +10,14 @@ import typer
 from samexport.cli.options import OUTPUT
 from samexport.cli.pictures import find_pictures
 from samexport.cli.terminal import ProgressBar
-from samexport.cli.train import require
+from samexport.cli.train import TRAINING, Device, require, torch_device
 from samexport.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
     from samexport.models.architectures.sam import Sam
     from samexport.models.spec import ModelSpec, WeightsInfo
 
-TRAINING, TEACHER = "Training", "Teacher"
+TEACHER = "Teacher"
 
 
 def distill(
@@ -50,12 +50,7 @@ def distill(
     ] = False,
     learning_rate: Annotated[float, typer.Option(min=1e-8, max=1, help="Its peak.", rich_help_panel=TRAINING)] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of weights and order.", rich_help_panel=TRAINING)] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="cuda or cpu.", show_default="cuda where there is one", rich_help_panel=TRAINING
-        ),
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Train a small encoder to give a large one's embeddings; the decoder stays the large one's (MobileSAM's recipe).
 
@@ -71,15 +66,11 @@ def distill(
     if (out / "student.safetensors").exists():
         raise FileError(f"{out} has a student already; name another folder")
     require("torch", "safetensors")
-    import torch
-
     from samexport.models.catalog import find_model
     from samexport.training.cache import EmbeddingCache
     from samexport.training.distill import DistillSettings, check_pair, distil, encoding
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if chosen not in ("cuda", "cpu") or (chosen == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"--device {chosen} is none that PyTorch sees; give --device cpu")
+    chosen = torch_device(device)
     network, spec, weights = _teacher(teacher, teacher_encoder, tuple(checkpoint or ()))
     small = find_model(student)
     check_pair(spec, small)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 TRAINING = "Training"
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="cuda or cpu.", show_default="cuda where there is one", rich_help_panel=TRAINING),
+]
 
 
 def train_demo(
@@ -31,12 +35,7 @@ def train_demo(
     steps: Annotated[
         int | None, typer.Option(min=1, help="How many steps to train, instead of a time.", rich_help_panel=TRAINING)
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="cuda or cpu.", show_default="cuda where there is one", rich_help_panel=TRAINING
-        ),
-    ] = None,
+    device: Device = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Of weights, scenes and prompts.", rich_help_panel=TRAINING)
     ] = 0,
@@ -62,8 +61,6 @@ def train_demo(
     seconds = None if budget is None else _seconds(budget)
     _check_folder(out, resume, bool(checkpoint))
     require("torch", "skimage", "matplotlib")
-    import torch
-
     from samexport.models.catalog import find_model
     from samexport.training.demo import LOG, STATE, train
     from samexport.training.loop import settings_for
@@ -71,11 +68,7 @@ def train_demo(
     spec = find_model(encoder)
     if spec.family != "sam":
         raise ConfigError(f"only models of the family sam are trained here; {spec.name} is another kind")
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if chosen not in ("cuda", "cpu"):
-        raise ConfigError(f"--device is cuda or cpu, not {chosen!r}")
-    if chosen == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("PyTorch sees no CUDA device; give --device cpu")
+    chosen = torch_device(device)
     out.mkdir(parents=True, exist_ok=True)
     settings = settings_for(spec.frame.size, chosen, seconds, steps, seed, further=bool(checkpoint))
     state = out / STATE if resume else None
@@ -158,3 +151,15 @@ class _Bar(ProgressBar):
         if progress.seconds - self._said >= 30 and not sys.stderr.isatty():
             self._said = progress.seconds
             print(f"{progress.seconds:.0f} s: {label}", file=sys.stderr, flush=True)
+
+
+def torch_device(wanted: str | None) -> str:
+    """Where to train: ``wanted``, or a GPU where there is one; ConfigError if PyTorch cannot."""
+    import torch
+
+    chosen = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen not in ("cuda", "cpu"):
+        raise ConfigError(f"--device is cuda or cpu, not {chosen!r}")
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("PyTorch sees no CUDA device; give --device cpu")
+    return chosen

@@ -14,7 +14,6 @@ import pytest
 from samexport.benchmarks import command, plan
 from samexport.benchmarks.command import FILES, BenchRequest, run_bench
 from samexport.benchmarks.measuring import runner
-from samexport.benchmarks.measuring.runner import Machine
 from samexport.benchmarks.results.compare import compare
 from samexport.benchmarks.results.plots import PLOT_FILES
 from samexport.benchmarks.results.rows import Status, read_results
@@ -28,9 +27,7 @@ def no_baselines(bundle, folder):
     raise AssertionError("not asked for")
 
 
-@pytest.fixture(autouse=True)
-def no_probe(monkeypatch):
-    monkeypatch.setattr(runner, "probe_machine", lambda jobs, threads: Machine({"fp32": 100.0, "copy_gb_per_s": 9.0}))
+pytestmark = pytest.mark.usefixtures("no_probe")
 
 
 def request_of(bundle, out, **changes):

@@ -4,15 +4,11 @@ import pytest
 
 from samexport.benchmarks.contenders.known import find, why_not
 from samexport.benchmarks.measuring import runner
-from samexport.benchmarks.measuring.runner import Machine
 from samexport.benchmarks.results.rows import Status, read_results
+from samexport.exporter.to_onnx import convert as to_onnx
 from tests.benchmarks.rows_of import results, row
 from tests.command_line import one_line_error
-
-
-@pytest.fixture
-def no_probe(monkeypatch):
-    monkeypatch.setattr(runner, "probe_machine", lambda jobs, threads: Machine({"fp32": 100.0, "copy_gb_per_s": 9.0}))
+from tests.conftest import copying
 
 
 def quick(out, *more):
@@ -32,7 +28,8 @@ def test_a_table_a_row_a_graph_and_files(run, tiny_bundle, tmp_path, no_probe):
     assert run("bench", tiny_bundle.folder, *quick(tmp_path / "r"))[0] == 2
 
 
-def test_the_plain_export_is_made_and_called_in_turns(run, tiny_bundle, tmp_path, no_probe):
+def test_the_plain_export_is_made_and_called_in_turns(run, tiny_bundle, plain_bundle, tmp_path, no_probe, monkeypatch):
+    monkeypatch.setattr(to_onnx, "convert", copying(plain_bundle))
     code, _, err = run("bench", tiny_bundle.folder, *quick(tmp_path, "--graph", "encoder", "--versus", "plain"))
     assert code == 0, err
     (pair,) = read_results(tmp_path / "results.json").pairs

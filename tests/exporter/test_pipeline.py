@@ -11,12 +11,14 @@ from samexport.errors import CheckpointError, ConfigError, ParityFailed
 from samexport.exporter import pipeline
 from samexport.exporter.deliver.card import write_card
 from samexport.exporter.pipeline import ExportOptions, export_bundle, verify_against_pytorch
+from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.verdicts import ParityReport, Verdict
+from tests.conftest import copying
 
 
 def code_of(card: str) -> str:
@@ -143,7 +145,8 @@ def test_a_model_without_official_weights_says_what_to_do():
         load_model(find_model("test.tinyvit64"))
 
 
-def test_small_decoders_hold_fewer_numbers_and_compute_the_same(tiny_bundle, tmp_path):
+def test_small_decoders_hold_fewer_numbers_and_compute_the_same(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_onnx, "convert", copying(tiny_bundle, "encoder"))
     bundle, report = export_bundle(ExportOptions("test.tinyvit64", tmp_path / "small", random_seed=7, small=True))
     assert report.proves
     for name in ("decoder", "decoder_with_mask"):

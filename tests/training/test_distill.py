@@ -199,7 +199,7 @@ def test_a_student_of_another_frame_is_refused(teacher_name, student, message):
     ("options", "message"),
     [
         (("--held-out", "7"), "has 7 pictures, of which --held-out keeps 7; none is left"),
-        (("--device", "tpu"), "--device tpu is none that PyTorch sees"),
+        (("--device", "tpu"), "--device is cuda or cpu, not 'tpu'"),
         (("--student", "nothing"), "no encoder is called 'nothing'"),
         (("--checkpoint", "x.pt"), "--checkpoint goes with a bundle as --teacher"),
         (("--steps", "0"), "Input should be greater than or equal to 1"),

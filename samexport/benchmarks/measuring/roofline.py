@@ -10,12 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 COPY = "copy_gb_per_s"
-_SIZE = 1536
+_SIZES = (256, 1536)
 _COPY_BYTES = 1 << 28
 _TRIES, _SECONDS = 3, 1.0
 
@@ -25,11 +26,10 @@ def probe(threads: int) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(threads)
-    work = _SIZE**3 / 1e9
-    products = (_torch_product(torch.float32), _ort_product(threads, quantized=False))
-    rates = {"fp32": max(work / _best(product) for product in products)}
-    rates["bf16"] = work / _best(_torch_product(torch.bfloat16))
-    rates["int8"] = work / _best(_ort_product(threads, quantized=True))
+    products = (partial(_torch_product, torch.float32), partial(_ort_product, threads, quantized=False))
+    rates = {"fp32": max(map(_rate, products))}
+    rates["bf16"] = _rate(partial(_torch_product, torch.bfloat16))
+    rates["int8"] = _rate(partial(_ort_product, threads, quantized=True))
     source = torch.ones(_COPY_BYTES // 4)
     target = torch.empty_like(source)
     rates[COPY] = 2 * _COPY_BYTES / 1e9 / _best(lambda: target.copy_(source))
@@ -40,6 +40,18 @@ def probe(threads: int) -> dict[str, float]:
 
 
 _SIZE_CUDA = 8192
+
+
+def _rate(product: Callable[[int], Callable[[], object]]) -> float:
+    """Multiply-accumulates a second (1e9) of square matrices.
+
+    Processors without bf16 take a thousand times longer for it; there small ones tell enough.
+    """
+    for size in _SIZES:
+        rate = size**3 / 1e9 / _best(product(size))
+        if _SIZES[-1] ** 3 / 1e9 / rate > _SECONDS:
+            break
+    return rate
 
 
 def _best(call: Callable[[], object]) -> float:
@@ -54,10 +66,10 @@ def _best(call: Callable[[], object]) -> float:
     return min(found)
 
 
-def _torch_product(dtype: object) -> Callable[[], object]:
+def _torch_product(dtype: object, size: int) -> Callable[[], object]:
     import torch
 
-    first, second = (torch.ones(_SIZE, _SIZE).to(dtype) for _ in range(2))  # type: ignore[call-overload]
+    first, second = (torch.ones(size, size).to(dtype) for _ in range(2))  # type: ignore[call-overload]
     return lambda: first @ second
 
 
@@ -73,19 +85,19 @@ def _cuda_product(dtype: object) -> Callable[[], object]:
     return call
 
 
-def _ort_product(threads: int, *, quantized: bool) -> Callable[[], object]:
+def _ort_product(threads: int, size: int, *, quantized: bool) -> Callable[[], object]:
     """A product with a constant right side, which ONNX Runtime packs as it does with weights."""
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     kind, found = (TensorProto.UINT8, TensorProto.INT32) if quantized else (TensorProto.FLOAT, TensorProto.FLOAT)
-    weight = np.ones((_SIZE, _SIZE), np.int8 if quantized else np.float32)
+    weight = np.ones((size, size), np.int8 if quantized else np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger" if quantized else "MatMul", ["x", "w"], ["y"])],
         "product",
-        [helper.make_tensor_value_info("x", kind, [_SIZE, _SIZE])],
-        [helper.make_tensor_value_info("y", found, [_SIZE, _SIZE])],
+        [helper.make_tensor_value_info("x", kind, [size, size])],
+        [helper.make_tensor_value_info("y", found, [size, size])],
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -93,7 +105,7 @@ def _ort_product(threads: int, *, quantized: bool) -> Callable[[], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    value = np.ones((_SIZE, _SIZE), np.uint8 if quantized else np.float32)
+    value = np.ones((size, size), np.uint8 if quantized else np.float32)
     return lambda: session.run(None, {"x": value})
 
 

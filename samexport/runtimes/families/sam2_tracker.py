@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -210,6 +211,12 @@ class Tracker:
         """Drop what no frame from the next one on reads; prompts stay. A stream does so by itself."""
         for bank in self.banks.values():
             bank.forget(range(self.next_frame - KEPT_FRAMES, self.next_frame))
+
+    def save(self, path: Path, *, force: bool = False) -> None:
+        """As :func:`samexport.runtimes.families.sam2_tracker_state.save`."""
+        from samexport.runtimes.families.sam2_tracker_state import save
+
+        save(self, Path(path), force=force)
 
     def propagate(
         self, clip: Sequence[Picture], *, direction: Direction = "forwards", start: int | None = None

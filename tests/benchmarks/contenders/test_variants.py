@@ -8,6 +8,7 @@ import pytest
 from samexport.benchmarks.contenders.baselines import detector_graph, rebuild, torch_bundle
 from samexport.benchmarks.contenders.known import find, why_not
 from samexport.benchmarks.contenders.ort_variants import profile, save_optimised
+from samexport.benchmarks.measuring import roofline
 from samexport.benchmarks.measuring.roofline import probe
 from samexport.errors import BundleError, ConfigError
 from samexport.files import sha256
@@ -126,8 +127,16 @@ def test_an_unknown_runtime_is_refused_with_the_known_ones():
         find("caffe")
 
 
+@pytest.mark.parametrize(("seconds", "measured"), [(0.2, [256]), (1e-4, [256, 1536])])
+def test_large_matrices_are_left_out_where_they_would_take_minutes(monkeypatch, seconds, measured):
+    sizes = []
+    monkeypatch.setattr(roofline, "_best", lambda size: sizes.append(size) or seconds)
+    assert roofline._rate(lambda size: size) == pytest.approx(measured[-1] ** 3 / 1e9 / seconds)
+    assert sizes == measured
+
+
 def test_the_probe_finds_rates_that_a_processor_can_have(monkeypatch):
-    monkeypatch.setattr("samexport.benchmarks.measuring.roofline._SIZE", 256)
+    monkeypatch.setattr("samexport.benchmarks.measuring.roofline._SIZES", (64, 256))
     monkeypatch.setattr("samexport.benchmarks.measuring.roofline._COPY_BYTES", 1 << 22)
     monkeypatch.setattr("samexport.benchmarks.measuring.roofline._SECONDS", 0.05)
     found = probe(1)

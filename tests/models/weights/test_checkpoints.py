@@ -1,6 +1,7 @@
 """Layouts that load, files that are merged, and what does not fit."""
 
 import hashlib
+import logging
 import re
 import subprocess
 import sys
@@ -17,12 +18,23 @@ from samexport.models.architectures.sam import Sam, empty_sam
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
+from samexport.models.weights import checkpoints
 from samexport.models.weights.checkpoints import load_weights
 from samexport.models.weights.random_weights import random_state_dict
 from tests.models.golden import read
 from tests.models.weights.small import EXPECTED, SPEC, STATE, assert_is_state, part, refusal, saved
 
 COUNTER = "image_encoder.norm.num_batches_tracked"
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    """What reading checkpoints says, as it is said."""
+    said = []
+    monkeypatch.setattr(
+        logging.getLogger(checkpoints.__name__), "warning", lambda *text: said.append(text[0] % text[1:])
+    )
+    return said
 
 
 def empty_like(model, value=0.0):
@@ -112,14 +124,14 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_state_and_what_was_done_is_said(tmp_path, layout, caplog):
+def test_every_layout_gives_the_same_state_and_what_was_done_is_said(tmp_path, layout, notes):
     content, note = LAYOUTS[layout]
     path = saved(tmp_path, content)
     weights = load_weights(SPEC, EXPECTED, checkpoints=[path])
     assert_is_state(weights, STATE if layout != "without the counters" else STATE | {COUNTER: torch.tensor(0)})
     assert (weights.kind, weights.source, weights.seed) == ("checkpoint", "weights.pt", None)
     assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert [record.getMessage() for record in caplog.records] == ([f"note: weights.pt: {note}"] if note else [])
+    assert notes == ([f"note: weights.pt: {note}"] if note else [])
 
 
 @pytest.mark.parametrize("ending", ["pt", "PTH", "ckpt", "bin", "pth.tar", "safetensors", "model", ""])
@@ -229,19 +241,17 @@ def test_a_bare_encoder_and_the_prompt_guided_decoder_make_a_model_in_either_ord
         assert weights.sha256 == " + ".join(hashlib.sha256(p.read_bytes()).hexdigest() for p in paths)
 
 
-def test_a_file_of_whole_parts_takes_their_place_in_an_earlier_one(tmp_path, caplog):
+def test_a_file_of_whole_parts_takes_their_place_in_an_earlier_one(tmp_path, notes):
     base = saved(tmp_path, STATE, "base.pt")
     for name in ("image_encoder.", "mask_decoder."):
         tuned = {key: value + 1 for key, value in part(name).items()}
         expected = STATE | prefixed(name, tuned)
         for content in (prefixed(name, tuned), tuned, {"model": prefixed(f"module.{name}", tuned)}):
             path = saved(tmp_path, content, "tuned.pt")
-            caplog.clear()
             weights = load_weights(SPEC, EXPECTED, checkpoints=[base, path])
             assert_is_state(weights, expected)
             assert weights.source == "base.pt + tuned.pt"
-            said = caplog.records[-1].getMessage()
-            assert said == f"note: tuned.pt: took its {name[:-1]} instead of the other file's"
+            assert notes[-1] == f"note: tuned.pt: took its {name[:-1]} instead of the other file's"
             assert "last the one that holds a whole part" in refusal([path, base])
 
 
@@ -346,13 +356,13 @@ POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
 
 
 @pytest.mark.parametrize("absent", [None, IMAGE_POSITIONS, POSITIONS])
-def test_a_checkpoint_of_transformers_computes_what_transformers_computes(tmp_path, absent, caplog):
+def test_a_checkpoint_of_transformers_computes_what_transformers_computes(tmp_path, absent, notes):
     golden = read("transformers_sam.npz")
     spec = find_model("test.vit64")
     path = tmp_path / "model.safetensors"
     save_file({key: value for key, value in transformers_state().items() if key != absent}, path)
     sam, _ = load_model(spec, [path])
-    assert caplog.records[-1].getMessage() == "note: model.safetensors: translated the names of transformers"
+    assert notes[-1] == "note: model.safetensors: translated the names of transformers"
     pixels = np.random.default_rng(3).standard_normal((1, 3, 64, 64)).astype(np.float32)
     coords, labels = torch.tensor([[[20.0, 30], [50, 10], [0, 0]]]), torch.tensor([[1.0, 0, -1]])
     with torch.inference_mode():
