@@ -8,7 +8,8 @@ import pytest
 from samexport.errors import ParityFailed
 from samexport.models.catalog import find_family
 from samexport.runtimes.families import sam2_tracker
-from samexport.runtimes.families.sam2_clip import follow
+from samexport.runtimes.families.sam2_clip import follow, follow_sparse
+from samexport.runtimes.families.sam2_sparse_tracker import SparseTracker
 from samexport.runtimes.host.memory import Bank, Read
 from samexport.runtimes.parity.clip import Followed, clip_frames, compare_clip, make_clip
 from samexport.runtimes.parity.compare import LOOP_TIER
@@ -59,8 +60,8 @@ def golden(sam2_bundle):
 
 @pytest.fixture
 def compare(sam2_bundle, golden):
-    def rows(clip=golden.clips["video"]):
-        pictures = clip_frames(golden.picture, 5)
+    def rows(clip=golden.clips["video"], follow=follow, frames=5):
+        pictures = clip_frames(golden.picture, frames)
         session = open_session(OpenGraphs(sam2_bundle, threads=1))
         found = compare_clip(Check("end_to_end"), clip, follow, session, pictures, LOOP_TIER)
         return {row.output: row.verdict for row in found}
@@ -102,13 +103,53 @@ def test_a_mistake_of_the_host_alone_is_seen(compare, monkeypatch, mistake):
     assert Verdict.FAIL in compare().values()
 
 
+def _without_the_last(fitted):
+    return lambda self, ids, ranked: fitted(self, ids, ranked)[:-1]
+
+
+def _of_the_other_layer(old_tokens):
+    def wrong(self, name, read):
+        found = old_tokens(self, name, read)
+        return {**found, "kept": found["kept"][::-1], "kept_cell": found["kept_cell"][::-1]}
+
+    return wrong
+
+
+def _first(attend):
+    def wrong(self, names, reads, vision):
+        found = attend(self, names, reads, vision)
+        for kept in self.kept.values():
+            kept.update({frame: np.zeros_like(cells) for frame, cells in kept.items()})
+        return found
+
+    return wrong
+
+
+SPARSE_MISTAKES = {
+    "a window too few": ("_fitted", _without_the_last, "windows"),
+    "tokens of the other layer": ("_old_tokens", _of_the_other_layer, "object_pointers"),
+    "the first token instead of the most salient": ("_attend", _first, "kept"),
+    "none": ("_attend", lambda attend: attend, None),
+}
+
+
+@pytest.mark.parametrize("mistake", SPARSE_MISTAKES)
+def test_a_mistake_with_what_is_left_out_is_seen(compare, golden, monkeypatch, mistake):
+    name, wrong, seen = SPARSE_MISTAKES[mistake]
+    monkeypatch.setattr(SparseTracker, name, wrong(getattr(SparseTracker, name)))
+    found = compare(golden.clips["sparse video"], follow_sparse, 9)
+    failed = [output for output, verdict in found.items() if verdict == Verdict.FAIL]
+    assert (seen in failed) if seen else (failed == [])
+
+
 def test_a_file_that_fails_on_the_way_is_a_failed_row(sam2_bundle, golden, monkeypatch):
     def broken(self, *_, **__):
         raise ParityFailed("memory_attention gives NaN")
 
     monkeypatch.setattr(sam2_tracker.Tracker, "_read", broken)
     rows = list(compare_cases(sam2_bundle, replace(golden, cases=()), threads=1))
-    assert [(r.output, r.verdict) for r in rows if r.check.case == "video"] == [("run", Verdict.FAIL)]
+    for name in golden.clips:
+        assert [(r.output, r.verdict) for r in rows if r.check.case == name] == [("run", Verdict.FAIL)]
 
 
 def test_a_clip_is_stored_with_the_cases(golden, sam2_bundle, tmp_path):
