@@ -84,6 +84,20 @@ def test_three_parts_are_the_routed_encoder(sparse, chosen):
     assert_equal_within([found, embedding], [vision, model.without_memory(vision)], 1e-4)
 
 
+def test_without_a_bypass_windows_go_on_as_they_are(sparse):
+    model, bypass, forms = sparse
+    *fine, windows, _ = forms["encoder_stem"](picture(model))
+    model.bypass = None
+    try:
+        alone = [Stem(model).eval()(picture(model)), PlainStem(model)(picture(model))]
+        merged = PlainTail(model).routed.bypass(windows)
+    finally:
+        model.bypass = bypass
+    for found in alone:
+        assert_equal_within(list(found), [*fine, windows], 1e-4)
+    assert merged is windows
+
+
 def test_rows_that_are_no_windows_change_nothing(sparse):
     model, _, forms = sparse
     windows = forms["encoder_stem"](picture(model))[2]
