@@ -101,10 +101,6 @@ def test_what_was_not_trained_is_said_with_the_weights():
     trained = replace(weights, kind="checkpoint")
     remarks = [each.remark for each in (weights, trained, replace(trained, untrained=""))]
     assert remarks == ["random weights", "not trained", ""]
-        "random weights",
-        "not trained",
-        "",
-    )
 
 
 def test_bypass_of_a_sparse_model_comes_from_a_file_of_its_own(tmp_path):
