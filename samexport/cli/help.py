@@ -38,11 +38,16 @@ _EXAMPLES = {
         "samexport compare-recipes BUNDLE --calibration photos --out quantization.md",
         "samexport compare-recipes BUNDLE --annotations instances_val2017.json --images val2017 --max-images 50",
     ),
+    "compare-encoders": (
+        "samexport compare-encoders edge_sam tinyvit efficientvit_l0 --out docs/results/encoders",
+        "samexport compare-encoders --format onnx,tflite --threads 4",
+    ),
     "android": ("samexport android mobilesam-tinyvit-tflite-fp32 --out android_demo_assets",),
     "deliver": (
         "samexport deliver --list",
         "samexport deliver mobilesam-tinyvit-onnx-fp32 --for anylabeling",
     ),
+    "web": ("samexport web mobilesam-tinyvit-onnx-fp32-demo --out site",),
     "verify": (
         "samexport verify BUNDLE --report report.xml",
         "samexport verify BUNDLE --checkpoint mobile_sam.pt",

@@ -13,6 +13,7 @@ from samexport.cli import export as export_commands
 from samexport.cli.bench import bench
 from samexport.cli.deliver import deliver
 from samexport.cli.distill import distill
+from samexport.cli.encoders import compare_encoders
 from samexport.cli.evaluate import evaluate
 from samexport.cli.everything import everything, old_spelling
 from samexport.cli.guard import guarded
@@ -25,6 +26,7 @@ from samexport.cli.terminal import print_table
 from samexport.cli.track import OrderedCommand, track
 from samexport.cli.train import draw_scenes, train_demo
 from samexport.cli.verify import verify
+from samexport.cli.web import web
 
 app = typer.Typer(
     cls=GroupedCommands,
@@ -76,6 +78,7 @@ _command("coreml", EXPORT)(export_commands.coreml)
 _command("quantize", EXPORT)(quantize)
 _command("android", EXPORT)(export_commands.android)
 _command("deliver", EXPORT)(deliver)
+_command("web", EXPORT)(web)
 _command("segment", USE)(segment)
 _command("everything", USE)(everything)
 _command("track", USE, OrderedCommand)(track)
@@ -84,6 +87,7 @@ _command("eval", CHECK)(evaluate)
 _command("sensitivity", CHECK)(sensitivity)
 _command("compare-recipes", CHECK)(compare_recipes)
 _command("bench", CHECK)(bench)
+_command("compare-encoders", CHECK)(compare_encoders)
 _command("train-demo", TRAIN)(train_demo)
 _command("draw-scenes", TRAIN)(draw_scenes)
 _command("distill", TRAIN)(distill)

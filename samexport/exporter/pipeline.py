@@ -250,6 +250,7 @@ def finish(bundle: Bundle, report: ParityReport) -> None:
     for path in (extras[name] for name in formats if formats == {name} and name in extras):
         texts |= resolve_name(path)(bundle)
     for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     files = relative_files(folder, {a.path: a for a in manifest.artifacts})
     (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")

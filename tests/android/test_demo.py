@@ -1,7 +1,6 @@
 """The Android demo as far as it goes without an SDK: core compiled and run, glue type-checked, resources packed."""
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -25,22 +24,11 @@ from tests.android.toolchain import (
     run_bridge,
     run_junit,
 )
-from tests.android.vectors import FILE, make
+from tests.android.vectors import FILE, close, make
 
 CORE, TESTS = DEMO / "core/src/main/kotlin", DEMO / "core/src/test/kotlin"
 GLUE = APP / "kotlin"
 BRIDGE = STUBS.parent / "Bridge.kt"
-
-
-def close(found, expected):
-    """Equal, floats to the last bits of float32, which depend on the machine's matrix product."""
-    if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(close(found[k], v) for k, v in expected.items())
-    if isinstance(expected, list):
-        return len(found) == len(expected) and all(map(close, found, expected))
-    if isinstance(expected, float):
-        return math.isclose(found, expected, rel_tol=1e-6, abs_tol=2e-6)
-    return found == expected
 
 
 def test_the_committed_vectors_are_what_python_computes_today():

@@ -6,6 +6,7 @@
 import base64
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,17 @@ def sampling():
 def make():
     """All vectors, plain data."""
     return {**resizing(), **packing(), **choosing(), **masks(), **sampling(), "whole_way": whole_way()}
+
+
+def close(found, expected):
+    """Equal, floats to the last bits of float32, which depend on the machine's matrix product."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[k], v) for k, v in expected.items())
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(close, found, expected))
+    if isinstance(expected, float):
+        return math.isclose(found, expected, rel_tol=1e-6, abs_tol=2e-6)
+    return found == expected
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOT_FILES = ("latency.png", "prompts.png", "accuracy.png", "tasks.png")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -70,7 +70,7 @@ def draw(results: Results) -> list[Plot]:
         ("tasks.png", "Whole tasks on a photograph", _latency, tasks),
     )
     plots = []
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "samexport"}), warnings.catch_warnings():
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "samexport"}), warnings.catch_warnings():
         # matplotlib's font has no Chinese; the names stand in the tables
         warnings.filterwarnings("ignore", "Glyph")
         for file, caption, drawing, chosen in drawings:

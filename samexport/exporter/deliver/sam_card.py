@@ -27,10 +27,13 @@ masks, scores = step.run(None, {{**shared, **seen, **prompt}})"""
 
 _COREML = """## On Apple's systems
 
-`Segmenter.swift` loads the packages, frames a picture, fills in prompts, calls, and scales the masks back; its names,
-shapes and codes were read from these packages. It was not compiled or run on Apple's systems, only parsed. A folder
-`.mlpackages` holds one package for each number of prompts, for systems before iOS 18 and macOS 15. An encoder that
-takes a picture gets whole numbers: pad with the rounded mean, which it replaces by the mean itself.
+This folder is a Swift package, `SamExport`: `Segmenter` loads the packages, frames a picture, fills in prompts,
+calls, and scales the masks back, `SegmentView` is a sample of SwiftUI. Add the folder to Xcode as a local package,
+and the `.mlpackage`s to the app's own target. Names, shapes and codes were read from these packages. The Swift code
+was not compiled or run on Apple's systems, only parsed; `swift test` compares what needs no Apple system with numbers
+of samexport. A folder `.mlpackages` holds one package for each number of prompts, for systems before iOS 18 and
+macOS 15. An encoder that takes a picture gets whole numbers: pad with the rounded mean, which it replaces by the
+mean itself.
 
 ## How the packages were checked
 

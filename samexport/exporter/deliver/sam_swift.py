@@ -1,7 +1,7 @@
-"""The Swift file of a CoreML bundle: fixed code (``Segmenter.swift``) and a ``Contract`` read from this bundle.
+"""The Swift package of a CoreML bundle: fixed code (``swift/``) and a ``Contract`` read from this bundle.
 
-The fixed code names no tensor and no size of its own; whatever a model or a package decides stands in the
-contract, so the two cannot drift apart.
+The fixed code knows no name, shape or size: whatever the model or a package decides stands in the contract, so the two
+cannot drift apart. ``Host.swift`` needs no Apple system, and its tests compare it with what our Python code computes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from samexport.runtimes.formats.mlpackage import Package, read_package
 from samexport.runtimes.host import sam_prompts as prompts
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
-FILE_NAME = "Segmenter.swift"
-_TEMPLATE = Path(__file__).with_name(FILE_NAME)
-_HEAD = """// {name}: load, set a picture, predict, upscale, for the packages of this bundle.
+SOURCES = Path(__file__).with_name("swift")
+CONTRACT = "Sources/SamExport/Contract.swift"
+_HEAD = """// What the packages of this bundle take and return.
 // Made by samexport {version} for {model}; made anew with every export, so change a copy.
 //
-// NOT compiled with Apple's SDK and not run on a device or a Mac by those who made it: no such machine was there.
-// What samexport's tests check: this file parses, and its contract is that of the packages.
+// This package was NOT compiled with Apple's SDK and not run on a device or a Mac by those who made it: no such machine
+// was there. What samexport's tests check: its files parse, and this contract is that of the packages.
 // Preprocessing follows samexport's Python code: Pillow's bilinear filter to a long side of {size}, the pixel mean
-// right and below; masks are scaled back with half-pixel centres. Licence of this file: Apache-2.0.
+// right and below; masks are scaled back with half-pixel centres. Licence of these files: Apache-2.0.
 
 """
 _AXES: dict[str, str] = {"prompts": ".prompts", "points": ".points"}
@@ -52,21 +52,20 @@ def files(bundle: Bundle) -> dict[str, str]:
     """What a CoreML bundle of SAM gets besides its packages; nothing for pictures or scores of another kind."""
     if not bundle.manifest.frame.is_sams or bundle.manifest.scores != "predicted":
         return {}
-    return {FILE_NAME: swift_source(bundle)}
+    fixed = sorted(path for path in SOURCES.rglob("*") if path.is_file())
+    texts = {path.relative_to(SOURCES).as_posix(): path.read_text(encoding="utf-8") for path in fixed}
+    return {**texts, CONTRACT: contract(bundle)}
 
 
-def swift_source(bundle: Bundle) -> str:
-    """The text of ``Segmenter.swift`` for a CoreML bundle.
+def contract(bundle: Bundle) -> str:
+    """The text of ``Contract.swift`` for a CoreML bundle.
 
     Raises:
         BundleError: a package cannot be read.
     """
     manifest = bundle.manifest
-    head = _HEAD.format(
-        name=FILE_NAME, version=manifest.tools["samexport"], model=manifest.model, size=manifest.frame.size
-    )
-    imports, _, body = _TEMPLATE.read_text(encoding="utf-8").partition("\n\n")
-    return f"{head}{imports}\n\n{_contract(bundle)}\n{body}"
+    head = _HEAD.format(version=manifest.tools["samexport"], model=manifest.model, size=manifest.frame.size)
+    return head + _contract(bundle)
 
 
 def _contract(bundle: Bundle) -> str:
@@ -82,10 +81,10 @@ def _contract(bundle: Bundle) -> str:
     }
     mean = ", ".join(f"{value:g}" for value in manifest.frame.mean)
     lines = [
-        "/// What the packages of this bundle take and return.",
-        "private enum Contract {",
+        "enum Contract {",
         f"    static let frameSize = {manifest.frame.size}",
         f"    static let lowRes = {manifest.frame.low_res}",
+        "    static let frame = Frame(size: frameSize, lowRes: lowRes)",
         "    /// RGB, 0 to 255. The encoder normalises; this is what the picture is padded with.",
         f"    static let pixelMean: [Float] = [{mean}]",
         f"    static let encoderTakesPicture = {str(bool(packages['encoder'].image_inputs)).lower()}",

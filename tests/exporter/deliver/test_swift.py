@@ -1,5 +1,6 @@
-"""``Segmenter.swift`` parses as Swift, and what it knows of a bundle is what the bundle says."""
+"""The Swift package parses as Swift, and what it knows of a bundle is what the bundle says."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ import tree_sitter_swift
 from tree_sitter import Language, Node, Parser
 
 from samexport.exporter.deliver import sam_swift as swift
-from samexport.exporter.deliver.sam_swift import FILE_NAME, swift_source
+from samexport.exporter.deliver.sam_swift import CONTRACT, SOURCES, contract
 from samexport.models.catalog import MODELS, find_model
 from samexport.models.families.sam import LABELS, sam_graphs
 from samexport.models.spec import Preprocess
 from samexport.runtimes.bundle import Artifact, Bundle, Manifest, WeightsInfo
 from samexport.runtimes.formats.mlpackage import Function, Package, Value, read_package
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
+from tests.android.vectors import close
+from tests.exporter.deliver.swift_vectors import FILE, make
 
 SPEC = find_model("tinyvit")
 # how a decoder comes: file and function of each entry point, its N and K (None: flexible up to 64 and 16)
@@ -56,7 +59,7 @@ def package_of(graph, layout, picture=False) -> Package:
 
 @pytest.fixture
 def source(monkeypatch):
-    """The Swift text of an imagined bundle."""
+    """The contract of an imagined bundle."""
 
     def make(spec=SPEC, layout="flexible", split=False, picture=False):
         halves = ("decoder_prologue", "decoder_step") if split else ("decoder",)
@@ -71,14 +74,14 @@ def source(monkeypatch):
             spec.name, "", "", spec.frame, spec.mask_outputs, WeightsInfo("random", "", None, 7),
             graphs, artifacts, {}, {"samexport": "0.1.0"}, (),
         )  # fmt: skip
-        return swift_source(Bundle(Path("bundle"), manifest))
+        return contract(Bundle(Path("bundle"), manifest))
 
     return make
 
 
 def constants(text: str) -> dict[str, str]:
-    contract = text[text.index("enum Contract") : text.index("\n}\n", text.index("enum Contract"))]
-    return dict(re.findall(r"static let (\w+)(?:: [^=]+)? = ([^\n]+)", contract))
+    found = text[text.index("enum Contract") : text.index("\n}\n", text.index("enum Contract"))]
+    return dict(re.findall(r"static let (\w+)(?:: [^=]+)? = ([^\n]+)", found))
 
 
 def graph_text(text: str, role: str) -> str:
@@ -143,8 +146,12 @@ def test_entry_points_are_the_files_and_functions_of_the_packages(source, layout
         assert ENTRY.findall(graph_text(text, role)) == wanted
 
 
+FIXED = {path.relative_to(SOURCES).as_posix(): path.read_text() for path in sorted(SOURCES.rglob("*.swift"))}
+CODE = "".join(FIXED[f"Sources/SamExport/{name}.swift"] for name in ("Host", "Segmenter"))
+
+
 def test_the_fixed_code_names_no_tensor_and_no_size_of_its_own():
-    root = parse(Path(swift.__file__).with_name(FILE_NAME).read_text())
+    root = parse(CODE)
     known = {t.name for g in sam_graphs(Preprocess(1024)) for t in (*g.inputs, *g.outputs)}
     texts = {n.text.decode() for n in nodes(root, "line_str_text")}
     assert not {word for text in texts for word in re.findall(r"\w+", text)} & (known - {"image"})
@@ -156,37 +163,79 @@ def test_the_fixed_code_names_no_tensor_and_no_size_of_its_own():
 
 
 @pytest.mark.parametrize(("layout", "split"), [("flexible", True), ("functions", False), ("packages", False)])
-def test_the_file_parses_as_swift_and_says_what_was_not_done(source, layout, split):
+def test_the_contract_parses_as_swift_and_says_what_was_not_done(source, layout, split):
     text = source(layout=layout, split=split)
-    root = parse(text)
-    assert not root.has_error
-    assert {n.text.decode() for n in nodes(root, "import_declaration")} == {
+    assert not parse(text).has_error
+    assert "NOT compiled with Apple's SDK and not run on a device" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def imported(text: str) -> set[str]:
+    return {n.text.decode() for n in nodes(parse(text), "import_declaration")}
+
+
+def test_the_package_parses_as_swift():
+    assert len(FIXED) == 5
+    for name, text in FIXED.items():
+        assert not parse(text).has_error, name
+        assert max(map(len, text.splitlines())) <= 120, name
+    host, segmenter = FIXED["Sources/SamExport/Host.swift"], FIXED["Sources/SamExport/Segmenter.swift"]
+    assert imported(segmenter) == {
         "@preconcurrency import CoreML", "import CoreGraphics", "import CoreVideo", "import Foundation",
     }  # fmt: skip
-    assert "NOT compiled with Apple's SDK and not run on a device" in text
-    assert max(map(len, text.splitlines())) <= 120
-    for broken in (text.replace("private func choose(", "private func choose", 1), text[:-3]):
+    # compiles without an Apple system
+    assert imported(host) == {"import Foundation"}
+    assert imported(FIXED["Package.swift"]) == {"import PackageDescription"}
+    for name in ("Segmenter", "SegmentView"):
+        assert re.match(r"#if .*canImport\(CoreML\)\n", FIXED[f"Sources/SamExport/{name}.swift"])
+        assert FIXED[f"Sources/SamExport/{name}.swift"].endswith("#endif\n")
+    for broken in (host.replace("func choose(", "func choose", 1), host[:-3]):
         assert parse(broken).has_error
 
 
+def test_what_the_parts_of_the_package_call_is_there():
+    declared = set(re.findall(r"(?:func|struct|class|enum|actor) (\w+)", "".join(FIXED.values())))
+    view, tests = FIXED["Sources/SamExport/SegmentView.swift"], FIXED["Tests/SamExportTests/HostTests.swift"]
+    assert {"setImage", "predict", "Prompt", "tinted"} <= set(re.findall(r"(\w+)\(", view)) & declared
+    used = {"resized", "PackedPrompt", "selectMask", "choose", "upscale", "AxisTaps", "resizedSize", "Frame"}
+    assert used <= set(re.findall(r"(\w+)\(", tests)) & declared
+    # labels of arguments too
+    for function in ("selectMask", "choose", "upscale", "resizedSize"):
+        given = re.search(rf"func {function}\((.*?)\) ", CODE, re.DOTALL)[1]
+        labels = [label for label in re.findall(r"(?:^|, )\s*(\w+)(?: \w+)?: ", given.strip()) if label != "_"]
+        (call,) = re.findall(rf"[= ]{function}\((.*?)\)(?:\n|\.file)", tests, re.DOTALL)
+        flat = re.sub(r"\([^()]*\)", "", call)
+        assert re.findall(r"(\w+): ", flat) == labels
+
+
+def test_the_committed_vectors_are_what_python_computes_today():
+    committed = json.loads(FILE.read_text())
+    assert FILE.stat().st_size < 20_000
+    assert close(json.loads(json.dumps(make())), committed), "python -m tests.exporter.deliver.swift_vectors"
+
+
 def test_the_contract_has_all_that_the_fixed_code_asks_of_it(source):
-    asked = set(re.findall(r"Contract\.(\w+)", Path(swift.__file__).with_name(FILE_NAME).read_text()))
+    asked = set(re.findall(r"Contract\.(\w+)", CODE))
     for split in (False, True):
         assert asked - set(re.findall(r"static let (\w+)", source(split=split))) == set()
     assert len(asked) > 15
 
 
-def test_a_bundle_carries_the_file_of_its_own_packages(coreml_bundle):
-    text = (coreml_bundle.folder / FILE_NAME).read_text()
-    assert FILE_NAME in coreml_bundle.manifest.files
-    assert text == swift_source(coreml_bundle)
+def test_a_bundle_carries_the_package_of_its_own_packages(coreml_bundle):
+    text = (coreml_bundle.folder / CONTRACT).read_text()
+    fixed = {path.relative_to(SOURCES).as_posix() for path in SOURCES.rglob("*") if path.is_file()}
+    assert len(fixed) == 6
+    assert {CONTRACT, *fixed} <= set(coreml_bundle.manifest.files)
+    for name in fixed:
+        assert (coreml_bundle.folder / name).read_bytes() == (SOURCES / name).read_bytes()
+    assert text == contract(coreml_bundle)
     assert tensors(graph_text(text, "decoder"))[0] == ("image_embeddings", (1, 64, 4, 4))
     (entry,) = ENTRY.findall(graph_text(text, "decoder"))
     package = read_package(coreml_bundle.folder / f"{entry[0]}.mlpackage")
     assert package.functions["main"].bounds["point_labels"] == ((1, int(entry[2])), (1, int(entry[3])))
 
 
-def test_another_frame_gives_another_file(source):
+def test_another_frame_gives_another_contract(source):
     other = replace(SPEC, frame=Preprocess(512, mean=(1, 2.5, 3)), graphs=sam_graphs(Preprocess(512)))
     text = source(other)
     assert (constants(text)["frameSize"], constants(text)["lowRes"]) == ("512", "128")

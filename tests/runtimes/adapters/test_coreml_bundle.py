@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from samexport.cli.segment import SegmentRequest, run_segment
-from samexport.exporter.deliver.sam_swift import FILE_NAME, swift_source
+from samexport.exporter.deliver.sam_swift import CONTRACT, contract
 from samexport.exporter.formats import FORMATS, Facts
 from samexport.exporter.to_coreml.convert import CoreMLOptions
 from samexport.models.build import build_graph
@@ -130,7 +130,7 @@ def older_bundle(coreml_bundle, tmp_path_factory) -> Bundle:
         facts = Facts(spec, coreml_bundle.manifest.weights)
         artifacts[name] = FORMATS["coreml"].write(graph, module, folder, options, facts)
     bundle = Bundle(folder, replace(coreml_bundle.manifest, artifacts=tuple(artifacts.values())))
-    (folder / FILE_NAME).write_text(swift_source(bundle))
+    (folder / CONTRACT).write_text(contract(bundle))
     return sign(bundle)
 
 
@@ -141,7 +141,7 @@ def test_packages_of_fixed_size_and_a_picture_make_a_bundle_that_passes_as_fp32(
     assert failures(older_bundle) == []
     sizes = [a.size for bundle in (older_bundle, coreml_bundle) for a in bundle.manifest.artifacts[1:2]]
     assert sizes[0] > 1.8 * sizes[1]
-    text = (older_bundle.folder / FILE_NAME).read_text()
+    text = (older_bundle.folder / CONTRACT).read_text()
     assert 'file: "decoder.mlpackages/decoder.decode_4", function: nil' in text
     assert "encoderTakesPicture = true" in text
 

@@ -1,0 +1,179 @@
+"""Encoders side by side: a row for every model, format and runtime, kept in a file that later runs add to."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from samexport.benchmarks.results.plots import STYLE
+from samexport.benchmarks.results.rows import Amount, Count, Results, Status, from_plain
+from samexport.errors import ConfigError, FileError, MissingDependency
+from samexport.files import read_json, reason, to_json
+from samexport.installation import install_hint
+from samexport.models.catalog import find_family, find_model
+from samexport.runtimes.bundle import Bundle
+
+ANSWER = "next click"
+"""The task that is timed beside the encoder: one click on a picture that is encoded already, up to its mask."""
+JSON, TABLE, PLOT = "encoders.json", "encoders.md", "encoders.png"
+_VERSION = 1
+_ABOUT = """Random weights of the real architecture: times and sizes do not depend on them; accuracy does, and is not
+here. `encode` is the encoder's file alone, `next click` everything from a click on a picture that is encoded to its
+mask on a photograph of 12 megapixels; medians in milliseconds. `max error` is the worst of all checks against PyTorch.
+Another run adds its rows and replaces those of the same model, files and runtime.
+"""
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """One model in one format on one runtime.
+
+    Attributes:
+        model: name in the catalogue.
+        parameters: of the whole network.
+        side: of the square that the encoder sees, in pixels.
+        gmac: multiply-accumulates (1e9) of the encoder.
+        file_format, recipe, runtime, threads: what was run.
+        encoder_mb, files_mb: size of the encoder's file and of all files, 1e6 bytes.
+        max_error: the worst of all checks against PyTorch, of the range of the output.
+        linter: operations that would leave a delegate, for people; empty where the format has no linter.
+        encode_ms, answer_ms: medians of the encoder's file and of :data:`ANSWER`; None where they were not measured.
+        created, cpu: when and where.
+    """
+
+    model: str
+    parameters: Count
+    side: Count
+    gmac: Amount | None
+    file_format: str
+    recipe: str
+    runtime: str
+    threads: Count
+    encoder_mb: Amount
+    files_mb: Amount
+    max_error: Amount
+    linter: str = ""
+    encode_ms: Amount | None = None
+    answer_ms: Amount | None = None
+    created: str = ""
+    cpu: str = ""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What a later row of the same replaces."""
+        return (self.model, self.file_format, self.recipe, self.runtime, self.threads)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    schema_version: int
+    rows: tuple[EncoderRow, ...] = field(default_factory=tuple)
+
+
+def rows_of(bundle: Bundle, results: Results) -> list[EncoderRow]:
+    """The rows of a bundle that was just exported and measured: its first graph and :data:`ANSWER`."""
+    spec = find_model(bundle.manifest.model)
+    first = find_family(spec.family).first
+    artifact = bundle.artifact(first)
+    checked = [row.max_error / row.value_range for row in bundle.manifest.parity if row.max_error and row.value_range]
+    linted = [row.output for row in bundle.manifest.parity if row.check.kind == "lint" and first in row.check.graphs]
+    done = [row for row in results.rows if row.status is Status.DONE and row.job.form == "export"]
+    made = []
+    for encoded in (row for row in done if row.job.graph == first):
+        ran = (encoded.job.runtime, encoded.job.threads)
+        answers = [r.measured.p50_ms for r in done if r.job.graph == ANSWER and (r.job.runtime, r.job.threads) == ran]
+        made.append(
+            EncoderRow(
+                spec.name, spec.parameters, spec.frame.size, encoded.gmac, artifact.file_format, artifact.recipe, *ran,
+                artifact.size / 1e6, sum(a.size for a in bundle.manifest.artifacts) / 1e6, max(checked, default=0.0),
+                "; ".join(linted), encoded.measured.p50_ms, next(iter(answers), None), results.created,
+                results.environment.cpu,
+            )
+        )  # fmt: skip
+    return made
+
+
+def merged(known: Sequence[EncoderRow], new: Sequence[EncoderRow]) -> list[EncoderRow]:
+    """Both, where a new row takes the place of the same one before; small encoders first."""
+    rows = {row.key: row for row in (*known, *new)}
+    return sorted(rows.values(), key=lambda row: (row.gmac or 0, *map(str, row.key)))
+
+
+def read(path: Path) -> list[EncoderRow]:
+    """Rows of an earlier run; ConfigError if the file is none that :func:`text_of` made."""
+    try:
+        stored = from_plain(read_json(path), _Stored)
+        if stored.schema_version != _VERSION:
+            raise ValueError(f"version {stored.schema_version}")
+    except (FileError, ValueError) as error:
+        raise ConfigError(f"{path} is not a file of samexport compare-encoders ({reason(error)})") from error
+    return list(stored.rows)
+
+
+def text_of(rows: Sequence[EncoderRow]) -> str:
+    """What :func:`read` reads."""
+    return to_json(asdict(_Stored(_VERSION, tuple(rows))))
+
+
+def page(rows: Sequence[EncoderRow], command: str) -> str:
+    """A Markdown page: the table, and how it came about."""
+    columns = (
+        "`--encoder`", "parameters", "encoder GMAC", "frame", "files", "encoder", "all files", "runtime", "encode",
+        "next click", "max error / range", "linter", "weights",
+    )  # fmt: skip
+    table = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *map(_line, rows)]
+    machines = sorted({f"- {row.cpu}, {row.created[:10]}" for row in rows})
+    return "\n".join(["# Encoders", "", *table, "", _ABOUT, *machines, "", "```", command, "```", ""])
+
+
+def _line(row: EncoderRow) -> str:
+    spec = find_model(row.model)
+    weights = f"[{spec.licence}]({spec.source.url})" if spec.source and spec.source.url else spec.licence
+    cells = (
+        f"`{spec.encoder}`", f"{row.parameters / 1e6:.1f} M", _number(row.gmac, ".1f"), str(row.side),
+        f"{row.file_format} {row.recipe}", f"{row.encoder_mb:.1f} MB", f"{row.files_mb:.1f} MB",
+        f"{row.runtime}, {row.threads} thread{'s' * (row.threads > 1)}", _number(row.encode_ms, ".0f"),
+        _number(row.answer_ms, ".0f"), f"{row.max_error:.1e}", row.linter, weights,
+    )  # fmt: skip
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def plot(rows: Sequence[EncoderRow]) -> bytes:
+    """A PNG of the encoders' times against the sizes of their files, a colour for each format and runtime.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"the plot needs matplotlib: {install_hint('bench')}") from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    kinds = sorted({(row.file_format, row.recipe, row.runtime) for row in rows if row.encode_ms is not None})
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+        for kind in kinds:
+            mine = [r for r in rows if (r.file_format, r.recipe, r.runtime) == kind and r.encode_ms is not None]
+            axes.scatter([r.encoder_mb for r in mine], [r.encode_ms or 0 for r in mine], s=28, label=" ".join(kind))
+            for row in mine:
+                place = (row.encoder_mb, row.encode_ms or 0)
+                name = find_model(row.model).encoder
+                axes.annotate(name, place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        axes.set(xscale="log", yscale="log", xlabel="encoder's file, MB", ylabel="one picture, ms")
+        axes.margins(0.15)
+        axes.grid(which="both", color="#eef0f3")
+        axes.set_axisbelow(True)
+        if kinds:
+            axes.legend(frameon=False, loc="upper left")
+        made = io.BytesIO()
+        figure.savefig(made, format="png", metadata={"Software": None})
+        pyplot.close(figure)
+    return made.getvalue()

@@ -1,0 +1,93 @@
+"""Encoders side by side: rows of a bundle and its results, what replaces what, the page, the command."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from samexport.benchmarks.results import encoders
+from samexport.benchmarks.results.encoders import (
+    ANSWER,
+    JSON,
+    PLOT,
+    TABLE,
+    EncoderRow,
+    merged,
+    page,
+    plot,
+    read,
+    rows_of,
+)
+from samexport.errors import ConfigError
+from tests.benchmarks.rows_of import results, row
+from tests.command_line import one_line_error
+
+ROW = EncoderRow(
+    "mobilesam.tinyvit", 10_130_092, 1024, 37.45, "onnx", "fp32", "onnxruntime", 2, 27.8, 81.8, 9.7e-07, "", 101.4, 33.2
+)
+
+
+def test_a_row_joins_the_bundle_with_what_was_measured(tiny_bundle):
+    encoder = {"graph": "encoder", "prompts": 0}
+    measured = results(
+        row(12.0, **encoder), row(3.0, graph=ANSWER, file="", prompts=1), row(20.0, **encoder, threads=1),
+        row(40.0, **encoder, form="plain"),
+    )  # fmt: skip
+    found = {made.threads: made for made in rows_of(tiny_bundle, measured)}
+    assert {threads: (made.encode_ms, made.answer_ms) for threads, made in found.items()} == {
+        2: (12.0, 3.0),
+        1: (20.0, None),
+    }
+    artifact = tiny_bundle.artifact("encoder")
+    assert (found[2].model, found[2].file_format, found[2].recipe) == ("test.tinyvit64", "onnx", "fp32")
+    assert found[2].encoder_mb == artifact.size / 1e6
+    assert found[2].files_mb == pytest.approx(sum(a.size for a in tiny_bundle.manifest.artifacts) / 1e6)
+    parity = [r for r in tiny_bundle.manifest.parity if r.max_error]
+    assert found[2].max_error == max(r.max_error / r.value_range for r in parity) < 1e-5
+
+
+def test_a_later_row_replaces_the_same_one_alone_and_the_file_is_read_again(tmp_path):
+    other, later = replace(ROW, recipe="fp16", gmac=1.0), replace(ROW, encode_ms=99.0)
+    rows = merged([ROW, other], [later])
+    assert rows == [other, later]
+    (tmp_path / JSON).write_text(encoders.text_of(rows))
+    assert read(tmp_path / JSON) == rows
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"schema_version": 2}', '{"schema_version": 1, "rows": [1]}'])
+def test_another_file_is_refused(tmp_path, text):
+    (tmp_path / JSON).write_text(text)
+    with pytest.raises(ConfigError, match="is not a file of samexport compare-encoders"):
+        read(tmp_path / JSON)
+
+
+def test_the_page_has_a_line_a_row_with_the_licence_of_the_weights():
+    text = page([ROW, replace(ROW, model="test.nano64", gmac=None, answer_ms=None)], "samexport compare-encoders")
+    first, second = (line for line in text.splitlines() if line.startswith(("| `tiny", "| `nano")))
+    assert first.split(" | ")[:11] == [
+        "| `tinyvit`", "10.1 M", "37.5", "1024", "onnx fp32", "27.8 MB", "81.8 MB", "onnxruntime, 2 threads", "101",
+        "33", "9.7e-07",
+    ]  # fmt: skip
+    assert "](https://" in first
+    assert second.split(" | ")[2] == second.split(" | ")[9] == ""
+
+
+def test_the_plot_is_a_picture_also_of_nothing():
+    assert all(plot(rows).startswith(b"\x89PNG") for rows in ([], [ROW, replace(ROW, model="test.nano64")]))
+
+
+@pytest.mark.usefixtures("converted", "no_probe")
+def test_the_command_exports_measures_and_keeps_what_is_there(run, tmp_path):
+    known = replace(ROW, file_format="tflite")
+    (tmp_path / JSON).write_text(encoders.text_of([known]))
+    arguments = ("test.tinyvit64", "--runtime", "onnxruntime", "--seconds", 0.1, "--out", tmp_path)
+    code, out, err = run("compare-encoders", *arguments)
+    assert (code, "wrote" in out) == (0, True), err
+    made, kept = read(tmp_path / JSON)
+    assert kept == known
+    assert made.encode_ms > 0 < made.answer_ms
+    assert {file.name for file in tmp_path.iterdir()} == {JSON, TABLE, PLOT}
+    code, _, err = run("compare-encoders", "tinyvat", "--out", tmp_path)
+    assert code == 2
+    assert "tinyvit" in one_line_error(err)
+    assert len(json.loads((tmp_path / JSON).read_text())["rows"]) == 2

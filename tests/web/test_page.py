@@ -1,0 +1,234 @@
+"""The page that `samexport web` writes: its arithmetic in Node, its types, and the whole of it in Chromium."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from samexport.exporter.deliver.web import PAGE, write_site
+from samexport.runtimes.host.grid import GridOptions
+from samexport.runtimes.host.masks import intersection_over_union
+from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.tasks.everything import GridPoints, SegmentEverything
+from samexport.runtimes.tasks.segment import Segmenter
+from tests.web.toolchain import HERE, ISOLATED, PACKAGES, drive, module, require, served
+from tests.web.vectors import make
+
+HEIGHT, WIDTH = 90, 140
+SIZE = {"size": {"width": WIDTH, "height": HEIGHT}}
+
+
+def test_the_arithmetic_is_that_of_python(tmp_path):
+    require()
+    vectors = tmp_path / "vectors.json"
+    vectors.write_text(json.dumps(make()))
+    environment = os.environ | {"VECTORS": str(vectors), "PAGE": str(PAGE)}
+    run = subprocess.run(
+        ["node", "--test", HERE / "host.test.mjs"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "pass 12" in run.stdout
+
+
+def test_the_page_has_the_types_that_it_says(tmp_path):
+    require("typescript")
+    right, wrong = (shutil.copytree(PAGE, tmp_path / name) for name in ("right", "wrong"))
+    session = wrong / "session.js"
+    session.write_text(session.read_text().replace("this.decode([prompt])", "this.decode(prompt)", 1))
+    options = {
+        "allowJs": True, "checkJs": True, "noEmit": True, "strict": True, "target": "ES2022", "module": "ES2022",
+        "moduleResolution": "bundler", "lib": ["ES2023", "DOM", "DOM.Iterable"], "types": [],
+    }  # fmt: skip
+    config = tmp_path / "tsconfig.json"
+    config.write_text(json.dumps({"compilerOptions": options, "include": ["**/*.js"]}))
+    compiler = module("typescript") / "bin/tsc"
+    run = subprocess.run([compiler, "-p", config], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    complaints = [line for line in run.stdout.splitlines() if ": error " in line]
+    assert complaints
+    assert all(line.startswith(f"wrong/{session.name}") for line in complaints), run.stdout
+    assert right.is_dir()
+
+
+@pytest.fixture(scope="module")
+def site(sampler_bundle, tmp_path_factory):
+    require("onnxruntime-web", "playwright-core", browser=True)
+    out = tmp_path_factory.mktemp("web") / "site"
+    write_site(sampler_bundle, out, runtime=module("onnxruntime-web"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    pixels = np.stack([x * 1.5, y * 2, x * y % 256], -1).astype(np.uint8)
+    pixels[20:60, 30:90] = (200, 40, 90)
+    path = tmp_path_factory.mktemp("picture") / "scene.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def content(saved):
+    return base64.b64decode(saved["data"])
+
+
+def unpacked(record):
+    return coco.decode(record["segmentation"]).view(np.bool_)
+
+
+def check_quiet(run, url):
+    assert run["said"] == []
+    assert len(run["requests"]) > 10
+    assert all(request.startswith((url, f"blob:{url}", "data:")) for request in run["requests"])
+
+
+def same(found, mask):
+    assert mask.any()
+    assert intersection_over_union(found, mask) >= 0.999
+
+
+STEPS = [
+    {"click": [60, 40]},
+    {"save": "rle"},
+    {"click": [100, 62], "outside": True},
+    {"save": "rle"},
+    {"drag": [95, 70, 25, 15]},
+    {"save": "rle"},
+    {"save": "png"},
+    {"save": "svg"},
+    {"keys": ["u"]},
+    {"save": "rle"},
+    {"keys": ["c"]},
+    {"keys": ["ArrowRight", "ArrowUp", "Shift+ArrowDown", "Enter"]},
+    {"save": "rle"},
+    {"press": "#everything"},
+    {"save": "rle"},
+]
+
+
+@pytest.fixture(scope="module")
+def answers(site, picture, tmp_path_factory):
+    with served(site) as url:
+        run = drive(tmp_path_factory.mktemp("run"), url, picture, STEPS, **SIZE, offline=True)
+    check_quiet(run, url)
+    assert not run["isolated"]
+    assert "WebAssembly, 1 thread" in run["timings"]
+    assert {"load", "encode", "decode", "mask", "everything"} <= set(run["timings"].split())
+    return run["results"]
+
+
+@pytest.fixture(scope="module")
+def saved(answers):
+    """The records of every COCO file, in turn."""
+    return [json.loads(content(answer)) for answer in answers if answer and answer["name"] == "scene-mask.json"]
+
+
+def test_clicks_and_boxes_get_pythons_masks(saved, sampler_bundle, picture):
+    given = [[1], [1, 0], [1, 0], [1, 0], [1]]
+    assert [records[0]["labels"] for records in saved[:5]] == given
+    assert np.allclose(saved[1][0]["points"], [[60, 40], [100, 62]], atol=0.2)
+    assert np.allclose(saved[2][0]["box"], [25, 15, 95, 70], atol=0.2)
+    with Segmenter(sampler_bundle, threads=1) as segmenter:
+        segmenter.set_image(picture)
+        for (record,) in saved[:5]:
+            prompt = Prompt.make(record["points"], record["labels"], record["box"])
+            (answer,) = segmenter.predict([prompt])
+            same(unpacked(record), answer.masks[0])
+            assert record["mask"] == answer.indices[0]
+            assert record["score"] == pytest.approx(float(answer.scores[0]), abs=1e-4)
+            assert record["area"] == unpacked(record).sum()
+            assert record["bbox"] == coco.toBbox(record["segmentation"]).tolist()
+
+
+def test_undo_takes_the_last_prompt_back_and_keys_do_what_the_mouse_does(saved):
+    assert saved[3][0]["box"] is None
+    assert saved[3][0]["segmentation"] == saved[1][0]["segmentation"]
+    step = WIDTH / 40
+    assert saved[4][0]["points"] == [[WIDTH / 2 + step, HEIGHT / 2 - step + 1]]
+
+
+def named(answers, name):
+    return next(answer for answer in answers if answer and answer["name"] == name)
+
+
+def test_a_png_shows_the_mask(saved, answers):
+    pixels = np.asarray(Image.open(io.BytesIO(content(named(answers, "scene-mask.png")))).convert("RGBA"))
+    assert np.array_equal(pixels[..., 0] == 255, unpacked(saved[2][0]))
+    assert set(np.unique(pixels[..., :3])) == {0, 255}
+
+
+def test_everything_is_what_python_finds_with_the_detector(saved, sampler_bundle, picture):
+    with SegmentEverything(sampler_bundle, threads=1) as everything:
+        wanted = list(everything.masks(picture))
+    assert len(wanted) == len(saved[5]) > 1
+    for record, mask in zip(saved[5], wanted, strict=True):
+        assert np.allclose(record["box"], mask.prompt, atol=1e-3)
+        found, known = unpacked(record), coco.decode(mask.segmentation).view(np.bool_)
+        assert intersection_over_union(found, known) >= 0.999
+        assert record["score"] == pytest.approx(mask.score, abs=1e-4)
+
+
+# random masks reach over the whole picture, so boxes tell none of them apart
+GRID = GridOptions(
+    points_per_side=3, points_per_batch=4, pred_iou_thresh=0, stability_score_thresh=0.4, box_nms_thresh=1
+)
+DRAWN = """(async () => {
+    const picture = new Image();
+    picture.src = "mask.svg";
+    await picture.decode();
+    const canvas = new OffscreenCanvas(picture.naturalWidth, picture.naturalHeight);
+    const context = canvas.getContext("2d");
+    context.drawImage(picture, 0, 0);
+    return Array.from(context.getImageData(0, 0, canvas.width, canvas.height).data.filter((_, i) => i % 4 === 3));
+})()"""
+
+
+@pytest.fixture(scope="module")
+def isolated(site, picture, answers, tmp_path_factory):
+    """Another run: headers that allow threads, a finger, no detector, and the SVG of the first run beside the page."""
+    copy = shutil.copytree(site, tmp_path_factory.mktemp("isolated") / "site")
+    (copy / "mask.svg").write_bytes(content(named(answers, "scene-mask.svg")))
+    settings = json.loads((copy / "config.json").read_text())
+    grid = {"pointsPerSide": 3, "batch": 4, "iou": 0, "stability": 0.4, "nmsIou": 1}
+    settings |= {"sampler": None, "grid": settings["grid"] | grid}
+    (copy / "config.json").write_text(json.dumps(settings))
+    steps = [{"click": [60, 40]}, {"save": "rle"}, {"press": "#everything"}, {"save": "rle"}, {"read": DRAWN}]
+    with served(copy, ISOLATED) as url:
+        run = drive(copy.parent, url, picture, steps, **SIZE, touch=True)
+    check_quiet(run, url)
+    return run
+
+
+def test_an_isolated_page_has_threads_and_a_finger_clicks(isolated, saved):
+    assert isolated["isolated"]
+    assert "threads" in isolated["timings"] or os.cpu_count() == 1
+    (record,) = json.loads(content(isolated["results"][1]))
+    assert record["labels"] == [1]
+    assert intersection_over_union(unpacked(record), unpacked(saved[0][0])) >= 0.999
+
+
+def test_without_a_detector_everything_is_sams_grid(isolated, sampler_bundle, picture):
+    records = json.loads(content(isolated["results"][3]))
+    with SegmentEverything(sampler_bundle, GridPoints(GRID), threads=1) as everything:
+        wanted = list(everything.masks(picture))
+    assert len(records) == len(wanted) > 2
+    for record, mask in zip(records, wanted, strict=True):
+        assert record["points"] == [list(mask.prompt)]
+        assert intersection_over_union(unpacked(record), coco.decode(mask.segmentation).view(np.bool_)) >= 0.999
+        assert record["bbox"] == list(mask.bbox)
+
+
+def test_chromium_draws_the_mask_from_the_svg(isolated, saved):
+    mask = unpacked(saved[2][0])
+    assert np.array_equal(np.array(isolated["results"][4]).reshape(mask.shape) > 127, mask)
+
+
+def test_the_gate_installs_what_these_tests_need():
+    gate = (HERE.parent.parent / ".ci/run").read_text()
+    assert all(package in gate for package in PACKAGES)
