@@ -90,8 +90,8 @@ def tflite_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="session")
 def sam2_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The 64-pixel SAM 2.1 with its video graphs, fp32 ONNX; with this seed objects stay in the picture."""
-    options = {"random_seed": 19, "features": ("video",), "threads": 1}
+    """The 64-pixel SAM 2.1 with all its graphs, fp32 ONNX; with this seed objects stay in the picture."""
+    options = {"random_seed": 19, "features": ("sparse",), "threads": 1}
     return once(tmp_path_factory, "sam2", lambda out: export_bundle(ExportOptions("test.hiera64", out, **options)))
 
 

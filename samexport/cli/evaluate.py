@@ -18,10 +18,12 @@ from samexport.cli.options import (
     SamplerCheckpoint,
     Threads,
     Weights,
+    sparse_switches,
     weight_files,
 )
+from samexport.errors import ConfigError
 
-_PICTURES, _PROMPTS = "Pictures", "Prompts"
+_PICTURES, _PROMPTS, _VIDEO = "Pictures", "Prompts", "Clips: J and F of objects that are followed"
 
 
 def evaluate(
@@ -31,11 +33,22 @@ def evaluate(
     ] = None,
     *,
     annotations: Annotated[
-        Path, typer.Option(metavar="FILE", help="COCO's or LVIS's instances .json.", rich_help_panel=_PICTURES)
-    ],
+        Path | None, typer.Option(metavar="FILE", help="COCO's or LVIS's instances .json.", rich_help_panel=_PICTURES)
+    ] = None,
     images: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder of the annotated pictures.", rich_help_panel=_PICTURES)
-    ],
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the annotated pictures.", rich_help_panel=_PICTURES)
+    ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Instead: annotated clips in the layout of DAVIS.", rich_help_panel=_VIDEO),
+    ] = None,
+    sequences: Annotated[
+        str, typer.Option(metavar="NAMES", help="Take these clips, with commas between.", rich_help_panel=_VIDEO)
+    ] = "",
+    sparse: Annotated[
+        Literal["off", "swr", "smr", "both"],
+        typer.Option(help="What is left out; see samexport track.", rich_help_panel=_VIDEO),
+    ] = "off",
     max_images: Annotated[
         int | None,
         typer.Option(
@@ -99,10 +112,23 @@ def evaluate(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Measure accuracy on annotated pictures: AR of object proposals, mIoU of clicks and boxes.
+    """Measure accuracy on annotated pictures: AR of object proposals, mIoU of clicks and boxes; or on annotated clips.
 
     A picture that cannot be read, or that a model fails on, is left out and told; the exit code is then 2, or 1.
     """
+    if video is not None:
+        from samexport.cli.evaluate_video import VideoRequest, run_eval_video
+
+        if bundle is None or annotations is not None or images is not None:
+            raise ConfigError("--video takes a bundle, and neither --annotations nor --images")
+        names = tuple(name for name in sequences.split(",") if name)
+        clips = VideoRequest(bundle, video, names, sparse_switches(sparse))
+        run_eval_video(clips, out=out, runtime=runtime, threads=threads, force=force)
+        return
+    if annotations is None or images is None:
+        raise ConfigError("what to measure on? give --annotations and --images, or --video")
+    if sequences or sparse != "off":
+        raise ConfigError("--sequences and --sparse are of --video; give it")
     from samexport.cli.evaluation import EvalRequest, run_eval
 
     request = EvalRequest(

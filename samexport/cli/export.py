@@ -256,7 +256,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     from samexport.exporter.quantize.job import MAX_DROP
 
     options = ExportOptions(
-        encoder=sparse_model(shared.model) if shared.sparse else shared.model,
+        encoder=shared.model,
         out=None if within else shared.out,
         checkpoints=shared.files,
         random_seed=shared.random_seed,
@@ -268,24 +268,13 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
         decoder_checkpoint=shared.decoder_checkpoint,
         sampler=_sampler_of(shared, nms),
         image_size=shared.image_size,
-        features=("sparse",) if shared.sparse else ("video",) if shared.video else (),
+        features=shared.features,
         calibration=shared.calibration,
         max_drop=MAX_DROP if shared.max_drop is None else shared.max_drop,
     )
     if within and shared.out is not None:
         return replace(options, out=shared.out / options.folder(options.spec).name)
     return options
-
-
-def sparse_model(name: str) -> str:
-    """The model that can be sparse; ConfigError where there is no bypass for its windows."""
-    from samexport.models.catalog import MODELS, find_model
-
-    dense = find_model(name).name
-    sparse = dense if dense.endswith("_sparse") else f"{dense}_sparse"
-    if sparse not in MODELS:
-        raise ConfigError(f"{name} cannot be sparse: no bypass was trained for its windows, but for hiera_b+, hiera_l")
-    return sparse
 
 
 def import_torch() -> None:
@@ -304,7 +293,7 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     from samexport.exporter.formats import format_of
     from samexport.exporter.pipeline import export_bundles, unquantized
     from samexport.files import check_new_folder, to_json
-    from samexport.models.weights.downloads import official_checkpoint
+    from samexport.models.weights.downloads import official_adapter, official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
     if shared.encoder is None and shared.checkpoint:
@@ -321,6 +310,8 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
     if not options.checkpoints and options.random_seed is None:
         # before the steps, which would hide the progress of the download
         official_checkpoint(spec)
+        if spec.adapter is not None:
+            official_adapter(spec.adapter)
     print(f"exporting {spec.name} to {' and '.join(map(str, folders))}", file=sys.stderr)
     import_torch()
     for target in targets:

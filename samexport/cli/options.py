@@ -106,6 +106,16 @@ MaxDrop = Annotated[
 ]
 
 
+_NO_ADAPTER = "identity"
+
+
+def sparse_switches(sparse: str) -> dict[str, bool] | None:
+    """What ``--sparse off|swr|smr|both`` leaves out of a video; None for nothing."""
+    if sparse == "off":
+        return None
+    return {"windows": sparse in ("swr", "both"), "memory": sparse in ("smr", "both")}
+
+
 @dataclass(frozen=True)
 class ExportArguments:
     """What every export command takes. None is what was not given, so that an option without effect is refused."""
@@ -172,10 +182,19 @@ class ExportArguments:
         bool,
         typer.Option(
             "--sparse",
-            help="As --video, and what does it on parts of pictures and memories (Efficient-SAM2; hiera_b+, hiera_l).",
+            help="As --video, and what reads parts of memories; of pictures, too, for hiera_b+, hiera_l.",
             rich_help_panel=GRAPHS,
         ),
     ] = False
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|identity",
+            help="For --sparse: the bypass of windows; identity is none at all, not trained.",
+            show_default="cache or download",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -242,7 +261,18 @@ class ExportArguments:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of weights, those of the package with ``--weights demo``; none for official or random ones."""
-        return weight_files(self.weights, self.checkpoint, self.model)
+        files = weight_files(self.weights, self.checkpoint, self.model)
+        return files if self.adapter in (None, _NO_ADAPTER) else (*files, Path(str(self.adapter)))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What else of the model's family is exported; ConfigError for an adapter of nothing."""
+        if self.adapter is not None and not self.sparse:
+            raise ConfigError("--adapter is of --sparse; give it")
+        if self.sparse:
+            kind = {None: "sparse", _NO_ADAPTER: "sparse-shortcut"}.get(self.adapter, "sparse-adapter")
+            return (kind,)
+        return ("video",) if self.video else ()
 
     @functools.cached_property
     def model(self) -> str:

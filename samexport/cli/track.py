@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from samexport.cli.help import GroupedCommand
-from samexport.cli.options import MAX_OBJECT, BundleFolder, Force, RuntimeName, Threads
+from samexport.cli.options import MAX_OBJECT, BundleFolder, Force, RuntimeName, Threads, sparse_switches
 from samexport.cli.pictures import RESULTS
 from samexport.cli.terminal import ProgressBar
 from samexport.errors import ConfigError
@@ -74,6 +74,9 @@ def track(
         float | None, _sparse("Below this score it counts where the decoder looked; default 5.")
     ] = None,
     keep: Annotated[float | None, _sparse("Share of an old memory's tokens; default 0.05.", max=1)] = None,
+    reference_quirks: Annotated[
+        bool, _sparse("Do as the published code does where that is a slip; docs/track.md.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write a PNG for each frame and object.", rich_help_panel=RESULTS),
@@ -97,12 +100,14 @@ def track(
     Example: samexport track BUNDLE clip.mp4 --point 420,300 --object 2 --box 10,20,90,80 --overlay out.mp4
     """
     given = {"share": window_threshold, "object_threshold": object_threshold, "keep": keep}
-    left_out = {name: value for name, value in given.items() if value is not None}
-    if left_out and sparse == "off":
-        raise ConfigError("--window-threshold, --object-threshold and --keep say what --sparse leaves out; give it")
-    wanted = {**left_out, "windows": sparse in ("swr", "both"), "memory": sparse in ("smr", "both")}
+    left_out: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if reference_quirks:
+        left_out["quirks"] = True
+    switches = sparse_switches(sparse)
+    if left_out and switches is None:
+        raise ConfigError("--window-threshold, --object-threshold, --keep, --reference-quirks need --sparse; give it")
     request = TrackRequest(
-        bundle, video, tuple(context.meta[__name__]), prompts, direction, last, None if sparse == "off" else wanted
+        bundle, video, tuple(context.meta[__name__]), prompts, direction, last, switches and {**left_out, **switches}
     )
     run_track(request, Outputs(out, overlay, as_json, force), runtime=runtime, threads=threads)
 

@@ -43,7 +43,7 @@ from samexport.runtimes.bundle import (
     open_bundle,
     relative_files,
 )  # fmt: skip
-from samexport.runtimes.parity.clip import Clip, make_clip
+from samexport.runtimes.parity.clip import Clip, clip_frames, make_clip
 from samexport.runtimes.parity.golden import Golden, make_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases, picture_masks, run_frames
 from samexport.runtimes.session import OpenGraphs, open_session
@@ -100,8 +100,8 @@ class ExportOptions:
 
     @property
     def spec(self) -> ModelSpec:
-        """The model; ConfigError if there is none of that name and size."""
-        return find_model(self.encoder, self.image_size)
+        """The model; ConfigError if there is none of that name, size and features."""
+        return find_model(self.encoder, self.image_size, self.features)
 
     def graphs(self, spec: ModelSpec) -> tuple[str, ...]:
         """The graphs to write; ConfigError for a feature that the model's family has not."""
@@ -111,7 +111,8 @@ class ExportOptions:
         if unknown := [name for name in features if name not in family.features]:
             known = ", ".join(family.features) or "none"
             raise ConfigError(f"{spec.name} has no feature {unknown[0]!r}; its family's features: {known}")
-        return family.graphs(features)
+        own = {graph.name for graph in spec.graphs}
+        return tuple(name for name in family.graphs(features) if name in own)
 
     def folder(self, spec: ModelSpec) -> Path:
         """Where the bundle goes; the default name tells model, format, recipe, and random or demo weights."""
@@ -325,10 +326,15 @@ def reference_golden(network: nn.Module, spec: ModelSpec, graphs: Sequence[str],
         found = run_frames(runtimes, whole, frames, family.state)
         return [outputs for _, outputs in found]
 
-    def follow(picture: NDArray[np.uint8]) -> Clip | None:
-        if family.loop is None or not set(family.loop.graphs) <= set(graphs):
-            return None
-        return make_clip(resolve_name(family.loop.follow), open_session(OpenGraphs(plain)), picture)
+    session = open_session(OpenGraphs(plain.only(graphs)))
+
+    def follow(picture: NDArray[np.uint8]) -> dict[str, Clip]:
+        made = {
+            loop.name: make_clip(resolve_name(loop.follow), session, clip_frames(picture, loop.frames))
+            for loop in family.loops
+            if set(loop.graphs) <= set(graphs)
+        }
+        return {name: clip for name, clip in made.items() if clip is not None}
 
     make_cases = resolve_name(family.cases)
     return make_golden(spec, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0], follow)

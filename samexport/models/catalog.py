@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import re
+from collections.abc import Sequence
 from functools import cache
 
 from samexport.errors import ConfigError
-from samexport.models.families import efficient_sam, sam2, sam_hq, sam_models
+from samexport.models.families import efficient_sam, sam2_models, sam_hq, sam_models
 from samexport.models.families.base import Family
 from samexport.models.spec import ModelSpec
 
@@ -19,8 +20,11 @@ _ENDING = re.compile(r"\.(pth?|ckpt|bin|safetensors)$")
 
 
 def names_of(model: ModelSpec) -> tuple[str, ...]:
-    """Every name of a model: ``family.encoder``, ``encoder``, the aliases, the official file's without its ending."""
-    file = (_ENDING.sub("", model.source.filename),) if model.source else ()
+    """Every name of a model: ``family.encoder``, ``encoder``, the aliases, the official file's without its ending.
+
+    A hidden model leaves the file's name to the one that is shown.
+    """
+    file = (_ENDING.sub("", model.source.filename),) if model.source and not model.hidden else ()
     return tuple(dict.fromkeys((model.name, model.encoder, *model.aliases, *file)))
 
 
@@ -47,7 +51,7 @@ def register(family: Family) -> None:
 register(sam_models.FAMILY)
 register(sam_hq.FAMILY)
 register(efficient_sam.FAMILY)
-register(sam2.FAMILY)
+register(sam2_models.FAMILY)
 
 
 @cache
@@ -66,15 +70,23 @@ def find_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def find_model(name: str, size: int | None = None) -> ModelSpec:
+def find_model(name: str, size: int | None = None, features: Sequence[str] = ()) -> ModelSpec:
     """The model with this name, in any case, also a weight file's, with a frame of side ``size``.
+
+    Of a network that comes in several forms it is the one that has the ``features``, see :class:`Family`.
 
     The names are ``family.encoder``, just ``encoder``, and the aliases.
 
     Raises:
-        ConfigError: no model has this name (the close matches are named), or it has frames of other sizes alone.
+        ConfigError: no model has this name (the close matches are named), it has frames of other sizes alone, or it
+            does not come with a feature.
     """
     model = _by_any_name(name)
+    variants = FAMILIES[model.family].variants
+    for feature in features:
+        if feature in variants and model.name not in variants[feature]:
+            raise ConfigError(f"{model.name} has no feature {feature!r}")
+        model = MODELS[variants[feature][model.name]] if feature in variants else model
     if size is None or size == model.frame.size:
         return model
     at_size = FAMILIES[model.family].at_size

@@ -47,7 +47,7 @@ def load_model(
     found = load_weights(spec, network.state_dict(), checkpoints=checkpoints, decoder=decoder, random_seed=random_seed)
     network.load_state_dict(found.state, strict=True, assign=True)
     network.eval().requires_grad_(False)
-    return network, WeightsInfo(found.kind, found.source, found.sha256, found.seed)
+    return network, WeightsInfo(found.kind, found.source, found.sha256, found.seed, found.untrained)
 
 
 def reload_model(

@@ -202,6 +202,13 @@ class CheckpointSource:
 
 
 @dataclass(frozen=True)
+class Adapter(CheckpointSource):
+    """The official weights of a part that no checkpoint has: of names that begin with ``part``."""
+
+    part: str
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One model of the catalogue, named ``family.encoder``.
 
@@ -221,6 +228,8 @@ class ModelSpec:
         scores: which number ranks the masks of a prompt: the predicted IoU, or, where the head that predicts it was not
             trained with the encoder, the stability of the low-resolution mask.
         gains: of random weights, as in :func:`samexport.models.weights.random_weights.random_state_dict`.
+        adapter: weights that are a file of their own, where somebody published them.
+        untrained: what of it no weights were trained for, as :attr:`WeightsInfo.warning` names it.
     """
 
     name: str
@@ -239,6 +248,8 @@ class ModelSpec:
     demo: tuple[str, ...] = ()
     scores: Scores = "predicted"
     gains: tuple[tuple[str, float], ...] = ()
+    adapter: Adapter | None = None
+    untrained: str = ""
 
     @property
     def encoder(self) -> str:
@@ -255,13 +266,15 @@ class WeightsInfo:
     """Where weights came from: kind "checkpoint" or "demo" (file names, sha256), or "random" (seed).
 
     ``source`` has the name of each file, without its folder, in the order of merging; ``sha256`` has the hash of
-    each. Both are joined by " + ". Random weights have a ``seed`` instead of a hash.
+    each. Both are joined by " + ". Random weights have a ``seed`` instead of a hash. ``untrained`` is a part of the
+    model that no weights were trained for.
     """
 
     kind: Literal["checkpoint", "demo", "random"]
     source: str
     sha256: Hashes | None
     seed: int | None
+    untrained: str = ""
 
     @property
     def warning(self) -> str:
@@ -270,7 +283,12 @@ class WeightsInfo:
             "random": "RANDOM weights: its masks mean nothing",
             "demo": "DEMO weights, trained on drawn scenes: no substitute for the official ones",
         }
-        return told.get(self.kind, "")
+        return " and ".join(part for part in (told.get(self.kind, ""), self.untrained) if part)
+
+    @property
+    def remark(self) -> str:
+        """The same in two words, for titles."""
+        return f"{self.kind} weights" if self.kind != "checkpoint" else "not trained" if self.untrained else ""
 
 
 @dataclass(frozen=True)

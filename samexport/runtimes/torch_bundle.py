@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,10 @@ class TorchBundle(Bundle):
     def graph_names(self) -> tuple[str, ...]:
         """Names of the graphs that have a module."""
         return tuple(self.modules)
+
+    def only(self, graphs: Collection[str]) -> TorchBundle:
+        """The same with some of its graphs."""
+        return replace(self, modules={name: module for name, module in self.modules.items() if name in graphs})
 
     def open(self, graph: str, *, runtime: str | None = None, threads: int | None = None) -> Runtime:
         """The module of ``graph``; ``threads`` is torch's own count, for the whole process."""

@@ -13,6 +13,8 @@ import pytest
         (("--encoder", "hiera_t", "--image-size", 500), "--image-size is a multiple of 32 from 64 to 2048, not 500"),
         (("--encoder", "hiera_t", "--image-size", 32), "--image-size"),
         (("--encoder", "hiera_t"), "--checkpoint"),
+        (("--encoder", "tinyvit", "--sparse"), "mobilesam.tinyvit has no feature 'sparse'"),
+        (("--encoder", "hiera_t", "--video", "--adapter", "identity"), "--adapter is of --sparse; give it"),
         (("--encoder", "hiera_t", "--weights", "demo"), "hiera_t"),
     ],
 )

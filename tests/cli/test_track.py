@@ -202,7 +202,8 @@ BAD_LINES = [
     (["--point", "1,1", "--json", "tracks.txt"], ".json"),
     (["--prompts", "negative.json", "--json", "negative.json", "--force"], "negative.json"),
     (["--point", "1,1", "--overlay", "out.png"], ".mp4"),
-    (["--point", "1,1", "--keep", "0.1"], "say what --sparse leaves out"),
+    (["--point", "1,1", "--keep", "0.1"], "need --sparse; give it"),
+    (["--point", "1,1", "--reference-quirks"], "need --sparse; give it"),
     (["--point", "1,1", "--overlay", "absent/out.mp4"], "absent does not exist"),
 ]
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from samexport.errors import ConfigError
 from samexport.exporter.to_coreml import convert as to_coreml
 from samexport.exporter.to_coreml.package import PackageTexts
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_tflite import convert as to_tflite
 from samexport.models.catalog import find_model
-from samexport.models.families.sam2 import VIDEO_GRAPHS, fixed, sam2_constants, sam2_graphs, sam2_module
+from samexport.models.families.sam2 import VIDEO_GRAPHS, fixed, sam2_constants, sam2_module
 from samexport.models.graphs.sam2_memory import Sam2MemoryAttention
 from samexport.models.loading import load_model
 from samexport.runtimes.adapters.litert import LiteRtRuntime
@@ -22,11 +23,13 @@ from tests.single_thread import one_thread
 __all__ = ["one_thread"]  # fixtures
 
 FLAGS = {"memory_row", "point_labels", "pointer_present", "binary", "object_present", "has_mask_input"}
+FLAGS |= {"inside", "kept_row", "kept_cell"}
+SPEC = find_model("test.hiera64_sparse")
 
 
 @pytest.fixture(scope="session")
 def model(sam2_bundle):
-    return load_model(find_model("test.hiera64"), random_seed=sam2_bundle.manifest.weights.seed)[0]
+    return load_model(SPEC, random_seed=sam2_bundle.manifest.weights.seed)[0]
 
 
 def form(model, name):
@@ -35,7 +38,7 @@ def form(model, name):
 
 
 def graph_of(name, **sizes):
-    return fixed({graph.name: graph for graph in sam2_graphs(64, 64)}[name], sizes)
+    return fixed(SPEC.graph(name), sizes)
 
 
 def inputs_of(graph, sizes, seed=0):
@@ -44,7 +47,7 @@ def inputs_of(graph, sizes, seed=0):
     for tensor in graph.inputs:
         shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape]
         value = rng.standard_normal(shape) if tensor.low is None else rng.uniform(tensor.low, tensor.high, shape)
-        drawn[tensor.name] = (np.round(value) if tensor.name in FLAGS else value).astype(np.float32)
+        drawn[tensor.name] = (np.round(value) if tensor.name in FLAGS else value).astype(tensor.dtype)
     return drawn
 
 
@@ -55,7 +58,7 @@ def assert_same(runtime, module, graph, inputs):
         assert np.abs(found[name] - wanted).max() <= 1e-4 * max(np.ptp(wanted), 0.1), name
 
 
-@pytest.mark.parametrize("name", VIDEO_GRAPHS)
+@pytest.mark.parametrize("name", [graph.name for graph in SPEC.graphs])
 def test_onnx_file_computes_what_the_form_computes_at_every_size(model, sam2_bundle, name, tmp_path):
     graph, path = graph_of(name), sam2_bundle.folder / f"{name}.onnx"
     if name == "memory_attention":
@@ -63,7 +66,7 @@ def test_onnx_file_computes_what_the_form_computes_at_every_size(model, sam2_bun
         path = tmp_path / path.name
         assert to_onnx.convert(graph, form(model, name), path, to_onnx.OnnxOptions()).refused == ""
     with OrtRuntime(path, graph, threads=1) as runtime:
-        for sizes in ({"N": 1, "K": 1, "F": 1, "R": 1}, {"N": 2, "K": 4, "F": 9, "R": 16}):
+        for sizes in (dict.fromkeys("NKFRMW", 1), {"N": 2, "K": 4, "F": 9, "R": 16, "M": 7, "W": 4}):
             assert_same(runtime, form(model, name), graph, inputs_of(graph, sizes))
 
 
@@ -87,6 +90,19 @@ def test_objects_are_followed_on_onnx_files_as_on_the_forms(model, sam2_bundle):
             # bfloat16 turns the last bit of a memory into more than that
             assert np.abs(a.low_res - b.low_res).mean() < 0.05
             assert a.score == pytest.approx(b.score, abs=0.02)
+
+
+def test_tflite_file_takes_windows_in_entry_points_and_fills_them_up(model, tmp_path):
+    name = "encoder_routed"
+    graph, path = graph_of(name), tmp_path / f"{name}.tflite"
+    to_tflite.convert(graph, form(model, name), path)
+    with LiteRtRuntime(path, graph, threads=1) as runtime:
+        assert [entry.name for entry in runtime.entry_points] == ["windows_1", "windows_2"]
+        runtime.entry_points = runtime.entry_points[1:]
+        for count in (1, 2):
+            assert_same(runtime, form(model, name), graph, inputs_of(graph, {"W": count}))
+        with pytest.raises(ConfigError, match="at most 2 windows, got"):
+            runtime.run(inputs_of(graph, {"W": 3}))
 
 
 def test_tflite_file_computes_what_the_form_computes(model, tmp_path):

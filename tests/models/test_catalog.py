@@ -39,8 +39,10 @@ FOR_TESTS = (
     "hq64",
     "efficientsam64",
     "hiera64",
+    "hiera128",
 )
-NOT_SHOWN = {"test.hiera128_sparse", "sam2.hiera_b+_sparse", "sam2.hiera_l_sparse"}
+# the same with a bypass for windows, or with a shortcut that is not trained
+NOT_SHOWN = {f"{name}_{form}" for name in ("test.hiera64", "test.hiera128", *SAM2) for form in ("sparse", "shortcut")}
 
 
 def test_catalogue_has_these_models_and_hides_those_for_tests():
@@ -74,6 +76,30 @@ def test_source_is_an_https_address_with_a_whole_sha256_or_none(name):
     assert source.url.endswith("/" + source.filename) or source.url.startswith("https://drive.google.com/file/d/")
     assert source.sha256 is None or re.fullmatch("[0-9a-f]{64}", source.sha256)
     assert (source.sha256 is None) == (name not in SAMS or name == "tinysam.tinysam")
+
+
+@pytest.mark.parametrize(
+    ("model", "feature", "name", "adapter", "windows"),
+    [
+        ("hiera_b+", "sparse", "sam2.hiera_b+_sparse", "bypass_bottleneck_base.pth", True),
+        ("hiera_l", "sparse", "sam2.hiera_l_sparse", "bypass_bottleneck_large.pth", True),
+        ("hiera_t", "sparse", "sam2.hiera_t", None, False),
+        ("sam2_hiera_b+", "sparse", "sam2.sam2_hiera_b+", None, False),
+        ("hiera_s", "sparse-adapter", "sam2.hiera_s_sparse", None, True),
+        ("hiera_s", "sparse-shortcut", "sam2.hiera_s_shortcut", None, True),
+    ],
+)
+def test_sparse_models_have_windows_where_a_bypass_was_published_or_is_asked_for(
+    model, feature, name, adapter, windows
+):
+    found = find_model(model, 512, [feature])
+    graphs = {graph.name for graph in found.graphs}
+    assert (found.name, found.frame.size) == (name, 512)
+    assert (found.adapter.filename if found.adapter else None) == adapter
+    assert (windows, True) == ("encoder_stem" in graphs, "memory_attention_pruned" in graphs)
+    assert bool(found.untrained) == name.endswith("_shortcut")
+    with pytest.raises(ConfigError, match="hiera64_sparse has no feature 'sparse-shortcut'"):
+        find_model("test.hiera64_sparse", None, ["sparse-shortcut"])
 
 
 def test_licences_are_the_authors():

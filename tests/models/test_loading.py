@@ -93,6 +93,16 @@ def test_other_weights_are_told_in_one_line_with_both_names_and_hashes(files):
     assert message.isprintable()
 
 
+def test_what_was_not_trained_is_said_with_the_weights():
+    spec = find_model("test.hiera64", features=["sparse-shortcut"])
+    network, weights = load_model(spec, random_seed=7)
+    assert not any(key.startswith("bypass.") for key in network.state_dict())
+    assert weights.warning.startswith("RANDOM weights: its masks mean nothing and a shortcut that is not trained")
+    trained = replace(weights, kind="checkpoint")
+    remarks = [each.remark for each in (weights, trained, replace(trained, untrained=""))]
+    assert remarks == ["random weights", "not trained", ""]
+
+
 def test_bypass_of_a_sparse_model_comes_from_a_file_of_its_own(tmp_path):
     spec = find_model("test.hiera128_sparse")
     state = load_model(spec, random_seed=7)[0].state_dict()

@@ -125,7 +125,7 @@ def _check_bundle(bundle: Bundle) -> None:
 
 def _model_name(manifest: Manifest) -> str:
     precisions = {a.recipe for a in manifest.artifacts} - {"fp32"}
-    kind = [manifest.weights.kind] if manifest.weights.warning else []
+    kind = [manifest.weights.kind] if manifest.weights.kind != "checkpoint" else []
     return "-".join([manifest.model.replace(".", "-"), *sorted(precisions), *kind])
 
 

@@ -25,11 +25,12 @@ def write_card(manifest: Manifest) -> str:
     origin = f"{weights.source}, sha256 `{weights.sha256}`"
     if weights.kind == "random":
         origin = f"RANDOM weights, seed {weights.seed}: for tests and timing, the masks mean nothing"
+        origin += f"; {weights.untrained}" if weights.untrained else ""
     elif weights.warning:
         origin = f"{weights.warning} ({origin})"
     about = resolve_name(find_family(manifest.family).card)(manifest)
     lines = [
-        f"# {manifest.model}{f' ({weights.kind} weights)' if weights.warning else ''}",
+        f"# {manifest.model}{f' ({weights.remark})' if weights.remark else ''}",
         "",
         f"{manifest.summary}. Made by samexport {manifest.tools['samexport']}.",
         "",

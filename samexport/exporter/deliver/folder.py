@@ -105,7 +105,7 @@ def check_fit(bundle: Bundle, profile: Profile) -> None:
 
 def _values(manifest: Manifest, profile: Profile) -> Values:
     name = manifest.model.replace(".", "-")
-    title = manifest.summary + (f" ({manifest.weights.kind} weights)" if manifest.weights.warning else "")
+    title = manifest.summary + (f" ({manifest.weights.remark})" if manifest.weights.remark else "")
     texts = {"NAME": name, "MODEL": manifest.model, "SUMMARY": _quoted(title), "LICENCE": _quoted(manifest.licence)}
     return {**texts, "VERSION": __version__, **profile.values(manifest)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from samexport.exporter.deliver.card import About
 from samexport.models.families.sam2 import IMAGE_ENCODER, MASK_DECODER, MEMORY_ATTENTION
-from samexport.models.families.sam2_sparse import ENCODER_STEM
+from samexport.models.families.sam2_sparse import ENCODER_STEM, MEMORY_ATTENTION_PRUNED
 from samexport.runtimes.bundle import Manifest
 
 _EXAMPLE = """import numpy as np, onnxruntime as ort
@@ -37,12 +37,16 @@ last six others, and the pointers of fifteen. `samexport.runtimes.families.sam2_
 
 _SPARSE = """## Leaving out what does not matter
 
-`encoder_stem`, `encoder_routed` and `encoder_tail` are Efficient-SAM2's encoder: take `bypassed`, put the `routed`
-rows of `windows` in their places, and that is `merged`. Frames with prompts and the ones after them go through
-`image_encoder`. Windows of the next frame: those that a candidate mask touches, grown by two pixels, and where
-`object_score` is below 5 the fewest that hold 0.7 of `saliency` of `mask_decoder_salient`. `memory_attention_pruned`
-reads the newest memory, those of frames with prompts, and of five older ones the tokens (5 in 100) that had the
-highest `saliency` when they were the newest. `samexport.runtimes.families.sam2_sparse_tracker` is this loop in numpy.
+`memory_attention_pruned` reads the newest memory, those of frames with prompts, and of five older ones the tokens (5 in
+100) that had the highest `saliency` when they were the newest.
+`samexport.runtimes.families.sam2_sparse_tracker` is what follows in numpy.
+"""
+
+_WINDOWS = """`encoder_stem`, `encoder_routed` and `encoder_tail` are Efficient-SAM2's encoder: take
+`{passed}`, put the `routed` rows of `windows` in their places, and that is `merged`. Frames with prompts and the ones
+after them go through `image_encoder`. Windows of the next frame: those that a candidate mask touches, grown by two
+pixels, and where `object_score` is below 5 the fewest that hold 0.7 of `saliency` of `mask_decoder_salient`. A file
+that takes certain numbers of windows is filled up with those that hold most of it.
 """
 
 
@@ -62,8 +66,11 @@ def about(manifest: Manifest) -> About:
     example = []
     if MEMORY_ATTENTION in paths:
         example.append(_VIDEO)
-    if ENCODER_STEM in paths:
+    if MEMORY_ATTENTION_PRUNED in paths:
         example.append(_SPARSE)
+    if ENCODER_STEM in paths:
+        passed = next(graph.outputs[-1].name for graph in manifest.graphs if graph.name == ENCODER_STEM)
+        example.append(_WINDOWS.format(passed=passed))
     if all(a.file_format == "onnx" for a in manifest.artifacts):
         code = _EXAMPLE.format(size=size, encoder=paths[IMAGE_ENCODER], decoder=paths[MASK_DECODER])
         example += ["## Example", "", "```python", code.rstrip(), "```", ""]

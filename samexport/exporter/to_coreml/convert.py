@@ -25,7 +25,7 @@ from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec, Sizes, TensorSpec, axis_sizes, is_picture
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, entry_points, plan, takes_prompts
+from samexport.runtimes.adapters.entry_points import Bucket, bucket_of, entry_points, is_sized, plan
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.formats.mlpackage import SEVERAL
 
@@ -110,7 +110,7 @@ def convert(
         OSError: the disk is full.
         KeyboardInterrupt: Ctrl-C, within seconds.
     """
-    counts = options.prompt_buckets if takes_prompts(graph) else None
+    counts = options.prompt_buckets if is_sized(graph) else None
     buckets = entry_points(graph, plan(counts, options.points)) if counts else ()
     joined = len(buckets) == 0 or options.deployment_target == "iOS18"
     target = out if joined else out.with_suffix(SEVERAL)

@@ -18,7 +18,7 @@ from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
-from samexport.runtimes.adapters.entry_points import Bucket, entry_points, plan, takes_prompts
+from samexport.runtimes.adapters.entry_points import Bucket, entry_points, is_sized, plan
 from samexport.runtimes.formats.tflite import append_metadata, parse_model, write_model
 from samexport.runtimes.formats.tflite_lint import Lint, lint
 
@@ -63,7 +63,7 @@ class TfliteOptions:
 
 def signatures(graph: GraphSpec, options: TfliteOptions) -> tuple[Bucket, ...]:
     """The entry points of the graph's file; a graph without prompts has one, with the graph's name."""
-    if takes_prompts(graph):
+    if is_sized(graph):
         return entry_points(graph, plan(options.prompt_buckets, options.points))
     return (Bucket(graph.name, 1, 1),)
 

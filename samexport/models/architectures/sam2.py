@@ -67,7 +67,7 @@ LARGE = Sam2Size(HieraSize(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=(8, 4, 1
 # the same code at 64 pixels: windows that need padding in the last two stages, one global block
 TEST = Sam2Size(HieraSize(16, 1, (1, 2, 3, 2), (4,), windows=(8, 4, 6, 3)), image_size=64, width=64, hidden=128)
 # every kind of block once, a first layer of memory attention and one that sees objects: quick to export
-SHALLOW = Sam2Size(HieraSize(16, 1, (1, 1, 3, 1), (3,), windows=(8, 4, 6, 3)), 64, 64, 64, layers=2)
+SHALLOW = Sam2Size(HieraSize(16, 1, (1, 1, 5, 1), (4, 6), windows=(8, 4, 2, 3)), 64, 64, 64, layers=2)
 # four windows in the third stage that reach beyond its map, an inner global block among those that are routed
 CUT = Sam2Size(HieraSize(16, 1, (1, 1, 6, 1), (4, 7), windows=(8, 4, 6, 3)), 128, 64, 64, layers=2)
 
@@ -85,7 +85,7 @@ def empty_sam2(spec: ModelSpec) -> Sam2:
     size = size_of(spec)
     with no_values():
         model = Sam2(size)
-        if spec.size.cut is not None:
+        if spec.size.cut is not None and spec.size.cut.bypass:
             model.bypass = Bypass(size.trunk.widths[2])
     return model
 
@@ -138,6 +138,7 @@ class Sam2(nn.Module):
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, width))
         self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, width))  # in the files, but nothing reads it
         self.no_obj_ptr = nn.Parameter(torch.zeros(1, width))
+        self.bypass: nn.Module | None = None  # of models that encode chosen windows
         if size.absent_memory:
             self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, MEMORY_WIDTH))
         if size.timed_pointers:

@@ -16,9 +16,6 @@ from torch.nn import functional as F
 from samexport.models.architectures.hiera import Block, HieraSize, ImageEncoder
 from samexport.models.architectures.sam2_memory import MemoryAttention, RotaryAttention, rotary_angles, rotate, sine_2d
 
-KEPT_SHARE = 0.05
-"""Of the tokens of an old memory."""
-
 
 @dataclass(frozen=True)
 class Routing:
@@ -134,11 +131,6 @@ def _update(block: Block, x: Tensor) -> Tensor:
     x = x + block.attn(block.norm1(x))
     out: Tensor = x + block.mlp(block.norm2(x))
     return out
-
-
-def kept_tokens(cells: int, share: float = KEPT_SHARE) -> int:
-    """How many tokens of an old memory are kept, as the official code rounds: 204 of 4096."""
-    return int(cells * (1 - (1 - share)))
 
 
 class PrunedMemoryAttention(nn.Module):

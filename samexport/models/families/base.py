@@ -16,12 +16,16 @@ class Loop:
     """How objects are followed through a video.
 
     Attributes:
+        name: of the case.
         graphs: those that it needs.
         follow: dotted path of a ``samexport.runtimes.parity.clip.Follow``: objects on a golden clip.
+        frames: of that clip.
     """
 
+    name: str
     graphs: tuple[str, ...]
     follow: DottedPath
+    frames: int = 5
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,9 @@ class Family:
         name: as it stands in models and manifests.
         models: its part of the catalogue.
         graphs: the names of the graphs to export for a set of features, in the order in which they run.
-        features: the names that ``graphs`` knows.
+        features: the names that ``graphs`` knows. A model is exported with those of the graphs that it has.
+        variants: by feature, the model that has it by the name of the model that is asked for; a feature that is
+            missing here needs no other one.
         network: dotted path of ``ModelSpec -> nn.Module``, with the official state-dict names, without values
             (:func:`samexport.models.architectures.layers.no_values`).
         forms: dotted path of {graph: ``(network, spec, small) -> nn.Module``}, what is exported.
@@ -46,7 +52,7 @@ class Family:
         cases: dotted path of a ``samexport.runtimes.parity.golden.MakeCases``: what is compared.
         at_size: a model with a frame of another side, for models whose weights do not depend on it; it raises
             ConfigError for others, and for sides that a network cannot have. None where no model can.
-        loop: for families with memory, what is compared of a whole video.
+        loops: for families with memory, what is compared of whole videos.
         encoder_parts: beginnings of the state-dict names that a decoder's own checkpoint leaves as they are.
         dialects: dotted paths of functions from the official state-dict names to
             :class:`samexport.models.weights.layouts.Dialect`: other names that checkpoints may have.
@@ -67,11 +73,12 @@ class Family:
     cases: DottedPath
     card: DottedPath
     features: tuple[str, ...] = ()
+    variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     equal: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, str] = field(default_factory=dict)
     constants: DottedPath = ""
     at_size: Callable[[ModelSpec, int], ModelSpec] | None = None
-    loop: Loop | None = None
+    loops: tuple[Loop, ...] = ()
     encoder_parts: tuple[str, ...] = ()
     dialects: tuple[DottedPath, ...] = ()
     extras: Mapping[str, DottedPath] = field(default_factory=dict)

@@ -9,10 +9,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from samexport.models.families.base import Family, Loop
 from samexport.models.families.sam import ABSENT, LABELS, POINTS, PROMPTS, check_size
-from samexport.models.families.sam2_sparse import SPARSE_GRAPHS, Cut, sparse_graphs
-from samexport.models.spec import Axis, CheckpointSource, GraphSpec, ModelSpec, Preprocess, TensorSpec
+from samexport.models.families.sam2_sparse import (
+    MEMORY_ATTENTION_PRUNED,
+    SPARSE_FEATURES,
+    WINDOW_GRAPHS,
+    Cut,
+    pruned_attention,
+    window_graphs,
+)
+from samexport.models.spec import Axis, GraphSpec, ModelSpec, Preprocess, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -187,131 +193,34 @@ class Sam2Numbers:
     Attributes:
         network: dotted path of the :class:`samexport.models.architectures.sam2.Sam2Size`; the frame has its side.
         width: channels of the embedding.
+        layers: of the memory attention.
         version: 2.1, or 2.0, which neither marks memories without the object nor dates pointers.
-        cut: of a model that can be sparse; it has a bypass for windows.
+        cut: of a model that can encode chosen windows.
     """
 
     network: str
     width: int = 256
+    layers: int = 4
     version: str = "2.1"
     cut: Cut | None = None
 
 
-def _graphs(size: int, numbers: Sam2Numbers) -> tuple[GraphSpec, ...]:
+def all_graphs(size: int, numbers: Sam2Numbers) -> tuple[GraphSpec, ...]:
+    """The graphs of one model: those of every SAM 2, and what it has for leaving out windows and memories."""
     dense = sam2_graphs(size, numbers.width)
-    return dense if numbers.cut is None else (*dense, *sparse_graphs(dense, numbers.cut))
+    attention = next(graph for graph in dense if graph.name == MEMORY_ATTENTION)
+    windows = () if numbers.cut is None else window_graphs(dense, numbers.cut)
+    return (*dense, pruned_attention(attention, numbers.layers), *windows)
 
 
-def _graph_names(features: Collection[str]) -> tuple[str, ...]:
-    if "sparse" in features:
-        return (*VIDEO_GRAPHS, *SPARSE_GRAPHS)
+def graph_names(features: Collection[str]) -> tuple[str, ...]:
+    """Those to export for some features, where the model has them."""
+    if set(SPARSE_FEATURES) & set(features):
+        return (*VIDEO_GRAPHS, MEMORY_ATTENTION_PRUNED, *WINDOW_GRAPHS)
     return VIDEO_GRAPHS if "video" in features else IMAGE_GRAPHS
 
 
 def at_size(spec: ModelSpec, size: int) -> ModelSpec:
     """A model with a frame of another side: positions are derived anew, weights stay as they are."""
     check_size(size)
-    return replace(spec, frame=replace(spec.frame, size=size), graphs=_graphs(size, spec.size))
-
-
-_URL = "https://dl.fbaipublicfiles.com/segment_anything_2"
-# in every checkpoint, and read by nothing
-_UNREAD = ("no_mem_pos_enc",)
-
-
-def _hiera(letter: str, word: str, version: str, parameters: int) -> ModelSpec:
-    frame, file = image_frame(), word.replace("-", "_")
-    later = version == "2.1"
-    stem, folder = ("sam2.1", "092824") if later else ("sam2", "072824")
-    filename = f"{stem}_hiera_{file}.pt"
-    short = f"hiera_{letter}"
-    aliases = [f"{stem}_{letter}", f"{stem}-hiera-{word}", f"facebook/{stem}-hiera-{word}"]
-    if later:
-        aliases += [f"hiera_{file}", f"{stem}_{short}"]
-    return ModelSpec(
-        # the older ones have the names of their official configurations
-        name=f"sam2.{short}" if later else f"sam2.sam2_{short}",
-        summary=f"SAM {version} with its Hiera {word} encoder, for pictures and videos",
-        size=Sam2Numbers(f"samexport.models.architectures.sam2:{file.upper()}", version=version),
-        family="sam2",
-        frame=frame,
-        graphs=sam2_graphs(frame.size),
-        parameters=parameters,
-        licence="Apache-2.0",
-        source=CheckpointSource(filename, f"{_URL}/{folder}/{filename}", None),
-        aliases=tuple(aliases),
-        unread=_UNREAD,
-    )
-
-
-def _sparse(dense: ModelSpec, cut: Cut) -> ModelSpec:
-    """A model with the bypass of Efficient-SAM2, which is a file of its own."""
-    numbers = replace(dense.size, cut=cut)
-    return replace(
-        dense, name=f"{dense.name}_sparse", summary=f"{dense.summary}, that can be sparse", size=numbers,
-        graphs=_graphs(dense.frame.size, numbers), source=None, aliases=(), hidden=True,
-    )  # fmt: skip
-
-
-_TEST_FRAME = image_frame(64)
-_TEST_SPARSE_FRAME = image_frame(128)
-_BASE_PLUS = _hiera("b+", "base-plus", "2.1", 80_850_178)
-_LARGE = _hiera("l", "large", "2.1", 224_446_642)
-_MODELS = (
-    _hiera("t", "tiny", "2.1", 38_962_498),
-    _hiera("s", "small", "2.1", 46_060_354),
-    _BASE_PLUS,
-    _LARGE,
-    _sparse(_BASE_PLUS, Cut(14, 448)),
-    _sparse(_LARGE, Cut(16, 576)),
-    _sparse(
-        ModelSpec(
-            name="test.hiera128",
-            summary="a 128-pixel SAM 2.1 for tests",
-            size=Sam2Numbers("samexport.models.architectures.sam2:CUT", 64),
-            family="sam2",
-            frame=_TEST_SPARSE_FRAME,
-            graphs=sam2_graphs(_TEST_SPARSE_FRAME.size, 64),
-            parameters=0,
-            licence="Apache-2.0",
-            hidden=True,
-            unread=_UNREAD,
-        ),
-        Cut(6, 64, 2),
-    ),
-    _hiera("t", "tiny", "2.0", 38_945_986),
-    _hiera("s", "small", "2.0", 46_043_842),
-    _hiera("b+", "base-plus", "2.0", 80_833_666),
-    _hiera("l", "large", "2.0", 224_430_130),
-    ModelSpec(
-        name="test.hiera64",
-        summary="a 64-pixel SAM 2.1 for tests; there are no trained weights",
-        size=Sam2Numbers("samexport.models.architectures.sam2:SHALLOW", 64),
-        family="sam2",
-        frame=_TEST_FRAME,
-        graphs=sam2_graphs(_TEST_FRAME.size, 64),
-        parameters=0,
-        licence="Apache-2.0",
-        hidden=True,
-        unread=_UNREAD,
-    ),
-)
-
-FAMILY = Family(
-    name="sam2",
-    models=_MODELS,
-    graphs=_graph_names,
-    features=("video", "sparse"),
-    network="samexport.models.architectures.sam2:empty_sam2",
-    forms="samexport.models.graphs.sam2:EXPORT",
-    plain="samexport.models.graphs.sam2:PLAIN",
-    session="samexport.runtimes.families.sam2_session:Sam2Session",
-    cases="samexport.runtimes.families.sam2_cases:make_cases",
-    constants="samexport.models.families.sam2:sam2_constants",
-    at_size=at_size,
-    loop=Loop(VIDEO_GRAPHS, "samexport.runtimes.families.sam2_clip:follow"),
-    # a decoder's own file has what the others lack
-    encoder_parts=("image_encoder.", "memory_", "obj_ptr_", "mask_downsample.", "maskmem_", "no_"),
-    card="samexport.exporter.deliver.sam2_card:about",
-    consumers="samexport.exporter.deliver.sam2_consumers:PROFILES",
-)
+    return replace(spec, frame=replace(spec.frame, size=size), graphs=all_graphs(size, spec.size))

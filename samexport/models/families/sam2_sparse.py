@@ -12,35 +12,43 @@ ENCODER_ROUTED = "encoder_routed"
 ENCODER_TAIL = "encoder_tail"
 MEMORY_ATTENTION_PRUNED = "memory_attention_pruned"
 MASK_DECODER_SALIENT = "mask_decoder_salient"
-SPARSE_GRAPHS = (ENCODER_STEM, ENCODER_ROUTED, ENCODER_TAIL, MEMORY_ATTENTION_PRUNED, MASK_DECODER_SALIENT)
+WINDOW_GRAPHS = (ENCODER_STEM, ENCODER_ROUTED, ENCODER_TAIL, MASK_DECODER_SALIENT)
+"""What encodes chosen windows; it needs a bypass for the others."""
 
-CHOSEN = Axis("W", "windows", traced=3, usual=8, high=64)
+SPARSE_FEATURES = ("sparse", "sparse-adapter", "sparse-shortcut")
+"""Sparse as far as weights were published; with a bypass of one's own; without one, which nobody trained."""
+
+KEPT_SHARE, OLD_FRAMES = 0.05, 5
+"""How many of its tokens are read of each of so many old memories."""
+
+CHOSEN = Axis("W", "windows", traced=3, usual=8)
 KEPT = Axis("M", "kept", traced=6, usual=1020)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model can be sparse.
+    """How a model encodes chosen windows.
 
     Attributes:
         window: side of the windows of the third stage, in tokens.
         width: channels there.
-        layers: of the memory attention.
+        bypass: whether there is a bottleneck for windows that are not chosen; else they go on as they are.
     """
 
     window: int
     width: int
-    layers: int = 4
+    bypass: bool = True
 
 
-def sparse_graphs(dense: Sequence[GraphSpec], cut: Cut) -> tuple[GraphSpec, ...]:
-    """The graphs that a model has besides its ``dense`` ones."""
+def window_graphs(dense: Sequence[GraphSpec], cut: Cut) -> tuple[GraphSpec, ...]:
+    """The graphs for chosen windows of a model with these ``dense`` ones."""
     graphs = {graph.name: graph for graph in dense}
-    return (
-        *_encoder_graphs(graphs["image_encoder"], cut),
-        _pruned(graphs["memory_attention"], cut),
-        _salient(graphs["mask_decoder_tracked"]),
-    )
+    return (*_encoder_graphs(graphs["image_encoder"], cut), _salient(graphs["mask_decoder_tracked"]))
+
+
+def kept_tokens(cells: int, share: float = KEPT_SHARE) -> int:
+    """How many tokens of an old memory are kept, at least one; as the official code rounds: 204 of 4096."""
+    return max(1, int(cells * (1 - (1 - share))))
 
 
 def _tensors(graph: GraphSpec) -> dict[str, TensorSpec]:
@@ -51,25 +59,34 @@ def _encoder_graphs(encoder: GraphSpec, cut: Cut) -> tuple[GraphSpec, ...]:
     known = _tensors(encoder)
     grid = int(known["vision"].shape[-1])
     tokens, count = (cut.window**2, cut.width), (-(-grid // cut.window)) ** 2
+    passed = "bypassed" if cut.bypass else "windows"
     stem = (
         known["feat_s0"],
         known["feat_s1"],
         TensorSpec("windows", (count, *tokens), "all windows row by row; rows of it are routed"),
         TensorSpec("bypassed", (count, *tokens), "what the windows become that are not routed"),
     )
-    chosen = [TensorSpec("chosen", ("W", *tokens), "rows of windows")]
-    if grid % cut.window:
-        chosen.append(TensorSpec("inside", ("W", tokens[0]), "1 where a token lies on the map, else 0", 0, 1))
-    routed = TensorSpec("routed", ("W", *tokens), "to be put in the place of rows of bypassed")
-    merged = TensorSpec("merged", (count, *tokens), "bypassed windows, those that were routed in their places")
+    chosen = (
+        TensorSpec("chosen", ("W", *tokens), "rows of windows"),
+        TensorSpec("inside", ("W", tokens[0]), "1 where a token lies on the map, else 0; all 0 for no window", 0, 1),
+    )
+    routed = TensorSpec("routed", ("W", *tokens), f"to be put in the place of rows of {passed}")
+    merged = TensorSpec("merged", (count, *tokens), f"{passed}, those that were routed in their places")
+    axes = (replace(CHOSEN, high=count),)
     return (
-        GraphSpec(ENCODER_STEM, "image to fine maps and windows; normalisation is inside", encoder.inputs, stem),
-        GraphSpec(ENCODER_ROUTED, "blocks that only chosen windows go through", tuple(chosen), (routed,), (CHOSEN,)),
+        GraphSpec(
+            ENCODER_STEM,
+            "image to fine maps and windows; normalisation is inside",
+            encoder.inputs,
+            stem if cut.bypass else stem[:-1],
+        ),
+        GraphSpec(ENCODER_ROUTED, "blocks that only chosen windows go through", chosen, (routed,), axes),
         GraphSpec(ENCODER_TAIL, "all windows to features", (merged,), (known["image_embed"], known["vision"])),
     )
 
 
-def _pruned(attention: GraphSpec, cut: Cut) -> GraphSpec:
+def pruned_attention(attention: GraphSpec, layers: int) -> GraphSpec:
+    """The memory attention that of old memories reads the tokens that were kept; it needs no weights of its own."""
     known = _tensors(attention)
     memory, row = known["memory"], known["memory_row"]
     cells, width = memory.shape[2:]
@@ -77,15 +94,16 @@ def _pruned(attention: GraphSpec, cut: Cut) -> GraphSpec:
         replace(memory, name="newest", shape=("N", cells, width), meaning="memory of the frame before"),
         replace(memory, meaning="whole memories but the newest, cells row-major"),
         row,
-        TensorSpec("kept", ("N", cut.layers, "M", width), "tokens of old memories, other ones for each layer"),
-        TensorSpec("kept_cell", ("N", cut.layers, "M"), "their cells", 0, int(cells) - 1, dtype="int64"),
+        TensorSpec("kept", ("N", layers, "M", width), "tokens of old memories, other ones for each layer"),
+        TensorSpec("kept_cell", ("N", layers, "M"), "their cells", 0, int(cells) - 1, dtype="int64"),
         replace(row, name="kept_row", shape=("N", "M"), meaning="their frames, as memory_row"),
     )
     vision, _, _, *pointers = attention.inputs
-    saliency = TensorSpec("saliency", ("N", cut.layers, cells), "attention to newest in each layer, sums to 1")
+    saliency = TensorSpec("saliency", ("N", layers, cells), "attention to newest in each layer, sums to 1")
     return GraphSpec(
         MEMORY_ATTENTION_PRUNED, "a frame as objects remember it, of old frames a few tokens",
-        (vision, *added, *pointers), (*attention.outputs, saliency), (*attention.axes, KEPT),
+        (vision, *added, *pointers), (*attention.outputs, saliency),
+        (*attention.axes, replace(KEPT, usual=OLD_FRAMES * kept_tokens(int(cells)))),
     )  # fmt: skip
 
 

@@ -4,9 +4,9 @@ What differs from ``architectures/sam2_sparse.py``, and why it is the same funct
 
 - The bypass is computed for every window, in the first part, where it costs nothing; the host puts the rows that were
   routed in their places, so no graph gathers or scatters windows.
-- Tokens beyond the map are told by ``inside``. In inner global blocks their keys carry a bias of ABSENT in one more
-  channel, which meets a 1 in the queries, and their results become 0. So all tokens of the chosen windows are one
-  sequence, and nothing depends on how many of them are inside.
+- Tokens beyond the map, and those of rows that are no windows, are told by ``inside``. In inner global blocks their
+  keys carry a bias of ABSENT in one more channel, which meets a 1 in the queries, and their results become 0. So all
+  tokens of the chosen windows are one sequence, and nothing depends on how many of them are inside.
 - The queries of those blocks go in parts of each window, so their number is fixed and the scores are never all in
   memory.
 - The saliency of the newest memory is taken from the scores that the attention has anyway.
@@ -40,17 +40,17 @@ _WATCHED = OWN_TOKENS + 1
 
 
 class Stem(Sam2ImageEncoder):
-    """Image [1, 3, S, S] in 0..255 to the fine maps, the windows [n, T, C] and the same after the bypass."""
+    """Image [1, 3, S, S] in 0..255 to the fine maps, the windows [n, T, C] and, if there is a bypass, its results."""
 
     def __init__(self, model: Sam2) -> None:
         super().__init__(model)
         where = routing(model.size.trunk)
         self.blocks = self.blocks[: where.first]
-        self.bypass, self.window = cast(nn.Module, model.bypass), where.window
+        self.bypass, self.window = model.bypass, where.window
         self.after: Layout = self.blocks[-1].after  # type: ignore[assignment]
         self.padding = -self.after.side % where.window
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Encode."""
         x = self.embed(image)
         stages = []
@@ -60,26 +60,21 @@ class Stem(Sam2ImageEncoder):
                 stages.append(x)
         whole = self.after.to(x, Layout(self.after.side, 0))
         windows = partition(F.pad(whole, (0, 0, 0, self.padding, 0, self.padding)), self.window)
-        return (*self.fine(*stages), windows, self.bypass(windows))
+        return (*self.fine(*stages), windows, *(() if self.bypass is None else (self.bypass(windows),)))
 
 
 class InsideAttention(Attention):
     """Global attention of windows [K, T, C]; ``bias`` [K, T, 1] is added to the scores of keys."""
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
         """Attend."""
         count, tokens, _ = x.shape
         q, k, v = x @ self.q + self.q_bias, x @ self.k, x @ self.v
-        keys = self._all_heads(k)
-        if bias is not None:
-            shared = bias.reshape(1, 1, count * tokens, 1).expand(1, self.heads, count * tokens, 1)
-            keys = torch.cat([keys, shared], dim=-1)
-        keys, values = keys.transpose(-1, -2), self._all_heads(v)
+        shared = bias.reshape(1, 1, count * tokens, 1).expand(1, self.heads, count * tokens, 1)
+        keys, values = torch.cat([self._all_heads(k), shared], dim=-1).transpose(-1, -2), self._all_heads(v)
         mixed = []
         for part in torch.split(q, -(-tokens // _QUERY_PARTS), dim=1):
-            queries = self._all_heads(part)
-            if bias is not None:
-                queries = F.pad(queries, (0, 1), value=1.0)
+            queries = F.pad(self._all_heads(part), (0, 1), value=1.0)
             read = ((queries @ keys).softmax(-1) @ values).transpose(1, 2)
             mixed.append(read.reshape(count, part.shape[1], part.shape[2]))
         return torch.cat(mixed, dim=1) @ self.out + self.out_bias
@@ -99,7 +94,7 @@ class RoutedBlock(nn.Module):
         kind = InsideAttention if self.everywhere else Attention
         self.attention = kind(block.attn, window, window)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Same shape out."""
         normed = self.norm1(x)
         x = x + (self.attention(normed, bias) if self.everywhere else self.attention(normed))
@@ -108,20 +103,20 @@ class RoutedBlock(nn.Module):
 
 
 class Routed(nn.Module):
-    """Chosen windows [K, T, C] through the routed blocks; ``inside`` [K, T], where windows reach beyond the map."""
+    """Chosen windows [K, T, C] through the routed blocks; ``inside`` [K, T] tells the tokens that are on the map."""
 
     def __init__(self, model: Sam2) -> None:
         super().__init__()
         where, blocks = routing(model.size.trunk), model.image_encoder.trunk.blocks
         self.blocks = nn.ModuleList(RoutedBlock(block, where.window) for block in blocks[where.first : where.last])
 
-    def forward(self, chosen: Tensor, inside: Tensor | None = None) -> Tensor:
+    def forward(self, chosen: Tensor, inside: Tensor) -> Tensor:
         """Encode."""
         windows = chosen
-        bias = None if inside is None else (1 - inside[..., None]) * ABSENT
+        bias = (1 - inside[..., None]) * ABSENT
         for block in self.blocks:
             windows = block(windows, bias)
-            if block.everywhere and inside is not None:
+            if block.everywhere:
                 windows = windows * inside[..., None]
         return windows
 

@@ -28,7 +28,7 @@ class _Encoder(PlainImageEncoder):
     def __init__(self, model: Sam2) -> None:
         super().__init__(model)
         size = model.size.trunk
-        self.routed = RoutedEncoder(model.image_encoder, cast(nn.Module, model.bypass), size)
+        self.routed = RoutedEncoder(model.image_encoder, model.bypass or nn.Identity(), size)
         self.where = routing(size)
 
     def blocks(self, x: Tensor, first: int, last: int | None) -> tuple[Tensor, list[Tensor]]:
@@ -44,7 +44,7 @@ class _Encoder(PlainImageEncoder):
 class PlainStem(_Encoder):
     """The blocks before the routed ones, and the bypass."""
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Encode."""
         encoder, decoder = self.model.image_encoder, self.model.sam_mask_decoder
         x = encoder.trunk.patch_embed((image - self.mean) / self.std)
@@ -52,17 +52,17 @@ class PlainStem(_Encoder):
         windows = to_windows(x, self.where.window)
         *_, second, first = encoder.neck.convs
         fine = decoder.conv_s0(first(stages[0])), decoder.conv_s1(second(stages[1]))
-        return *fine, windows.flatten(1, 2), self.routed.bypass(windows).flatten(1, 2)
+        passed = () if self.model.bypass is None else (self.routed.bypass(windows).flatten(1, 2),)
+        return *fine, windows.flatten(1, 2), *passed
 
 
 class PlainRouted(_Encoder):
     """The routed blocks."""
 
-    def forward(self, chosen: Tensor, inside: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, chosen: Tensor, inside: Tensor) -> Tensor:  # type: ignore[override]
         """Encode."""
         windows = chosen.unflatten(1, (self.where.window, -1))  # type: ignore[no-untyped-call]
-        on_map = torch.ones(windows.shape[:3]) if inside is None else inside.view(windows.shape[:3])
-        return self.routed.routed(windows, on_map > 0).flatten(1, 2)
+        return self.routed.routed(windows, inside.view(windows.shape[:3]) > 0).flatten(1, 2)
 
 
 class PlainTail(_Encoder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from samexport.errors import CheckpointError, ConfigError
 from samexport.models.catalog import MODELS, find_family
-from samexport.models.spec import ModelSpec, WeightsInfo
+from samexport.models.spec import Adapter, ModelSpec, WeightsInfo
 from samexport.models.weights.demo import demo_checkpoint
-from samexport.models.weights.downloads import official_checkpoint
+from samexport.models.weights.downloads import official_adapter, official_checkpoint
 from samexport.models.weights.layouts import Dialect, few, find, official
 from samexport.models.weights.pickled_models import read_model
 from samexport.models.weights.random_weights import random_state_dict
@@ -34,7 +34,7 @@ _PIXEL_TOLERANCE = 1 / 256
 class Weights(WeightsInfo):
     """A state dict that fits its model, and where it came from."""
 
-    state: Mapping[str, Tensor]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Files = Sequence[tuple[Path, WeightFile]]
@@ -59,7 +59,8 @@ def load_weights(
     """Weights for the model whose own state dict is ``expected``, of which only keys, shapes and dtypes count.
 
     ``checkpoints`` are merged in order; one that holds whole parts of the model, but not all of it, takes the place
-    of these parts in earlier ones. Without any, the official file is taken from the cache or downloaded.
+    of these parts in earlier ones. Without any, the official file is taken from the cache or downloaded;
+    so is the model's adapter where no file has it.
     ``decoder`` is a file whose prompt encoder and mask decoder, as far as it has them, take the place of theirs.
     What was taken off or left out is logged as a warning.
 
@@ -70,9 +71,13 @@ def load_weights(
     if random_seed is not None:
         if checkpoints or decoder:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
-        return Weights("random", f"seed {random_seed}", None, random_seed, _random_state(spec, expected, random_seed))
+        state = _random_state(spec, expected, random_seed)
+        return Weights("random", f"seed {random_seed}", None, random_seed, spec.untrained, state)
     paths = [*(checkpoints or (official_checkpoint(spec),)), *((decoder,) if decoder else ())]
     files = [(path, read_weights(path)) for path in paths]
+    if spec.adapter is not None and not _has_adapter(spec.adapter, dialects_of(spec, expected), files):
+        paths.insert(place := len(paths) - bool(decoder), own := official_adapter(spec.adapter))
+        files.insert(place, (own, read_weights(own)))
     if not checkpoints and spec.source and files[0][1].sha256 != spec.source.sha256:
         raise CheckpointError(f"{paths[0]} changed after it was downloaded; try again")
     try:
@@ -85,7 +90,15 @@ def load_weights(
     kind: Literal["checkpoint", "demo"] = "checkpoint"
     if spec.demo and tuple(path.absolute() for path in paths) == demo_checkpoint(spec):
         kind = "demo"
-    return Weights(kind, " + ".join(path.name for path in paths), hashes, None, state)
+    return Weights(kind, " + ".join(path.name for path in paths), hashes, None, spec.untrained, state)
+
+
+def _has_adapter(adapter: Adapter, dialects: Sequence[Dialect], files: Files) -> bool:
+    for _, file in files:
+        with contextlib.suppress(CheckpointError):
+            if any(key.startswith(adapter.part) for key in find(file.content, dialects).tensors):
+                return True
+    return False
 
 
 def read_weights(path: Path) -> WeightFile:

@@ -12,11 +12,13 @@ from urllib.parse import urlsplit
 
 from samexport.errors import CheckpointError, FileError
 from samexport.files import new_file, open_regular, reason, sweep
-from samexport.models.spec import CheckpointSource, ModelSpec
+from samexport.models.spec import Adapter, CheckpointSource, ModelSpec
 
 CACHE_VARIABLE = "SAMEXPORT_CACHE"
 _BY_HAND = "give the file with --checkpoint FILE, or use --weights random"
+_ADAPTER_BY_HAND = "give the file with --adapter FILE, or leave it out with --adapter identity"
 _SCHEME = "https"
+_MOST_OF_ADAPTER = 16 << 20
 _CHUNK = 1 << 18
 # seconds to connect, and between two pieces
 _TIMEOUT = (15, 30)
@@ -48,16 +50,24 @@ def official_checkpoint(spec: ModelSpec) -> Path:
         CheckpointError: nobody published the weights or their sha256, they cannot be fetched, or what arrived is
             another file.
     """
-    source = spec.source
-    if source is None:
+    if spec.source is None:
         raise CheckpointError(f"{spec.name} has no official weights; {_BY_HAND}")
+    return _fetched(spec.source, _most_bytes(spec), _BY_HAND)
+
+
+def official_adapter(adapter: Adapter) -> Path:
+    """The same of a part's own file."""
+    return _fetched(adapter, _MOST_OF_ADAPTER, _ADAPTER_BY_HAND)
+
+
+def _fetched(source: CheckpointSource, limit: int, by_hand: str) -> Path:
     if source.sha256 is None:
         raise CheckpointError(
             f"nobody published the sha256 of {source.filename}, so it is not downloaded for you: get it from"
-            f" {source.url}, then {_BY_HAND}"
+            f" {source.url}, then {by_hand}"
         )
     if urlsplit(source.url).scheme != _SCHEME:
-        raise CheckpointError(f"{source.filename} is not downloaded, {source.url} is not https; {_BY_HAND}")
+        raise CheckpointError(f"{source.filename} is not downloaded, {source.url} is not https; {by_hand}")
     folder = cache_folder()
     target = folder / source.filename
     try:
@@ -66,11 +76,11 @@ def official_checkpoint(spec: ModelSpec) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(target)
         with new_file(target, force=True) as private:
-            _download(source, private, _most_bytes(spec))
+            _download(source, private, limit, by_hand)
     except (OSError, FileError) as error:
         raise CheckpointError(
             f"the cache folder {folder} cannot be used ({reason(error)}); set {CACHE_VARIABLE} to another one,"
-            f" or {_BY_HAND}"
+            f" or {by_hand}"
         ) from error
     return target
 
@@ -93,7 +103,7 @@ def _most_bytes(spec: ModelSpec) -> int:
     return 5 * spec.parameters + (1 << 20)
 
 
-def _download(source: CheckpointSource, target: Path, limit: int) -> None:
+def _download(source: CheckpointSource, target: Path, limit: int, by_hand: str) -> None:
     """Write the file at ``target``; OSError where the disk is to blame, else CheckpointError."""
     import requests
 
@@ -104,20 +114,22 @@ def _download(source: CheckpointSource, target: Path, limit: int) -> None:
             for chunk in _shown(response, source.filename):
                 size += len(chunk)
                 if size > limit:
-                    raise _failed(source, f"it sends more than {limit} bytes, so it is another file")
+                    raise _failed(source, f"it sends more than {limit} bytes: it is another file", by_hand)
                 digest.update(chunk)
                 stream.write(chunk)
     except requests.exceptions.HTTPError as error:
-        raise _failed(source, f"the server answers {str(error).split(' for url')[0]}") from error
+        raise _failed(source, f"the server answers {str(error).split(' for url')[0]}", by_hand) from error
     except requests.exceptions.RequestException as error:  # it is an OSError, but the disk is not to blame
         host = urlsplit(source.url).netloc
-        raise _failed(source, f"no connection to {host}, or one that broke ({type(error).__name__})") from error
+        raise _failed(
+            source, f"no connection to {host}, or one that broke ({type(error).__name__})", by_hand
+        ) from error
     if digest.hexdigest() != source.sha256:
-        raise _failed(source, "what arrived is cut off or another file, its sha256 is wrong")
+        raise _failed(source, "what arrived is cut off or another file, its sha256 is wrong", by_hand)
 
 
-def _failed(source: CheckpointSource, why: str) -> CheckpointError:
-    return CheckpointError(f"{source.filename} cannot be downloaded from {source.url}: {why}; {_BY_HAND}")
+def _failed(source: CheckpointSource, why: str, by_hand: str) -> CheckpointError:
+    return CheckpointError(f"{source.filename} cannot be downloaded from {source.url}: {why}; {by_hand}")
 
 
 def _shown(response: Any, name: str) -> Iterator[bytes]:

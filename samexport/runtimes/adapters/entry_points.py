@@ -22,6 +22,9 @@ Tensors = dict[str, NDArray[Any]]
 ROOMY_POINTS, COMMON_POINTS = 8, 2
 MEMORY_ROOMS = ((1, 1), (7, 16), (10, 19))
 """Memories and pointers of an object: of its second frame, of any later one, and of one with four prompted frames."""
+PRUNED_ROOMS = ((1, 16, 1), (4, 19, 1), (6, 16, 0), (9, 19, 0))
+"""The same where the tokens of old memories are kept, 1, or where old memories are read whole, 0."""
+_WINDOW_PARTS = 8
 _ROLES: tuple[AxisRole, AxisRole] = ("prompts", "points")
 Slots = tuple[tuple[AxisRole, int], ...]
 
@@ -50,9 +53,16 @@ class Bucket:
         return points <= self.points and all(size <= room.get(role, size) for role, size in slots)
 
 
-def takes_prompts(graph: GraphSpec) -> bool:
-    """Whether a call decides how many prompts or points a graph gets: its file may have several entry points."""
-    return bool(graph.axis("prompts") or graph.axis("points"))
+def is_sized(graph: GraphSpec) -> bool:
+    """Whether a call decides how many prompts, points or windows there are: its file may have several entry points."""
+    return bool(graph.axis("prompts") or graph.axis("points") or graph.axis("windows"))
+
+
+def window_rooms(graph: GraphSpec) -> tuple[int, ...]:
+    """For how many chosen windows of a picture a file has entry points: up to five eighths of all."""
+    axis = graph.axis("windows")
+    count = axis.high if axis else 0
+    return tuple(sorted({max(1, count * part // _WINDOW_PARTS) for part in (1, 2, 3, 4, 5)}))
 
 
 def bucket_of(name: str, graph: GraphSpec, sizes: Mapping[str, int], *, flexible: bool = False) -> Bucket:
@@ -66,8 +76,19 @@ def entry_points(graph: GraphSpec, planned: Sequence[Bucket]) -> tuple[Bucket, .
     """The fixed entry points of a graph's file where ``planned`` are those of decoders.
 
     Where prompts have memories, there is one for each of :data:`MEMORY_ROOMS`, for one prompt: the memories of each
-    are other ones, so a batch is no faster, and its scores take as many times the memory.
+    are other ones, so a batch is no faster, and its scores take as many times the memory. Chosen windows have
+    :func:`window_rooms`.
     """
+    if graph.axis("windows") is not None:
+        return tuple(Bucket(f"windows_{count}", 1, 1, slots=(("windows", count),)) for count in window_rooms(graph))
+    if (kept := graph.axis("kept")) is not None:
+        return tuple(
+            Bucket(
+                f"memories_{memories}", 1, 1,
+                slots=(("memories", memories), ("pointers", pointers), ("kept", kept.usual if pruned else 1)),
+            )
+            for memories, pointers, pruned in PRUNED_ROOMS
+        )  # fmt: skip
     if graph.axis("memories") is None:
         return tuple(planned)
     return tuple(
@@ -138,8 +159,10 @@ def choose(buckets: Sequence[Bucket], prompts: int, points: int, slots: Slots = 
     if not roomy:
         most = max(bucket.points for bucket in buckets)
         if points <= most:
-            room = max(dict(bucket.slots).get("memories", 0) for bucket in buckets)
-            raise ConfigError(f"this file takes at most {room} memories of an object, got {dict(slots)}")
+            role = slots[0][0]
+            room = max(dict(bucket.slots).get(role, 0) for bucket in buckets)
+            what = "memories of an object" if role == "memories" else role
+            raise ConfigError(f"this file takes at most {room} {what}, got {dict(slots)}")
         raise ConfigError(f"this file takes at most {most} points a prompt, got {points}; export it with more --points")
     fitting = [bucket for bucket in roomy if bucket.prompts >= prompts]
     if fitting:
@@ -202,7 +225,8 @@ def run_in_buckets(
             part = pad_prompts(graph, part, bucket)
         result = call(bucket, part)
         if graph.axis("prompts") is None:
-            return result
+            wanted = {t.name: tuple(slice(found.get(str(d))) for d in t.shape) for t in graph.outputs}
+            return {name: result[name][part] for name, part in wanted.items()}
         chunks.append({tensor.name: result[tensor.name][:count] for tensor in graph.outputs})
         start += count
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

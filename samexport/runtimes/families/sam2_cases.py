@@ -21,7 +21,7 @@ from samexport.models.families.sam2 import (
     MEMORY_ENCODER,
     MEMORY_WIDTH,
 )
-from samexport.models.families.sam2_sparse import ENCODER_STEM
+from samexport.models.families.sam2_sparse import MEMORY_ATTENTION_PRUNED
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.families.sam2_sparse_cases import sparse_cases
 from samexport.runtimes.families.sam_cases import random_masks, random_prompts
@@ -48,7 +48,7 @@ def make_cases(reference: Reference) -> list[Case]:
     cases = [picture, *_picture_cases(reference, features)]
     if MEMORY_ATTENTION in reference.graphs:
         cases += _video_cases(reference, features)
-    if ENCODER_STEM in reference.graphs:
+    if MEMORY_ATTENTION_PRUNED in reference.graphs:
         cases += sparse_cases(reference, features, cases)
     return cases
 

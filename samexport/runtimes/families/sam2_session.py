@@ -16,7 +16,7 @@ from samexport.models.families.sam2 import (
     MASK_DECODER_WITH_MASK,
     VIDEO_GRAPHS,
 )
-from samexport.models.families.sam2_sparse import SPARSE_GRAPHS
+from samexport.models.families.sam2_sparse import MEMORY_ATTENTION_PRUNED, WINDOW_GRAPHS
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.families.sam2_sparse_tracker import Sparse, SparseTracker
 from samexport.runtimes.families.sam2_tracker import TrackedFrame, Tracker
@@ -111,9 +111,7 @@ class Sam2Session(Session):
         options: dict[str, Any] = {"frames": frames, "postprocess": postprocess}
         if sparse is None:
             return Tracker(self.graphs.open, self.graphs.bundle.constants, **options)
-        if not set(SPARSE_GRAPHS) <= set(self.graphs.bundle.graph_names):
-            raise BundleError(f"{self.graphs.bundle.folder.name} cannot leave anything out; export it with --sparse")
-        return SparseTracker(self.graphs.open, self.graphs.bundle.constants, sparse=Sparse(**sparse), **options)
+        return SparseTracker(self.graphs.open, self.graphs.bundle.constants, sparse=self._left_out(sparse), **options)
 
     def resume(self, path: Path) -> Tracker:
         """The tracker that :func:`samexport.runtimes.families.sam2_tracker_state.save` wrote."""
@@ -127,6 +125,18 @@ class Sam2Session(Session):
         for number, prompt in enumerate(prompts):
             tracker.add(tracker.next_frame, begun + number, prompt)
         return _decoded(tracker.step(picture)), tracker
+
+    def _left_out(self, sparse: Mapping[str, Any]) -> Sparse:
+        asked, name = Sparse(**sparse), self.graphs.bundle.folder.name
+        here = set(self.graphs.bundle.graph_names)
+        if asked.memory and MEMORY_ATTENTION_PRUNED not in here:
+            raise BundleError(f"{name} cannot leave anything out; export it with --sparse")
+        if asked.windows and not set(WINDOW_GRAPHS) <= here:
+            raise BundleError(
+                f"{name} cannot leave windows out: its model has no bypass for them; take --sparse smr, or export it"
+                " with --sparse and --adapter FILE, or --adapter identity, which was not trained"
+            )
+        return asked
 
     def _check_video(self) -> None:
         if missing := [name for name in VIDEO_GRAPHS if name not in self.graphs.bundle.graph_names]:

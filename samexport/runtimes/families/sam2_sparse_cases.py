@@ -17,6 +17,7 @@ from samexport.models.families.sam2_sparse import (
     MASK_DECODER_SALIENT,
     MEMORY_ATTENTION_PRUNED,
 )
+from samexport.runtimes.adapters.entry_points import window_rooms
 from samexport.runtimes.parity.golden import Case, Made, Reference
 
 Inputs = dict[str, NDArray[Any] | Made]
@@ -29,26 +30,28 @@ _CALM = 0.25
 
 
 def sparse_cases(reference: Reference, features: Mapping[str, Made], dense: Sequence[Case]) -> list[Case]:
-    """The three parts of the encoder, the decoder that is watched, and memory attention on kept tokens.
+    """Memory attention on kept tokens; where they are, the encoder's three parts and the decoder that is watched.
 
     Args:
         reference: what computes.
         features: like those of the picture, by name.
         dense: SAM 2's own cases, whose memories say how drawn ones are spread.
     """
-    embedding = features["image_embed"]
-    fine: Inputs = {name: features[name] for name in ("feat_s0", "feat_s1")}
-    cases = _windows(reference, int(embedding.shape[-1]))
-    for count in _OBJECTS:
-        embed = Made("normal", seed=9, shape=(count, *embedding.shape[1:]), high=embedding.high)
-        cases.append(reference.case(f"{count} objects", (MASK_DECODER_SALIENT,), {**fine, "image_embed": embed}))
+    cases: list[Case] = []
     memory = next(case.expected["memory"] for case in dense if case.graphs == (MEMORY_ENCODER,))
     spread = _short(memory.mean()), _short(memory.std() * _CALM)
     for sizes in _KEPT:
         inputs = {"vision": features["vision"], **_remembered(reference, features["vision"], spread, *sizes)}
         name = "{} with {} and {} of {}".format(*sizes)
         cases.append(reference.case(name, (MEMORY_ATTENTION_PRUNED,), inputs))
-    return cases
+    if ENCODER_STEM not in reference.graphs:
+        return cases
+    embedding = features["image_embed"]
+    fine: Inputs = {name: features[name] for name in ("feat_s0", "feat_s1")}
+    for count in _OBJECTS:
+        embed = Made("normal", seed=9, shape=(count, *embedding.shape[1:]), high=embedding.high)
+        cases.append(reference.case(f"{count} objects", (MASK_DECODER_SALIENT,), {**fine, "image_embed": embed}))
+    return [*cases, *_windows(reference, int(embedding.shape[-1]))]
 
 
 def _windows(reference: Reference, grid: int) -> list[Case]:
@@ -56,12 +59,12 @@ def _windows(reference: Reference, grid: int) -> list[Case]:
     cases, windows = [stem], stem.expected["windows"]
     count, tokens, width = windows.shape
     spread = _short(windows.mean()), _short(windows.std())
-    padded = "inside" in reference.spec.graph(ENCODER_ROUTED).input_names
-    for chosen in (1, 2, count - 1):
-        inputs: Inputs = {"chosen": _drawn(20 + chosen, (chosen, tokens, width), spread)}
-        if padded:
+    for chosen in (1, 2, window_rooms(reference.spec.graph(ENCODER_ROUTED))[-1]):
+        inputs: Inputs = {
+            "chosen": _drawn(20 + chosen, (chosen, tokens, width), spread),
             # the last windows are those that reach beyond the map
-            inputs["inside"] = _inside(grid, math.isqrt(count), math.isqrt(tokens))[-chosen:]
+            "inside": _inside(grid, math.isqrt(count), math.isqrt(tokens))[-chosen:],
+        }
         cases.append(reference.case(f"{chosen} of {count}", (ENCODER_ROUTED,), inputs))
     merged = _drawn(30, (count, tokens, width), spread)
     return [*cases, reference.case("merged", (ENCODER_TAIL,), {"merged": merged})]

@@ -98,6 +98,11 @@ class FrameFolder(Clip):
         first = read_image(path / self._names[0])
         self.image_hw = (first.shape[0], first.shape[1])
 
+    @property
+    def stems(self) -> list[str]:
+        """The name of each frame's file, without its ending."""
+        return [Path(name).stem for name in self._names]
+
     def read(self, frames: range) -> Iterator[Pixels]:
         """See :class:`Clip`."""
         for frame in frames:

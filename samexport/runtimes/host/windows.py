@@ -61,29 +61,31 @@ class Windows:
             found.append((float(across[0]), float(down[0]), float(across[1]), float(down[1])))
         return found
 
+    def peaks(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """The highest value in each window and its surroundings, [count]; of [..., 4 grid, 4 grid]."""
+        low, side, around = 4 * self.grid, 4 * self.window, DILATION // 2
+        highest = logits.reshape(-1, low, low).max(axis=0)
+        edges = [(max(0, at - around), at + side + around) for at in range(0, low, side)]
+        return np.array([highest[top:bottom, left:right].max() for top, bottom in edges for left, right in edges])
+
     def of_masks(self, masks: NDArray[np.bool_]) -> Ids:
         """Windows that a pixel of any mask, or its surroundings, lies in; [..., 4 grid, 4 grid], sorted."""
-        low = 4 * self.grid
-        wanted = dilated(masks.reshape(-1, low, low).max(axis=0))
-        padding = 4 * self.window * self.across - low
-        cells = np.pad(wanted, (0, padding)).reshape(self.across, 4 * self.window, self.across, -1)
-        return np.flatnonzero(cells.any(axis=(1, 3)))
+        return np.flatnonzero(self.peaks(masks))
+
+    def sums(self, saliency: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The attention [grid, grid] that each window holds, [count]."""
+        found: NDArray[np.float32] = self._cut(np.pad(saliency, (0, self.window * self.across - self.grid))).sum(axis=1)
+        return found
+
+    def ranked(self, saliency: NDArray[np.float32]) -> Ids:
+        """All windows, those with most of the attention first."""
+        return np.argsort(-self.sums(saliency), kind="stable")
 
     def of_saliency(self, saliency: NDArray[np.float32], share: float) -> Ids:
         """The fewest windows that hold ``share`` of the attention [grid, grid], sorted; all where they never do."""
-        padding = self.window * self.across - self.grid
-        sums = self._cut(np.pad(saliency, (0, padding))).sum(axis=1)
-        order = np.argsort(-sums, kind="stable")
-        count = int(np.searchsorted(np.cumsum(sums[order]), share)) + 1
+        order = self.ranked(saliency)
+        count = int(np.searchsorted(np.cumsum(self.sums(saliency)[order]), share)) + 1
         return np.sort(order[:count])
-
-
-def dilated(mask: NDArray[np.bool_], side: int = DILATION) -> NDArray[np.bool_]:
-    """A mask [H, W] with the square of ``side`` around each of its pixels."""
-    for axis in (0, 1):
-        padded = np.pad(mask, [(side // 2, side // 2) if axis == other else (0, 0) for other in (0, 1)])
-        mask = np.lib.stride_tricks.sliding_window_view(padded, side, axis=axis).max(axis=-1)
-    return mask
 
 
 def choose(
@@ -104,3 +106,19 @@ def choose(
     unsure = np.flatnonzero(scores < object_threshold) if len(wanted) else np.arange(len(scores))
     looked = [windows.of_saliency(saliency[item], share) for item in unsure]
     return np.unique(np.concatenate([wanted, *looked]))
+
+
+def choose_as_published(
+    windows: Windows, masks: NDArray[np.bool_], scores: NDArray[np.float32], looked: list[NDArray[np.float32]],
+    *, object_threshold: float, share: float,
+) -> Ids:  # fmt: skip
+    """As :func:`choose`, but one unsure object asks the attention of all, to all frames since it was last asked.
+
+    ``looked`` has a map [grid, grid] for each object and frame; it is empty afterwards if it was asked.
+    """
+    wanted = windows.of_masks(masks)
+    if len(wanted) and (scores >= object_threshold).all():
+        return wanted
+    asked = [windows.of_saliency(each, share) for each in looked]
+    looked.clear()
+    return np.unique(np.concatenate([wanted, *asked]))

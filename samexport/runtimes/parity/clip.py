@@ -18,7 +18,6 @@ from samexport.runtimes.parity.compare import Tier, compare_masks, compare_outpu
 from samexport.runtimes.session import Session
 from samexport.runtimes.verdicts import Check, Row
 
-FRAMES = 5
 _SEEDS = 3
 _CLEAR = 2e-3
 
@@ -29,7 +28,8 @@ class Followed:
 
     Attributes:
         masks: bool [objects, H, W].
-        numbers: what else is compared, by name; the first axis counts objects.
+        numbers: what else is compared, by name; the first axis counts objects. Of booleans the whole clip's
+            are compared as a mask is.
         margin: how far any choice (which mask, whether the object is there) is from another one.
     """
 
@@ -40,6 +40,7 @@ class Followed:
 
 Follow = Callable[[Session, Sequence[NDArray[np.uint8]], int], Iterator[Followed]]
 """A family's objects on the frames of a clip; the prompts are drawn from a seed."""
+Frames = list[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +52,13 @@ class Clip:
     numbers: Tensors = field(default_factory=dict)
 
 
-def clip_frames(picture: NDArray[np.uint8], count: int = FRAMES) -> list[NDArray[np.uint8]]:
+def clip_frames(picture: NDArray[np.uint8], count: int) -> Frames:
     """The picture, moved to the right by a twentieth of its width from frame to frame, around its edge."""
     step = max(1, picture.shape[1] // 20)
     return [np.roll(picture, number * step, axis=1) for number in range(count)]
 
 
-def make_clip(follow: Follow, session: Session, picture: NDArray[np.uint8]) -> Clip | None:
+def make_clip(follow: Follow, session: Session, frames: Frames) -> Clip | None:
     """The first seed's clip whose choices are all clear, else the longest beginning of which that is true.
 
     Where two masks have nearly the same score, rounding decides which one is followed: no check could tell it from
@@ -67,13 +68,13 @@ def make_clip(follow: Follow, session: Session, picture: NDArray[np.uint8]) -> C
     best = 0
     for seed in range(_SEEDS):
         clear: list[Followed] = []
-        for frame in follow(session, clip_frames(picture), seed):
+        for frame in follow(session, frames, seed):
             if frame.margin < _CLEAR:
                 break
             clear.append(frame)
         if len(clear) > len(longest):
             longest, best = clear, seed
-        if len(longest) == FRAMES:
+        if len(longest) == len(frames):
             break
     return _joined(longest, best) if longest else None
 
@@ -84,14 +85,18 @@ def _joined(frames: Sequence[Followed], seed: int) -> Clip:
 
 
 def compare_clip(
-    check: Check, clip: Clip, follow: Follow, session: Session, picture: NDArray[np.uint8], limits: Tier
+    check: Check, clip: Clip, follow: Follow, session: Session, frames: Frames, limits: Tier
 ) -> Iterable[Row]:
     """A row for the masks of all frames, each for itself, and one for each of the other numbers."""
-    frames = follow(session, clip_frames(picture), clip.seed)
-    found = _joined([next(frames) for _ in clip.masks], clip.seed)
+    followed = follow(session, frames, clip.seed)
+    found = _joined([next(followed) for _ in clip.masks], clip.seed)
     expected, actual = (each.masks.reshape(-1, *each.masks.shape[2:]) for each in (clip, found))
     rows = [compare_masks(check, "masks", expected, actual, limits)]
     for name, values in clip.numbers.items():
+        if values.dtype == np.bool_:
+            one, other = (each.reshape(1, len(each), -1) for each in (values, found.numbers[name]))
+            rows.append(compare_masks(check, name, one, other, limits))
+            continue
         spec = TensorSpec(name, values.shape, "of each frame and object")
         rows.append(compare_output(check, spec, values, found.numbers[name], limits))
     return rows

@@ -35,6 +35,7 @@ from samexport.runtimes.parity.clip import Clip
 
 FOLDER = "golden"
 PICTURE, _TENSORS, _CASES = "picture.png", "tensors.npz", "cases.json"
+_ONE_CLIP = "clip"
 _STRIDE = 7
 _WHOLE = 1 << 16
 _MOST_NUMBERS = 1 << 24
@@ -142,16 +143,17 @@ def _rows(value: NDArray[Any], count: int) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Golden:
-    """A picture, the sha256 of its resized pixels, the masks of :func:`picture_prompts`, the cases, and a clip.
+    """A picture, the sha256 of its resized pixels, the masks of :func:`picture_prompts`, the cases, and clips.
 
-    ``masks`` is bool [prompts, H, W]: the whole way from picture to mask, as a user goes it; ``clip`` is a video's.
+    ``masks`` is bool [prompts, H, W]: the whole way from picture to mask, as a user goes it; ``clips`` are of the
+    family's loops, by their names.
     """
 
     picture: NDArray[np.uint8]
     resized_sha256: str
     masks: NDArray[np.bool_]
     cases: tuple[Case, ...]
-    clip: Clip | None = None
+    clips: Mapping[str, Clip] = field(default_factory=dict)
 
     def inputs_of(self, graph: GraphSpec) -> list[Tensors]:
         """What the cases feed to a graph; of one after another graph, as far as that one's outputs are known."""
@@ -224,7 +226,7 @@ def make_golden(
     make_cases: MakeCases,
     run: Run,
     find_masks: Callable[[NDArray[np.uint8]], NDArray[np.bool_]],
-    find_clip: Callable[[NDArray[np.uint8]], Clip | None] = lambda _: None,
+    find_clips: Callable[[NDArray[np.uint8]], Mapping[str, Clip]] = lambda _: {},
 ) -> Golden:
     """A picture, what the reference makes of it, and the family's cases.
 
@@ -235,13 +237,13 @@ def make_golden(
         make_cases: the family's.
         run: the reference for a chain of graphs.
         find_masks: the reference from a picture to the masks of :func:`picture_prompts`.
-        find_clip: the reference on a clip of the picture, for families with memory.
+        find_clips: the reference on clips of the picture, for families with memory.
     """
     rng = np.random.default_rng(seed)
     picture = structured_picture(rng, spec.frame.size)
     cases = make_cases(Reference(spec, tuple(graphs), picture, rng, run))
-    masks, clip = find_masks(picture), find_clip(picture)
-    return Golden(picture, _resized_sha256(picture, spec.frame), masks, tuple(cases), clip)
+    masks, clips = find_masks(picture), find_clips(picture)
+    return Golden(picture, _resized_sha256(picture, spec.frame), masks, tuple(cases), clips)
 
 
 def case_of_size(cases: Sequence[Case], graph: GraphSpec, buckets: Sequence[Bucket], count: int) -> Case | None:
@@ -354,13 +356,16 @@ class _StoredClip:
     frames: Annotated[int, msgspec.Meta(ge=1, le=100)]
     objects: Annotated[int, msgspec.Meta(ge=1, le=100)]
     numbers: dict[Identifier, str]
+    masks: str = _ONE_CLIP
 
 
 @dataclass(frozen=True)
 class _StoredGolden:
     resized_sha256: str
     cases: Annotated[tuple[_StoredCase, ...], msgspec.Meta(max_length=1000)]
+    clips: dict[str, _StoredClip] = field(default_factory=dict)
     clip: _StoredClip | None = None
+    """Earlier versions have one, of the loop called "video"."""
 
 
 def save_golden(golden: Golden, folder: Path) -> None:
@@ -378,14 +383,13 @@ def save_golden(golden: Golden, folder: Path) -> None:
                 case.name, case.graphs, first.inputs, first.expected, first.strides, made=first.made, later=tuple(later)
             )
         )
-    clip = None
-    bits = {"masks": np.packbits(golden.masks)}
-    if golden.clip is not None:
-        keys = {name: _store(tensors, values) for name, values in golden.clip.numbers.items()}
-        clip = _StoredClip(golden.clip.seed, len(golden.clip.masks), golden.clip.masks.shape[1], keys)
-        bits["clip"] = np.packbits(golden.clip.masks)
-    np.savez_compressed(out / _TENSORS, allow_pickle=False, **bits, **tensors)
-    content = msgspec.to_builtins(_StoredGolden(golden.resized_sha256, tuple(cases), clip))
+    clips = {}
+    for name, clip in golden.clips.items():
+        keys = {number: _store(tensors, values) for number, values in clip.numbers.items()}
+        bits = _store(tensors, np.packbits(clip.masks))
+        clips[name] = _StoredClip(clip.seed, len(clip.masks), clip.masks.shape[1], keys, bits)
+    np.savez_compressed(out / _TENSORS, allow_pickle=False, masks=np.packbits(golden.masks), **tensors)
+    content = msgspec.to_builtins(_StoredGolden(golden.resized_sha256, tuple(cases), clips))
     (out / _CASES).write_text(to_json(content), encoding="utf-8")
 
 
@@ -426,22 +430,24 @@ def load_golden(folder: Path, frame: Preprocess) -> Golden:
             raise ValueError(f"{PICTURE} is larger than twice the frame")
         tensors = read_npz(source / _TENSORS)
         masks = _unpack_masks(tensors.pop("masks"), (len(picture_prompts(picture)), *picture.shape[:2]))
-        bits = tensors.pop("clip") if stored.clip is not None else None
         # what is beyond float32 becomes infinite, and infinite is FAIL
         with np.errstate(over="ignore"):
             whole = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in tensors.items()}
         cases = tuple(_load_case(case, whole, picture, frame) for case in stored.cases)
-        clip = None if stored.clip is None or bits is None else _load_clip(stored.clip, bits, whole, picture)
+        only = {"video": stored.clip} if stored.clip is not None else {}
+        clips = {name: _load_clip(clip, whole, picture) for name, clip in (only | stored.clips).items()}
     except (SamExportError, KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise BundleError(f"{source} cannot be read ({reason(error)}); export the bundle again") from error
-    return Golden(picture, stored.resized_sha256, masks, cases, clip)
+    return Golden(picture, stored.resized_sha256, masks, cases, clips)
 
 
-def _load_clip(stored: _StoredClip, bits: NDArray[Any], tensors: Tensors, picture: NDArray[np.uint8]) -> Clip:
+def _load_clip(stored: _StoredClip, tensors: Tensors, picture: NDArray[np.uint8]) -> Clip:
     numbers = {name: tensors[key] for name, key in stored.numbers.items()}
     if any(values.shape[:2] != (stored.frames, stored.objects) for values in numbers.values()):
         raise ValueError("the numbers of the clip are not of its frames and objects")
-    return Clip(stored.seed, _unpack_masks(bits, (stored.frames, stored.objects, *picture.shape[:2])), numbers)
+    return Clip(
+        stored.seed, _unpack_masks(tensors[stored.masks], (stored.frames, stored.objects, *picture.shape[:2])), numbers
+    )
 
 
 def _unpack_masks(packed: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:

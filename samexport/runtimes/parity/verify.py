@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.catalog import find_family
+from samexport.models.families.base import Loop
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.onnx_ranges import half_range
 from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Artifact, Bundle
-from samexport.runtimes.parity.clip import Clip, compare_clip
+from samexport.runtimes.parity.clip import clip_frames, compare_clip
 from samexport.runtimes.parity.compare import (
     LOOP_TIER,
     QUANTIZED,
@@ -204,9 +205,10 @@ def _compare_variant(
         if set(path) == set(bundle.graph_names):
             progress("checking from picture to masks")
             yield _end_to_end(bundle, golden, name, threads)
-            if golden.clip is not None:
-                progress("checking a clip of a video")
-                yield from _loop(bundle, golden, golden.clip, name, threads)
+            for loop in find_family(bundle.manifest.family).loops:
+                if set(loop.graphs) <= set(bundle.graph_names) and loop.name in golden.clips:
+                    progress(f"checking a clip: {loop.name}")
+                    yield from _loop(bundle, golden, loop, name, threads)
 
 
 def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | None) -> Row:
@@ -222,19 +224,17 @@ def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | Non
     return compare_masks(check, "masks", golden.masks, masks, tier(*recipes(bundle, bundle.graph_names)))
 
 
-def _loop(bundle: Bundle, golden: Golden, clip: Clip, runtime: str, threads: int | None) -> Iterator[Row]:
+def _loop(bundle: Bundle, golden: Golden, loop: Loop, runtime: str, threads: int | None) -> Iterator[Row]:
     """Objects through a clip with the code that follows them in any video."""
-    loop = find_family(bundle.manifest.family).loop
-    if loop is None or not set(loop.graphs) <= set(bundle.graph_names):
-        return
+    clip, frames = golden.clips[loop.name], clip_frames(golden.picture, loop.frames)
     files = tuple(bundle.artifact(name).path for name in loop.graphs)
-    check = Check("end_to_end", loop.graphs, "video", files, runtime)
+    check = Check("end_to_end", loop.graphs, loop.name, files, runtime)
     limits = max((tier(*recipes(bundle, loop.graphs)), LOOP_TIER), key=lambda each: each.max_error)
     graphs = OpenGraphs(bundle, runtime=runtime, threads=threads)
     try:
         session = open_session(graphs)
         check = replace(check, placement=session.placement)
-        yield from compare_clip(check, clip, resolve_name(loop.follow), session, golden.picture, limits)
+        yield from compare_clip(check, clip, resolve_name(loop.follow), session, frames, limits)
     except MissingDependency:
         raise
     except SamExportError as error:

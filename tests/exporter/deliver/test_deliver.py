@@ -77,7 +77,7 @@ CONTRACTS = {
     ),
 }  # fmt: skip
 
-NAME2 = "test-hiera64"
+NAME2 = "test-hiera64_sparse"
 _WIDTH = 64
 _FEATURES = {"embed": (1, _WIDTH, 4, 4), "fine": (1, _WIDTH // 8, 16, 16), "middle": (1, _WIDTH // 4, 8, 8)}
 _MANY = [("point_coords", F, (None, None, 2)), ("point_labels", F, (None, None)), ("mask_input", F, (None, 1, 16, 16))]

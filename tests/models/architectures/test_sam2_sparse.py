@@ -12,12 +12,12 @@ from samexport.models.architectures.sam2_sparse import (
     PrunedMemoryAttention,
     RoutedEncoder,
     Routing,
-    kept_tokens,
     most_salient,
     routing,
     to_map,
     to_windows,
 )
+from samexport.models.families.sam2_sparse import kept_tokens
 from samexport.models.weights.random_weights import random_state_dict
 from samexport.runtimes.host.windows import Windows
 from tests.models import golden, sam2_golden

@@ -1,16 +1,15 @@
-"""Export forms of Efficient-SAM2 against its architecture, and as ONNX files."""
+"""Export forms of Efficient-SAM2 against its architecture."""
 
 import numpy as np
 import pytest
 import torch
 
-from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.models.architectures.hiera import HieraSize
 from samexport.models.architectures.sam2 import Sam2, Sam2Size
 from samexport.models.architectures.sam2_sparse import Bypass, RoutedEncoder
 from samexport.models.architectures.sam2_sparse import PrunedMemoryAttention as Reference
-from samexport.models.families.sam2 import sam2_graphs
-from samexport.models.families.sam2_sparse import Cut, sparse_graphs
+from samexport.models.families.sam2 import Sam2Numbers, all_graphs
+from samexport.models.families.sam2_sparse import Cut
 from samexport.models.graphs.sam2_plain import PlainTrackedDecoder
 from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, SalientDecoder, Stem, Tail
 from samexport.models.graphs.sam2_sparse_plain import (
@@ -20,7 +19,6 @@ from samexport.models.graphs.sam2_sparse_plain import (
     PlainStem,
     PlainTail,
 )
-from samexport.runtimes.adapters.ort import OrtRuntime
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.host.windows import Windows
 from tests.models import sam2_golden
@@ -60,7 +58,7 @@ def windows_of(model):
 
 def graphs_of(model):
     cut = Cut(windows_of(model).window, model.size.trunk.widths[2])
-    graphs = sparse_graphs(sam2_graphs(model.size.image_size, model.size.width), cut)
+    graphs = all_graphs(model.size.image_size, Sam2Numbers("", model.size.width, cut=cut))
     return {graph.name: graph for graph in graphs}
 
 
@@ -79,12 +77,36 @@ def test_three_parts_are_the_routed_encoder(sparse, chosen):
     s0, s1, windows, merged = forms["encoder_stem"](image)
     merged = merged.clone()
     inside = torch.from_numpy(windows_of(model).inside.astype(np.float32))
-    given = [inside[chosen]] if not inside.all() else []
-    merged[chosen] = forms["encoder_routed"](windows[chosen], *given)
+    merged[chosen] = forms["encoder_routed"](windows[chosen], inside[chosen])
     embedding, found = forms["encoder_tail"](merged)
     decoder = model.sam_mask_decoder
     assert_equal_within([s0, s1], [decoder.conv_s0(high), decoder.conv_s1(middle)], 1e-4)
     assert_equal_within([found, embedding], [vision, model.without_memory(vision)], 1e-4)
+
+
+def test_without_a_bypass_windows_go_on_as_they_are(sparse):
+    model, bypass, forms = sparse
+    *fine, windows, _ = forms["encoder_stem"](picture(model))
+    model.bypass = None
+    try:
+        alone = [Stem(model).eval()(picture(model)), PlainStem(model)(picture(model))]
+        merged = PlainTail(model).routed.bypass(windows)
+    finally:
+        model.bypass = bypass
+    for found in alone:
+        assert_equal_within(list(found), [*fine, windows], 1e-4)
+    assert merged is windows
+
+
+def test_rows_that_are_no_windows_change_nothing(sparse):
+    model, _, forms = sparse
+    windows = forms["encoder_stem"](picture(model))[2]
+    inside = torch.from_numpy(windows_of(model).inside.astype(np.float32))
+    rows = torch.tensor([1, 2])
+    expected = forms["encoder_routed"](windows[rows], inside[rows])
+    filled, nowhere = (torch.cat([each[rows], torch.zeros_like(each[:2])]) for each in (windows, inside))
+    assert_equal_within([forms["encoder_routed"](filled, nowhere)[:2]], [expected], 1e-5)
+    assert (forms["encoder_routed"](filled, torch.ones_like(nowhere))[:2] - expected).abs().max() > 1e-3
 
 
 def remembered(objects, whole, old, kept, pointers):
@@ -205,21 +227,6 @@ def test_plain_form_computes_what_the_export_form_computes(sparse, name):
         found, expected = (PyTorchRuntime(form, graph).run(inputs) for form in (forms[name], plain))
         for output, wanted in expected.items():
             assert np.abs(found[output] - wanted).max() <= 1e-4 * max(np.ptp(wanted), 0.1), output
-
-
-def test_onnx_files_compute_what_the_forms_compute_at_every_size(sparse, tmp_path):
-    model, _, forms = sparse
-    graphs = graphs_of(model)
-    if "inside" not in graphs["encoder_routed"].input_names:  # the others are the same with and without padding
-        graphs = {"encoder_routed": graphs["encoder_routed"]}
-    for name, graph in graphs.items():
-        path = tmp_path / f"{name}.onnx"
-        assert to_onnx.convert(graph, forms[name], path, to_onnx.OnnxOptions()).refused == ""
-        with OrtRuntime(path, graph, threads=1) as runtime:
-            for inputs in inputs_of(model, graph):
-                found, expected = runtime.run(inputs), PyTorchRuntime(forms[name], graph).run(inputs)
-                for output, wanted in expected.items():
-                    assert np.abs(found[output] - wanted).max() <= 1e-4 * max(np.ptp(wanted), 0.1), (name, output)
 
 
 def inputs_of(model, graph):

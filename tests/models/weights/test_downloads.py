@@ -17,7 +17,7 @@ import requests
 from samexport.errors import CheckpointError
 from samexport.models.architectures.sam import empty_sam
 from samexport.models.catalog import find_model
-from samexport.models.spec import CheckpointSource
+from samexport.models.spec import Adapter, CheckpointSource
 from samexport.models.weights import checkpoints, downloads
 from samexport.models.weights.checkpoints import load_weights
 from samexport.models.weights.downloads import cache_folder, official_checkpoint
@@ -125,6 +125,25 @@ def test_a_damaged_file_in_the_cache_without_a_network_is_refused(server, cache)
         load_weights(spec, EXPECTED)
 
 
+def test_an_adapter_that_no_file_holds_is_downloaded_and_one_that_is_given_is_not(server, cache, tmp_path):
+    part = "mask_decoder."
+    own = {key: value for key, value in STATE.items() if key.startswith(part)}
+    rest = saved(tmp_path, {key: value for key, value in STATE.items() if key not in own}, "rest.pt")
+    source = official(server, own, "own.pth").source
+    spec = replace(SPEC, adapter=Adapter(source.filename, source.url, source.sha256, part))
+    found = load_weights(spec, EXPECTED, checkpoints=[rest])
+    assert_is_state(found)
+    assert found.source == "rest.pt + own.pth"
+    assert found.sha256.endswith(f" + {source.sha256}")
+    assert server.requests == ["/own.pth"]
+    given = load_weights(spec, EXPECTED, checkpoints=[rest, saved(tmp_path, own, "mine.pth")])
+    assert (given.source, server.requests) == ("rest.pt + mine.pth", ["/own.pth"])
+    (cache / "own.pth").unlink()
+    absent = replace(spec, adapter=replace(spec.adapter, url=f"{source.url}/absent"))
+    with pytest.raises(CheckpointError, match="give the file with --adapter FILE, or leave it out"):
+        load_weights(absent, EXPECTED, checkpoints=[rest])
+
+
 def test_another_file_than_the_published_one_is_refused(server, cache):
     assert "sha256 is wrong" in download_refusal(official(server, STATE, sha256="0" * 64), cache)
 
@@ -198,7 +217,7 @@ def test_what_a_killed_download_leaves_is_swept_but_a_running_one_is_left_alone(
     spec = official(server, STATE)
     code = f"""
 from dataclasses import replace
-from samexport.models.spec import CheckpointSource
+from samexport.models.spec import Adapter, CheckpointSource
 from samexport.models.catalog import find_model
 from samexport.models.weights import downloads
 downloads._SCHEME = "http"

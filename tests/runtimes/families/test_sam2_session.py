@@ -40,7 +40,7 @@ def picture():
 
 @pytest.fixture(scope="module")
 def model(sam2_bundle):
-    return reload_model(find_model("test.hiera64"), sam2_bundle.manifest.weights)
+    return reload_model(find_model(sam2_bundle.manifest.model), sam2_bundle.manifest.weights)
 
 
 def packed(*prompts):
@@ -129,15 +129,21 @@ def test_commands_run_on_a_bundle_of_the_family(sam2_bundle, picture, run, tmp_p
     assert code == 0, err
     code, out, err = run("verify", sam2_bundle.folder)
     assert code == 0, err
-    assert "video" in out
+    assert "sparse video" in out
 
 
 def test_a_video_is_judged_frame_by_frame(sam2_bundle):
     golden = load_golden(sam2_bundle.folder, sam2_bundle.manifest.frame)
-    assert golden.clip.masks.shape[:2] == (5, 2)
-    assert 0.02 < golden.clip.masks.mean() < 0.9
-    rows = [row for row in sam2_bundle.manifest.parity if row.check.case == "video"]
-    assert {row.output for row in rows} == {"masks", "object_score", "iou_predictions", "object_pointers"}
+    clip, sparse = (golden.clips[name] for name in ("video", "sparse video"))
+    assert (clip.masks.shape[:2], sparse.masks.shape[:2]) == ((5, 2), (9, 1))
+    assert 0.02 < clip.masks.mean() < 0.9
+    # half of the windows from the third frame on, a token of each layer once a memory is old
+    assert sparse.numbers["windows"].sum((1, 2)).tolist() == [4, 4, *[2] * 7]
+    assert sparse.numbers["kept"].sum((1, 2, 3)).tolist() == [0, 0, *[2] * 7]
+    outputs = {"video": {"masks", "object_score", "iou_predictions", "object_pointers"}}
+    outputs["sparse video"] = outputs["video"] | {"windows", "kept"}
+    for name, wanted in outputs.items():
+        assert {row.output for row in sam2_bundle.manifest.parity if row.check.case == name} == wanted
 
 
 def test_a_stream_goes_on_from_step_to_step(sam2_bundle, picture):

@@ -1,20 +1,26 @@
 """The sparse tracker on the export forms: what it leaves out, and that the rest is the dense tracker's."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from samexport.errors import ConfigError
+from samexport.errors import BundleError, ConfigError, FileError
 from samexport.models.architectures.hiera import HieraSize
 from samexport.models.architectures.sam2 import Sam2, Sam2Size
 from samexport.models.architectures.sam2_sparse import Bypass, RoutedEncoder
-from samexport.models.families.sam2 import sam2_constants, sam2_graphs, video_frame
-from samexport.models.families.sam2_sparse import Cut, sparse_graphs
+from samexport.models.families.sam2 import VIDEO_GRAPHS, Sam2Numbers, all_graphs, sam2_constants, video_frame
+from samexport.models.families.sam2_sparse import Cut
 from samexport.models.graphs.sam2_sparse import PrunedMemoryAttention, Routed, SalientDecoder, Stem, Tail
+from samexport.runtimes.adapters.entry_points import Bucket
 from samexport.runtimes.adapters.pytorch import PyTorchRuntime
 from samexport.runtimes.families import sam2_sparse_tracker
+from samexport.runtimes.families.sam2_session import Sam2Session
 from samexport.runtimes.families.sam2_sparse_tracker import Sparse, SparseTracker
 from samexport.runtimes.families.sam2_tracker import Tracker
+from samexport.runtimes.families.sam2_tracker_state import resume, save
 from samexport.runtimes.host.frames import to_frame
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.host.windows import Windows
@@ -39,7 +45,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def runtimes(model):
-    graphs = {graph.name: graph for graph in sparse_graphs(sam2_graphs(128, 64), Cut(6, SIZE.trunk.widths[2]))}
+    graphs = {graph.name: graph for graph in all_graphs(128, Sam2Numbers("", 64, cut=Cut(6, SIZE.trunk.widths[2])))}
     modules = {
         "encoder_stem": Stem(model),
         "encoder_routed": Routed(model),
@@ -133,7 +139,7 @@ def test_what_is_kept_is_what_was_salient_when_the_memory_was_new(make, runtimes
     for frame, saliency in seen.items():
         for item, name in enumerate((1, 2)):
             for layer in range(4):
-                kept = tracker._kept[name][frame][layer]
+                kept = tracker.kept[name][frame][layer]
                 rest = np.delete(saliency[item, layer], kept)
                 assert saliency[item, layer, kept].min() >= rest.max()
 
@@ -180,7 +186,99 @@ def test_stream_forgets_what_was_kept_of_frames_that_are_gone(model, runtimes, c
     stream = prompts(SparseTracker(runtimes, sam2_constants(model), sparse=Sparse()))
     for picture in clip * 3:
         stream.step(picture)
-    assert len(stream._kept[1]) <= 15
+    assert len(stream.kept[1]) <= 15
+
+
+class Rooms:
+    """The routed graph as a file that takes these numbers of windows alone."""
+
+    def __init__(self, routed, *rooms):
+        self.routed, self.graph, self.asked = routed, routed.graph, []
+        self.bounds = tuple(Bucket(f"windows_{room}", 1, 1, slots=(("windows", room),)) for room in rooms)
+
+    def run(self, inputs):
+        self.asked.append(len(inputs["chosen"]))
+        return self.routed.run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rooms", "expected"),
+    [([1], (1, 2), [1]), ([1], (2,), [1, "next"]), ([0, 1, 3], (1, 2), None), ([0, 1, 3], (3,), [0, 1, 3])],
+)
+def test_a_file_of_fixed_sizes_is_filled_up_with_windows_that_were_looked_at(
+    model, runtimes, clip, monkeypatch, chosen, rooms, expected
+):
+    monkeypatch.setattr(sam2_sparse_tracker, "choose", lambda *_, **__: np.array(chosen))
+    routed = Rooms(runtimes["encoder_routed"], *rooms)
+    files = {**runtimes, "encoder_routed": routed}
+    tracker = prompts(SparseTracker(files, sam2_constants(model), sparse=Sparse(memory=False)))
+    for picture in clip[:2]:
+        tracker.step(picture)
+    ranked = tracker.windows.ranked(tracker.decoded["saliency"].sum(0)).tolist()
+    more = next(each for each in ranked if each not in chosen)
+    found = tracker.step(clip[2]).windows
+    assert found == (None if expected is None else tuple(sorted(more if each == "next" else each for each in expected)))
+    assert routed.asked == ([] if expected is None else [len(expected)])
+
+
+def test_no_more_windows_than_allowed_are_seen_and_those_that_were_looked_at_most(make, clip):
+    tracker = prompts(make(memory=False, most=1))
+    for picture in clip[:2]:
+        tracker.step(picture)
+    assert tracker._fitted(np.array([0, 3]), np.array([2, 3, 1, 0])).tolist() == [3]
+    assert len(tracker.step(clip[2]).windows) == 1
+
+
+def test_quirks_are_those_of_the_published_code(make, clip, monkeypatch):
+    asked = []
+
+    def published(windows, masks, scores, looked, **_):
+        asked.append(len(looked))
+        return np.array([0, 2])
+
+    monkeypatch.setattr(sam2_sparse_tracker, "choose_as_published", published)
+    tracker = prompts(make(keep=0.2, quirks=True))
+    kinds, attend = [], tracker._attend
+    tracker._attend = lambda names, reads, vision: (
+        kinds.append((tuple(names), tracker._pruned(names[0], reads[0]))) or attend(names, reads, vision)
+    )
+    seen = [tracker.step(picture).windows for picture in clip[:8]]
+    # all windows are routed where they are wanted, and nothing asks the attention to two objects
+    assert seen == [(0, 1, 2, 3)] * 2 + [(0, 2)] * 6
+    assert asked == [2 * frame for frame in range(1, 8)]
+    assert kinds[-2:] == [((1,), False), ((2,), True)], "the object alone that began last is pruned"
+
+
+def test_tracker_goes_on_where_another_one_stopped(model, runtimes, make, clip, tmp_path):
+    ours = prompts(SparseTracker(runtimes, sam2_constants(model), sparse=Sparse(keep=0.2, most=2, quirks=True)))
+    for picture in clip[:8]:
+        ours.step(picture)
+    save(ours, tmp_path / "state.npz")
+    again = resume(tmp_path / "state.npz", runtimes, sam2_constants(model))
+    assert (type(again), again.sparse) == (SparseTracker, ours.sparse)
+    for picture in clip[8:]:
+        one, other = ours.step(picture), again.step(picture)
+        assert (one.windows, one.tokens) == (other.windows, other.tokens)
+        assert len(one.windows) == 2
+        assert one.tokens < 1
+        for a, b in zip(one.found, other.found, strict=True):
+            np.testing.assert_array_equal(a.low_res, b.low_res)
+    arrays = dict(np.load(tmp_path / "state.npz"))
+    np.savez(tmp_path / "cut.npz", **{**arrays, "sparse": arrays["sparse"][:3]})
+    with pytest.raises(FileError, match="was not written by a tracker"):
+        resume(tmp_path / "cut.npz", runtimes, sam2_constants(model))
+
+
+def test_what_a_bundle_cannot_leave_out_is_refused():
+    def opened(*graphs):
+        bundle = SimpleNamespace(graph_names=(*VIDEO_GRAPHS, *graphs), folder=Path("B"), manifest=None, constants={})
+        return Sam2Session(SimpleNamespace(bundle=bundle, open=lambda _: None))
+
+    with pytest.raises(BundleError, match="export it with --sparse"):
+        opened().tracker(sparse={})
+    with pytest.raises(BundleError, match="has no bypass for them; take --sparse smr, or export it"):
+        opened("memory_attention_pruned").tracker(sparse={})
+    assert not opened("memory_attention_pruned").tracker(sparse={"windows": False}).sparse.windows
 
 
 def test_shares_out_of_range_are_refused():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samexport.runtimes.host.windows import Windows, choose, dilated
+from samexport.runtimes.host.windows import Windows, choose, choose_as_published
 from tests.models import golden
 
 VECTORS = "efficient_sam2.npz"
@@ -40,10 +40,11 @@ def test_masks_of_all_objects_count_together():
     assert MODELS["large"].of_masks(masks).tolist() == [0, 15]
 
 
-def test_dilation_grows_a_pixel_to_a_square_and_stops_at_the_border():
-    mask = np.zeros((8, 9), bool)
-    mask[0, 4] = True
-    assert np.argwhere(dilated(mask)).tolist() == [[y, x] for y in range(3) for x in range(2, 7)]
+@pytest.mark.parametrize(("y", "expected"), [(61, [0]), (62, [0, 4]), (65, [0, 4]), (66, [4])])
+def test_a_pixel_counts_two_pixels_beyond_its_window(y, expected):
+    mask = np.zeros((256, 256), bool)
+    mask[y, 10] = True
+    assert MODELS["large"].of_masks(mask).tolist() == expected
 
 
 def test_attention_that_never_adds_up_takes_every_window():
@@ -66,6 +67,20 @@ def test_attention_is_asked_for_unsure_objects_or_where_no_mask_is(found, scores
     saliency[0, 0, 63], saliency[1, 63, 63] = 1, 1
     chosen = choose(MODELS["large"], masks, np.array(scores, np.float32), saliency, object_threshold=5, share=0.7)
     assert chosen.tolist() == expected
+
+
+def test_published_code_asks_all_frames_since_it_last_did():
+    masks = np.zeros((1, 3, 256, 256), bool)
+    masks[:, 0, 10, 10] = True
+    maps = np.zeros((3, 64, 64), np.float32)
+    maps[0, 0, 63] = maps[1, 63, 63] = maps[2, 63, 0] = 1
+    looked, found = [], []
+    for score, saliency in ((9, maps[0]), (9, maps[1]), (4, maps[2]), (4, maps[2])):
+        looked.append(saliency)
+        scores = np.array([score], np.float32)
+        ids = choose_as_published(MODELS["large"], masks, scores, looked, object_threshold=5, share=0.7)
+        found.append((ids.tolist(), len(looked)))
+    assert found == [([0], 1), ([0], 2), ([0, 3, 12, 15], 0), ([0, 12], 0)]
 
 
 def test_tokens_beyond_the_map_are_known():

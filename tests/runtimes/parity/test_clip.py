@@ -8,9 +8,10 @@ import pytest
 from samexport.errors import ParityFailed
 from samexport.models.catalog import find_family
 from samexport.runtimes.families import sam2_tracker
-from samexport.runtimes.families.sam2_clip import follow
+from samexport.runtimes.families.sam2_clip import follow, follow_sparse
+from samexport.runtimes.families.sam2_sparse_tracker import SparseTracker
 from samexport.runtimes.host.memory import Bank, Read
-from samexport.runtimes.parity.clip import FRAMES, Followed, clip_frames, compare_clip, make_clip
+from samexport.runtimes.parity.clip import Followed, clip_frames, compare_clip, make_clip
 from samexport.runtimes.parity.compare import LOOP_TIER
 from samexport.runtimes.parity.golden import load_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases
@@ -38,17 +39,17 @@ def frames(margins):
     ],
 )
 def test_the_first_clip_without_a_near_tie_is_taken_else_the_longest_beginning(margins, seed, length):
-    clip = make_clip(lambda session, clip, seed: frames(margins[seed]), None, PICTURE)
+    clip = make_clip(lambda session, clip, seed: frames(margins[seed]), None, clip_frames(PICTURE, 5))
     assert (clip.seed, len(clip.masks), clip.numbers["score"].shape) == (seed, length, (length, 1))
 
 
 def test_there_is_no_clip_where_nothing_is_clear():
-    assert make_clip(lambda *_: frames([0]), None, PICTURE) is None
+    assert make_clip(lambda *_: frames([0]), None, clip_frames(PICTURE, 5)) is None
 
 
 def test_frames_are_the_picture_moved_around_its_edge():
-    moved = clip_frames(PICTURE)
-    assert len(moved) == FRAMES
+    moved = clip_frames(PICTURE, 5)
+    assert len(moved) == 5
     np.testing.assert_array_equal(moved[2], np.roll(PICTURE, 4, axis=1))
 
 
@@ -59,9 +60,10 @@ def golden(sam2_bundle):
 
 @pytest.fixture
 def compare(sam2_bundle, golden):
-    def rows(clip=golden.clip):
+    def rows(clip=golden.clips["video"], follow=follow, frames=5):
+        pictures = clip_frames(golden.picture, frames)
         session = open_session(OpenGraphs(sam2_bundle, threads=1))
-        found = compare_clip(Check("end_to_end"), clip, follow, session, golden.picture, LOOP_TIER)
+        found = compare_clip(Check("end_to_end"), clip, follow, session, pictures, LOOP_TIER)
         return {row.output: row.verdict for row in found}
 
     return rows
@@ -72,7 +74,7 @@ def test_files_follow_as_the_reference_does(compare):
 
 
 def test_other_objects_are_told_apart(compare, golden):
-    assert Verdict.FAIL in compare(replace(golden.clip, seed=golden.clip.seed + 1)).values()
+    assert Verdict.FAIL in compare(replace(golden.clips["video"], seed=golden.clips["video"].seed + 1)).values()
 
 
 MISTAKES = {
@@ -101,24 +103,64 @@ def test_a_mistake_of_the_host_alone_is_seen(compare, monkeypatch, mistake):
     assert Verdict.FAIL in compare().values()
 
 
+def _without_the_last(fitted):
+    return lambda self, ids, ranked: fitted(self, ids, ranked)[:-1]
+
+
+def _of_the_other_layer(old_tokens):
+    def wrong(self, name, read):
+        found = old_tokens(self, name, read)
+        return {**found, "kept": found["kept"][::-1], "kept_cell": found["kept_cell"][::-1]}
+
+    return wrong
+
+
+def _first(attend):
+    def wrong(self, names, reads, vision):
+        found = attend(self, names, reads, vision)
+        for kept in self.kept.values():
+            kept.update({frame: np.zeros_like(cells) for frame, cells in kept.items()})
+        return found
+
+    return wrong
+
+
+SPARSE_MISTAKES = {
+    "a window too few": ("_fitted", _without_the_last, "windows"),
+    "tokens of the other layer": ("_old_tokens", _of_the_other_layer, "object_pointers"),
+    "the first token instead of the most salient": ("_attend", _first, "kept"),
+    "none": ("_attend", lambda attend: attend, None),
+}
+
+
+@pytest.mark.parametrize("mistake", SPARSE_MISTAKES)
+def test_a_mistake_with_what_is_left_out_is_seen(compare, golden, monkeypatch, mistake):
+    name, wrong, seen = SPARSE_MISTAKES[mistake]
+    monkeypatch.setattr(SparseTracker, name, wrong(getattr(SparseTracker, name)))
+    found = compare(golden.clips["sparse video"], follow_sparse, 9)
+    failed = [output for output, verdict in found.items() if verdict == Verdict.FAIL]
+    assert (seen in failed) if seen else (failed == [])
+
+
 def test_a_file_that_fails_on_the_way_is_a_failed_row(sam2_bundle, golden, monkeypatch):
     def broken(self, *_, **__):
         raise ParityFailed("memory_attention gives NaN")
 
     monkeypatch.setattr(sam2_tracker.Tracker, "_read", broken)
     rows = list(compare_cases(sam2_bundle, replace(golden, cases=()), threads=1))
-    assert [(r.output, r.verdict) for r in rows if r.check.case == "video"] == [("run", Verdict.FAIL)]
+    for name in golden.clips:
+        assert [(r.output, r.verdict) for r in rows if r.check.case == name] == [("run", Verdict.FAIL)]
 
 
 def test_a_clip_is_stored_with_the_cases(golden, sam2_bundle, tmp_path):
     save_golden(golden, tmp_path)
-    again = load_golden(tmp_path, sam2_bundle.manifest.frame).clip
-    np.testing.assert_array_equal(again.masks, golden.clip.masks)
-    assert again.numbers.keys() == golden.clip.numbers.keys()
-    for name, values in golden.clip.numbers.items():
+    again, clip = load_golden(tmp_path, sam2_bundle.manifest.frame).clips["video"], golden.clips["video"]
+    np.testing.assert_array_equal(again.masks, clip.masks)
+    assert again.numbers.keys() == clip.numbers.keys()
+    for name, values in clip.numbers.items():
         np.testing.assert_array_equal(again.numbers[name], values)
 
 
 def test_a_family_without_memory_has_no_clip(tiny_bundle):
-    assert find_family("sam").loop is None
-    assert load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).clip is None
+    assert find_family("sam").loops == ()
+    assert load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).clips == {}
