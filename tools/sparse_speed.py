@@ -1,6 +1,6 @@
 """What Efficient-SAM2 saves on a tracked frame: its parts dense and sparse, and the factor as the object grows.
 
-    python benchmarks/sparse.py BUNDLE --threads 2 --minutes 10 --out docs/results/sparse
+    python tools/sparse_speed.py BUNDLE --threads 2 --minutes 10 --out docs/results/sparse
 
 BUNDLE was made with ``--sparse``. A tracker is set into its steady state (one prompted frame, six memories, sixteen
 pointers, numbers drawn), then frames are tracked in rounds, each of which has a dense one and one for each number of
