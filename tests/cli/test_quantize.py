@@ -9,7 +9,7 @@ import pytest
 
 from samexport.exporter.recipes import RECIPES
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.parity.golden import FOLDER, PICTURE
+from samexport.runtimes.parity.golden_files import FOLDER, PICTURE
 
 
 class Result(NamedTuple):

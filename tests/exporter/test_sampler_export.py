@@ -25,7 +25,8 @@ from samexport.models.weights.checkpoints import load_weights
 from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.formats.tflite_lint import lint
 from samexport.runtimes.host.detector import SamplerOptions, nms
-from samexport.runtimes.parity.golden import load_golden, structured_picture
+from samexport.runtimes.parity.golden import structured_picture
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import compare_step, verify_bundle
 from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.verdicts import Check, ParityReport, Verdict

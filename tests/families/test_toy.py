@@ -19,7 +19,7 @@ from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.exporter.to_tflite.convert import TfliteOptions
 from samexport.models import catalog
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.verdicts import Verdict

@@ -11,7 +11,7 @@ from samexport.errors import BundleError
 from samexport.files import read_json, to_json
 from samexport.runtimes import bundle as bundles
 from samexport.runtimes.bundle import MANIFEST, not_ours, open_bundle
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 
 
 def test_the_manifest_survives_a_round_trip(tiny_bundle):

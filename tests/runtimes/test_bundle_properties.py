@@ -18,7 +18,7 @@ from samexport.models.spec import axis_sizes
 from samexport.runtimes import bundle as bundles
 from samexport.runtimes.base import Runtime
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.verdicts import Verdict
 

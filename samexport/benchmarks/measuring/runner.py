@@ -30,7 +30,7 @@ from samexport.benchmarks.results.rows import (
 )  # fmt: skip
 from samexport.files import sha256
 from samexport.runtimes.bundle import open_bundle
-from samexport.runtimes.parity.golden import FOLDER as GOLDEN
+from samexport.runtimes.parity.golden_files import FOLDER as GOLDEN
 from samexport.runtimes.verdicts import Verdict
 
 Ask = Callable[[Request], dict[str, Any]]

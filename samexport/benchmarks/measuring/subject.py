@@ -25,7 +25,8 @@ from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.compare import tier
-from samexport.runtimes.parity.golden import Case, Golden, load_golden
+from samexport.runtimes.parity.golden import Case, Golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import compare_step, expected_of, run_frames
 from samexport.runtimes.registry import RUNTIMES
 from samexport.runtimes.session import OpenGraphs, open_session

@@ -25,7 +25,8 @@ from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.entry_points import Bucket, of_file
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours
 from samexport.runtimes.formats.tflite import signatures
-from samexport.runtimes.parity.golden import Golden, load_golden, picture_prompts
+from samexport.runtimes.parity.golden import Golden, picture_prompts
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.verdicts import ParityReport, Row, Verdict
 
 DEMO = "android_demo_assets"

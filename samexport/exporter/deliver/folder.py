@@ -17,7 +17,7 @@ from samexport.exporter.deliver.profile import Profile, Values
 from samexport.files import check_new_folder, new_folder, sha256, to_json
 from samexport.models.catalog import FAMILIES, load_plugins
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 
 MANIFEST, CARD = "samexport.json", "README.md"
 SAME, SAME_IN_LOW_PRECISION = 0.999, 0.99

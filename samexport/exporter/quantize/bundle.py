@@ -10,7 +10,7 @@ from samexport.exporter.pipeline import finish, proven
 from samexport.exporter.quantize.job import Progress, Request, check_request, quantize_here
 from samexport.files import check_new_folder, new_folder
 from samexport.runtimes.bundle import Bundle, not_ours, open_bundle
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.verdicts import ParityReport
 
 

@@ -20,7 +20,7 @@ from samexport.runtimes.bundle import Bundle, Calibration
 from samexport.runtimes.host.detector import letterbox
 from samexport.runtimes.host.frames import resize_longest
 from samexport.runtimes.host.image import read_image
-from samexport.runtimes.parity.golden import FOLDER, PICTURE
+from samexport.runtimes.parity.golden_files import FOLDER, PICTURE
 from samexport.runtimes.session import OpenGraphs, Session, open_session
 
 METHOD = "minmax"

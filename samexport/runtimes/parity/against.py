@@ -10,7 +10,8 @@ from samexport.errors import ConfigError
 from samexport.models.catalog import find_family
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.parity.compare import compare_masks, tier
-from samexport.runtimes.parity.golden import Case, load_golden
+from samexport.runtimes.parity.golden import Case
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import (
     cases_by_chain,
     compare_chains,

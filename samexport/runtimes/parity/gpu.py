@@ -13,7 +13,8 @@ from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.formats.tflite_lint import lint
 from samexport.runtimes.parity.compare import GPU_TIER, compare_output
-from samexport.runtimes.parity.golden import Case, case_of_size, load_golden
+from samexport.runtimes.parity.golden import Case, case_of_size
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import cases_by_chain, run_chain
 from samexport.runtimes.verdicts import Check, Row, Verdict
 

@@ -30,15 +30,8 @@ from samexport.runtimes.parity.compare import (
     compare_output,
     tier,
 )
-from samexport.runtimes.parity.golden import (
-    Case,
-    Golden,
-    Step,
-    check_resize,
-    entry_point_cases,
-    load_golden,
-    picture_prompts,
-)
+from samexport.runtimes.parity.golden import Case, Golden, Step, check_resize, entry_point_cases, picture_prompts
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.lint import lint_rows
 from samexport.runtimes.registry import PATHS, RUNTIMES, check_runtime, checkers, paths
 from samexport.runtimes.session import OpenGraphs, open_session

@@ -12,7 +12,7 @@ from samexport.models.families.detector import SAMPLER
 from samexport.runtimes.base import Runtime
 from samexport.runtimes.host.sam_prompts import check_tensors
 from samexport.runtimes.parity.compare import TIERS, tier
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.verdicts import Check, Row, Verdict
 
 

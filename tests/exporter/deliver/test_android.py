@@ -20,7 +20,7 @@ from samexport.files import sha256
 from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.formats import tflite as tflite_file
 from samexport.runtimes.host.prompts import Prompt
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import Check, Row, Verdict
 from tests.android.small_bundle import small_bundle

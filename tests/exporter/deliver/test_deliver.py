@@ -22,7 +22,7 @@ from samexport.files import sha256
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.frames import to_frame
 from samexport.runtimes.host.prompts import Prompt
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from tests.command_line import one_line_error
 
 ALL = {

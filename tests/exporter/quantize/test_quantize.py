@@ -23,7 +23,7 @@ from samexport.runtimes.adapters.onnx_ranges import Peak
 from samexport.runtimes.bundle import Bundle, ModeScores
 from samexport.runtimes.host.frames import to_frame
 from samexport.runtimes.host.image import read_image
-from samexport.runtimes.parity.golden import FOLDER, PICTURE
+from samexport.runtimes.parity.golden_files import FOLDER, PICTURE
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.registry import open_runtime
 from samexport.runtimes.verdicts import Verdict

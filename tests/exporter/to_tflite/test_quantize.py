@@ -11,7 +11,7 @@ from samexport.exporter.recipes import RECIPES
 from samexport.exporter.to_tflite import quantize
 from samexport.runtimes.formats.tflite import operator_names, read_model, shape_of
 from samexport.runtimes.parity.compare import signal_to_noise
-from samexport.runtimes.parity.golden import FOLDER, PICTURE
+from samexport.runtimes.parity.golden_files import FOLDER, PICTURE
 from samexport.runtimes.registry import open_runtime
 
 INT8, INT16 = 9, 7

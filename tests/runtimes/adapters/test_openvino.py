@@ -4,7 +4,7 @@ import pytest
 from samexport.errors import BundleError, ConfigError, RuntimeFailed
 from samexport.runtimes.adapters.ort import OrtRuntime
 from samexport.runtimes.parity.compare import signal_to_noise
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 
 pytest.importorskip("openvino")
 

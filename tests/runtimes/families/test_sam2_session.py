@@ -21,7 +21,7 @@ from samexport.runtimes.host.frames import FrameMap, to_frame
 from samexport.runtimes.host.object_masks import stability
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.host.sam2_prompts import count_points, pack
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.session import Decoded, OpenGraphs, open_session
 from samexport.runtimes.tasks.segment import Segmenter
 from tests.models import sam2_golden

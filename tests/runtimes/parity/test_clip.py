@@ -13,7 +13,7 @@ from samexport.runtimes.families.sam2_sparse_tracker import SparseTracker
 from samexport.runtimes.host.memory import Bank, Read
 from samexport.runtimes.parity.clip import Followed, clip_frames, compare_clip, make_clip
 from samexport.runtimes.parity.compare import LOOP_TIER
-from samexport.runtimes.parity.golden import load_golden, save_golden
+from samexport.runtimes.parity.golden_files import load_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases
 from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.verdicts import Check, Verdict

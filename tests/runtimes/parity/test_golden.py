@@ -11,7 +11,7 @@ import pytest
 
 from samexport.errors import BundleError, FileError
 from samexport.runtimes.arrays import parse_npy, read_npz
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import compare_cases
 from samexport.runtimes.verdicts import Verdict
 

@@ -11,7 +11,7 @@ from PIL import Image
 from samexport.errors import BundleError
 from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.host import frames as images
-from samexport.runtimes.parity.golden import load_golden
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.tasks import segment as segments
 from samexport.runtimes.verdicts import Verdict

@@ -15,7 +15,8 @@ from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.formats.tflite import constant_bytes, read_model, write_model
 from samexport.runtimes.parity import gpu as verify_gpu
 from samexport.runtimes.parity.against import verify_against
-from samexport.runtimes.parity.golden import entry_point_cases, load_golden
+from samexport.runtimes.parity.golden import entry_point_cases
+from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.gpu import NOT_SHOWN, require_gpu, verify_on_gpu
 from samexport.runtimes.parity.verify import cases_by_chain, verify_bundle
 from samexport.runtimes.verdicts import Verdict
