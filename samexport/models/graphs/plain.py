@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samexport.models.architectures.sam import Sam
-from samexport.models.graphs.decoder import ABSENT
+from samexport.models.graphs.decoder_attention import ABSENT
 from samexport.models.graphs.layers import frozen
 from samexport.models.spec import Preprocess
 

@@ -23,15 +23,8 @@ from samexport.models.architectures.mask_decoder import MASK_TOKENS
 from samexport.models.architectures.sam import Sam
 from samexport.models.architectures.sam2 import Sam2
 from samexport.models.architectures.sam2_mask_decoder import Sam2MaskDecoder
-from samexport.models.graphs.decoder import (
-    Layer,
-    MaskEmbedding,
-    Masks,
-    Positions,
-    Prologue,
-    PromptTokens,
-    TokenToImage,
-)
+from samexport.models.graphs.decoder import Layer, MaskEmbedding, Masks, Prologue, PromptTokens
+from samexport.models.graphs.decoder_attention import Positions, TokenToImage
 from samexport.models.graphs.layers import LayerNorm, frozen
 
 OWN_TOKENS = 2 + MASK_TOKENS

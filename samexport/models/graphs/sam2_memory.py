@@ -27,7 +27,7 @@ from samexport.models.architectures import sam2_memory
 from samexport.models.architectures.layers import LayerNorm2d
 from samexport.models.architectures.sam2 import MEMORY_FRAMES, Sam2
 from samexport.models.architectures.sam2_memory import MEMORY_WIDTH, rotary_angles, sine_2d
-from samexport.models.graphs.decoder import ABSENT
+from samexport.models.graphs.decoder_attention import ABSENT
 from samexport.models.graphs.layers import LayerNorm, frozen, parts
 from samexport.models.graphs.sam2_encoder import Lateral
 

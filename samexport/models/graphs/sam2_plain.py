@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from samexport.models.architectures.sam2 import Features, Sam2
 from samexport.models.architectures.sam2_memory import sine_2d
 from samexport.models.families.sam2 import ABSENT_ROW, image_frame
-from samexport.models.graphs.decoder import ABSENT
+from samexport.models.graphs.decoder_attention import ABSENT
 from samexport.models.graphs.layers import frozen
 
 Decoded = tuple[Tensor, Tensor, Tensor, Tensor]

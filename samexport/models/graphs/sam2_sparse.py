@@ -28,7 +28,7 @@ from samexport.models.architectures.mask_decoder import HEADS
 from samexport.models.architectures.sam2 import Sam2
 from samexport.models.architectures.sam2_memory import MEMORY_WIDTH
 from samexport.models.architectures.sam2_sparse import routing
-from samexport.models.graphs.decoder import ABSENT, TokenToImage
+from samexport.models.graphs.decoder_attention import ABSENT, TokenToImage
 from samexport.models.graphs.layers import merge, partition
 from samexport.models.graphs.sam2_decoder import OWN_TOKENS, Sam2TrackedDecoder, Sam2Transformer
 from samexport.models.graphs.sam2_encoder import Attention, Layout, Sam2ImageEncoder

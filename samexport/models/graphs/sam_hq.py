@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samexport.models.architectures.sam_hq import HqMaskDecoder, HqSam
-from samexport.models.graphs.decoder import ABSENT, MaskEmbedding, Masks, Prologue, Transformer
+from samexport.models.graphs.decoder import MaskEmbedding, Masks, Prologue, Transformer
+from samexport.models.graphs.decoder_attention import ABSENT
 from samexport.models.graphs.layers import Doubling, LayerNorm, parts
 from samexport.models.graphs.plain import PlainEncoder
 from samexport.models.spec import ModelSpec, Preprocess
