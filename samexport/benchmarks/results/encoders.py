@@ -156,6 +156,7 @@ def plot(rows: Sequence[EncoderRow]) -> bytes:
         raise MissingDependency(f"the plot needs matplotlib: {install_hint('bench')}") from error
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     kinds = sorted({(row.file_format, row.recipe, row.runtime) for row in rows if row.encode_ms is not None})
     with pyplot.rc_context(STYLE):
@@ -168,11 +169,13 @@ def plot(rows: Sequence[EncoderRow]) -> bytes:
                 name = find_model(row.model).encoder
                 axes.annotate(name, place, xytext=(5, 3), textcoords="offset points", fontsize=8)
         axes.set(xscale="log", yscale="log", xlabel="encoder's file, MB", ylabel="one picture, ms")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.margins(0.15)
-        axes.grid(which="both", color="#eef0f3")
-        axes.set_axisbelow(True)
         if kinds:
-            axes.legend(frameon=False, loc="upper left")
+            axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
         made = io.BytesIO()
         figure.savefig(made, format="png", metadata={"Software": None})
         pyplot.close(figure)
