@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from os import PathLike
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from samexport.errors import ConfigError
+from samexport.files import as_path, in_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +57,8 @@ def export(
         weights: "official" (cache or download), "demo" (in the package, trained on drawn scenes), "random" (seeded,
             masks mean nothing), or files of a checkpoint.
         seed: of random weights.
-        recipe: fp32 or fp16; the default is the format's own (fp16 for CoreML, else fp32).
+        recipe: in which numbers; ``samexport list --recipes`` shows them by format. The default is the format's own
+            (fp16 for CoreML, else fp32).
         out: the bundle's folder; the default is named after the model.
         force: replace a bundle that is there.
         threads: of the runtimes that check the files.
@@ -66,6 +68,7 @@ def export(
 
     Raises:
         ConfigError: an option, the checkpoint or the folder cannot be used.
+        MissingDependency: the extra of the format ([export], [tflite], [coreml]) is not installed.
         ExportFailed: a converter failed.
         ParityFailed: a file does not compute what PyTorch computes.
     """
@@ -76,7 +79,7 @@ def export(
     bundle, report = export_bundle(
         ExportOptions(
             encoder=model,
-            out=None if out is None else Path(out),
+            out=None if out is None else as_path(out, "out is the path of the bundle's folder"),
             checkpoints=_files(model, weights),
             random_seed=seed if weights == "random" else None,
             target=_target(format, recipe, options),
@@ -100,11 +103,14 @@ def _target(file_format: str, recipe: str | None, options: dict[str, Any]) -> An
     return kind(**options) if recipe is None else kind(recipe=recipe, **options)
 
 
-def open(folder: AnyPath) -> Bundle:
-    """Open a bundle folder; BundleError if it is none. Example: ``open("mobilesam-tinyvit-onnx-fp32")``."""
-    from samexport.runtimes.bundle import open_bundle
+def open(folder: Bundle | AnyPath) -> Bundle:
+    """Open a bundle folder; BundleError if it is none. Example: ``open("mobilesam-tinyvit-onnx-fp32")``.
 
-    return open_bundle(Path(folder))
+    A bundle that is open already is returned as it is; ConfigError for anything else.
+    """
+    from samexport.runtimes.bundle import as_bundle
+
+    return as_bundle(folder)
 
 
 @contextmanager
@@ -135,18 +141,19 @@ def open_tracker(
         threads: of the runtime.
 
     Raises:
-        ConfigError: the family follows nothing through a video, or ``resume`` comes with what it says itself.
+        ConfigError: an argument cannot be used, the family follows nothing through a video, or ``resume`` comes with
+            what it says itself.
         BundleError: the folder is no bundle, or was made for pictures alone.
         FileError: ``resume`` cannot be read.
     """
     from samexport.runtimes.session import OpenGraphs, open_session
 
-    if resume is not None and (frames is not None or sparse is not None):
+    saved = None if resume is None else as_path(resume, "resume is the path of a saved tracker")
+    if saved is not None and (frames is not None or sparse is not None):
         raise ConfigError("a saved tracker knows its frames and what it leaves out; give resume alone")
-    opened = open(bundle) if isinstance(bundle, str | PathLike) else bundle
-    with closing(OpenGraphs(opened, runtime=runtime, threads=threads)) as graphs:
+    with closing(OpenGraphs(open(bundle), runtime=runtime, threads=threads)) as graphs:
         session = open_session(graphs)
-        yield session.tracker(frames=frames, sparse=sparse) if resume is None else session.resume(Path(resume))
+        yield session.tracker(frames=frames, sparse=sparse) if saved is None else session.resume(saved)
 
 
 def verify(
@@ -173,15 +180,15 @@ def verify(
         Rows and a verdict; a file that cannot be opened is a failed row.
 
     Raises:
-        ConfigError: the runtime reads no file of the bundle, or the bundles have nothing in common.
+        ConfigError: the runtime reads no file of the bundle, ``threads`` is out of bounds, or the bundles have nothing
+            in common.
         BundleError: a folder is not a bundle.
     """
     from samexport.runtimes.parity.against import verify_against
     from samexport.runtimes.parity.verify import verify_bundle
     from samexport.runtimes.verdicts import ParityReport
 
-    opened, other = (open(b) if isinstance(b, str | PathLike) else b for b in (bundle, reference))
-    assert opened is not None
+    opened, other = open(bundle), None if reference is None else open(reference)
     report = verify_bundle(opened, runtime=runtime, threads=threads, progress=progress)
     if other is None:
         return report
@@ -214,13 +221,11 @@ def bench(
     from samexport.benchmarks.command import BenchRequest, run_bench
     from samexport.benchmarks.contenders.baselines import write_baselines
     from samexport.exporter.to_onnx.convert import OnnxOptions, convert
-    from samexport.runtimes.bundle import Bundle
 
     if unknown := set(options) - {field.name for field in fields(BenchRequest)}:
         raise ConfigError(f"bench has no option {', '.join(sorted(unknown))}")
-    several = [bundles] if isinstance(bundles, Bundle | str | PathLike) else list(bundles)
-    folders = tuple(each.folder if isinstance(each, Bundle) else Path(each) for each in several)
-    request = BenchRequest(folders, Path(out), **options)
+    folders = tuple(open(each).folder for each in _several(bundles))
+    request = BenchRequest(folders, as_path(out, "out is the path of a folder for the results"), **options)
 
     def plain(bundle: Bundle, folder: Path) -> Bundle:
         return write_baselines(
@@ -232,16 +237,26 @@ def bench(
 
 
 def list_models() -> list[ModelSpec]:
-    """The models that can be exported, as data: name, parameters, licence, where the weights are."""
+    """The models that can be exported, as data: name, parameters, licence, where the weights are.
+
+    Example:
+        ``[model.name for model in list_models() if model.parameters < 20_000_000]``
+    """
     from samexport.models.catalog import MODELS
 
     return [model for model in MODELS.values() if not model.hidden]
 
 
 def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official", seed: int = 0) -> nn.Module:
-    """A model in torch with its weights, in evaluation mode; CheckpointError if they cannot be used.
+    """A model in torch with its weights, in evaluation mode; ``model``, ``weights`` and ``seed`` as for :func:`export`.
 
-    ``model``, ``weights`` and ``seed`` are as for :func:`export`.
+    Example:
+        ``state = load_model("mobilesam", weights="mobile_sam.pt").state_dict()``
+
+    Raises:
+        ConfigError: there is no such model.
+        CheckpointError: the weights cannot be used.
+        MissingDependency: the extra [export] is not installed.
     """
     from samexport.models.catalog import find_model
     from samexport.models.loading import load_model as load
@@ -250,11 +265,21 @@ def load_model(model: str, *, weights: AnyPath | Sequence[AnyPath] = "official",
 
 
 def _files(model: str, weights: AnyPath | Sequence[AnyPath]) -> tuple[Path, ...]:
-    if weights in ("official", "random"):
-        return ()
-    if weights == "demo":
-        from samexport.models.catalog import find_model
-        from samexport.models.weights.demo import demo_checkpoint
+    if isinstance(weights, str):
+        if weights in ("official", "random"):
+            return ()
+        if weights == "demo":
+            from samexport.models.catalog import find_model
+            from samexport.models.weights.demo import demo_checkpoint
 
-        return demo_checkpoint(find_model(model))
-    return (Path(weights),) if isinstance(weights, str | PathLike) else tuple(Path(file) for file in weights)
+            return demo_checkpoint(find_model(model))
+    wanted = "weights are 'official', 'demo', 'random' or the path of a file, or of several"
+    files = tuple(as_path(file, wanted) for file in _several(weights))
+    if not files:
+        raise ConfigError(f"{wanted}, not {in_words(weights)}")
+    return files
+
+
+def _several(given: Any) -> Iterable[Any]:
+    """One thing or several, as several."""
+    return given if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]

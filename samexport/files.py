@@ -14,12 +14,13 @@ import re
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samexport.errors import BundleError, FileError
+from samexport.errors import BundleError, ConfigError, FileError
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -58,6 +59,20 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         raise FileError(f"{path} cannot be read: {reason(error)}") from error
 
 
+def as_path(given: Any, wanted: str) -> Path:
+    """The path that a caller gave as str or Path; ConfigError for anything else says what is ``wanted``."""
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(path, str):
+        raise ConfigError(f"{wanted}, not {in_words(given)}")
+    return Path(path)
+
+
+def in_words(given: Any) -> str:
+    """A value that cannot be used, in a few words: itself where it is short, else its type."""
+    short = given is None or isinstance(given, int | float | str | bytes)
+    return f"{given!r:.60}" if short else f"an object of type {type(given).__name__}"
+
+
 def read_bytes(path: Path, *, limit: int) -> bytes:
     """A regular file of at most ``limit`` bytes; FileError for anything else (a pipe, a device, a folder)."""
     with open_regular(path) as stream:
@@ -68,18 +83,27 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
 
 
 def read_json(path: Path, *, limit: int = JSON_LIMIT) -> Any:
-    """Strict JSON of bounded size and depth: no NaN or Infinity; FileError with the reason otherwise."""
+    """Strict JSON of bounded size and depth: no NaN, no Infinity, no key twice; FileError with the reason otherwise."""
     text = read_bytes(path, limit=limit)
     try:
         if _depth(text) > JSON_DEPTH:
             raise ValueError(f"nested deeper than {JSON_DEPTH}")
-        return json.loads(text.decode("utf-8"), parse_constant=_refuse)
+        return json.loads(text.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON: {reason(error)}") from error
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; readers differ in which of two values they take."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r:.60} is there more than once")
+    return content
 
 
 def _depth(text: bytes) -> int:

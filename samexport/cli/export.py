@@ -21,7 +21,7 @@ from samexport.cli.options import (
     takes,
 )
 from samexport.cli.terminal import Steps, print_table, print_written, written_files
-from samexport.errors import ConfigError, MissingDependency
+from samexport.errors import ConfigError
 
 if TYPE_CHECKING:
     from samexport.exporter.formats import Target
@@ -277,22 +277,12 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     return options
 
 
-def import_torch() -> None:
-    """Whatever an export imports of torch comes with it."""
-    from samexport.installation import install_hint
-    from samexport.interrupts import load
-
-    try:
-        load("torch")
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"exporting needs {error.name}: {install_hint('export')}") from error
-
-
 def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, within: bool = False) -> None:
     from samexport.cli.quantize import gate_shown, warn_of
     from samexport.exporter.formats import format_of
     from samexport.exporter.pipeline import export_bundles, unquantized
     from samexport.files import check_new_folder, to_json
+    from samexport.models.loading import import_torch
     from samexport.models.weights.downloads import official_adapter, official_checkpoint
     from samexport.runtimes.bundle import not_ours
 
@@ -307,15 +297,15 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
         check_new_folder(folder, force=options.force, refusal=not_ours)
     if options.sampler is not None and options.sampler.checkpoint is not None:
         print_licence_note()
+    print(f"exporting {spec.name} to {' and '.join(map(str, folders))}", file=sys.stderr)
+    import_torch()
+    for target in targets:
+        format_of(target).check_packages()
     if not options.checkpoints and options.random_seed is None:
         # before the steps, which would hide the progress of the download
         official_checkpoint(spec)
         if spec.adapter is not None:
             official_adapter(spec.adapter)
-    print(f"exporting {spec.name} to {' and '.join(map(str, folders))}", file=sys.stderr)
-    import_torch()
-    for target in targets:
-        format_of(target).check_packages()
     if options.calibration is None and any(unquantized(target) != target for target in targets):
         warn_of(None)
     told = []

@@ -21,7 +21,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say whose weights a file holds, what is missing or unknown, and what exports it. Nothing in it is executed."""
-    from samexport.cli.export import import_torch
+    from samexport.models.loading import import_torch
     from samexport.models.weights.identify import identify
 
     import_torch()

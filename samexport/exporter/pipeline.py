@@ -27,10 +27,10 @@ from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.files import check_new_folder, new_folder
 from samexport.models.catalog import find_family, find_model
 from samexport.models.families.detector import SAMPLER
-from samexport.models.loading import load_model, reload_model
+from samexport.models.loading import import_torch, load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
 from samexport.models.weights.demo import demo_checkpoint
-from samexport.runtimes.base import Tensors
+from samexport.runtimes.base import Tensors, check_threads
 from samexport.runtimes.bundle import (
     CONSTANTS,
     MANIFEST,
@@ -92,6 +92,7 @@ class ExportOptions:
     max_drop: float = MAX_DROP
 
     def __post_init__(self) -> None:
+        check_threads(self.threads)
         if (self.checkpoints or self.decoder_checkpoint) and self.random_seed is not None:
             raise ConfigError("random weights and a checkpoint exclude each other; give one of them")
         if self.small and not isinstance(self.target, OnnxOptions):
@@ -281,6 +282,7 @@ def export_bundles(
 
     Raises:
         ConfigError: an option, the checkpoint or the target folder cannot be used.
+        MissingDependency: a package that exports is not installed.
         ExportFailed: a converter failed.
         ParityFailed: a file does not compute what PyTorch computes.
     """
@@ -290,6 +292,9 @@ def export_bundles(
         if unquantized(options.target) != options.target:
             check_packages(format_of(options.target).name)
         check_new_folder(options.folder(spec), force=options.force, refusal=not_ours)
+    import_torch()
+    for options in several:
+        format_of(options.target).check_packages()
     if several[0].decoder_checkpoint is not None:
         spec = replace(spec, mask_outputs=ALL_MASKS)
     before: Work | None = None

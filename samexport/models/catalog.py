@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from samexport.errors import ConfigError
+from samexport.files import in_words
 from samexport.models.families import efficient_sam, sam2_models, sam_hq, sam_models
 from samexport.models.families.base import Family
 from samexport.models.spec import ModelSpec
@@ -96,6 +97,8 @@ def find_model(name: str, size: int | None = None, features: Sequence[str] = ())
 
 
 def _by_any_name(name: str) -> ModelSpec:
+    if not isinstance(name, str):
+        raise ConfigError(f"a model is named by a text such as 'mobilesam', not {in_words(name)}; see `samexport list`")
     model = _look_up(name)
     if model is None:
         load_plugins()

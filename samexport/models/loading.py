@@ -7,7 +7,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from samexport.errors import CheckpointError, ConfigError
+from samexport.errors import CheckpointError, ConfigError, MissingDependency
+from samexport.installation import install_hint
+from samexport.interrupts import load
 from samexport.models.catalog import find_family
 from samexport.models.spec import ModelSpec, WeightsInfo
 from samexport.models.weights.demo import demo_checkpoint
@@ -16,12 +18,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def import_torch() -> None:
+    """Whatever reads weights and exports comes with torch; MissingDependency, before any work, where it is absent."""
+    try:
+        load("torch")
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"exporting needs {error.name}: {install_hint('export')}") from error
+
+
 def empty_network(spec: ModelSpec, checkpoints: Sequence[Path] = ()) -> nn.Module:
     """The model's network without values, of the widths that the checkpoints have where they decide them.
 
     Raises:
+        MissingDependency: torch is not installed.
         CheckpointError: a file is absent, damaged or unsafe, or has no such widths.
     """
+    import_torch()
     from samexport.models.weights.checkpoints import shapes_in
 
     network: nn.Module = resolve_name(find_family(spec.family).network)(spec)

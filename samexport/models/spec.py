@@ -50,6 +50,10 @@ class Axis:
     low: Annotated[int, Meta(ge=1, le=1 << 16)] = 1
     high: Annotated[int, Meta(ge=1, le=1 << 16)] = 1 << 16
 
+    def __post_init__(self) -> None:
+        if self.high < self.low:
+            raise ValueError(f"axis {self.name}: high {self.high} is below low {self.low}")
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -78,6 +82,8 @@ class TensorSpec:
             raise ValueError(f"tensor name {self.name!r} is not an identifier")
         if any(isinstance(d, int) and d < 1 for d in self.shape):
             raise ValueError(f"tensor {self.name}: sizes must be positive, got {self.shape}")
+        if self.low is not None and self.high is not None and self.high < self.low:
+            raise ValueError(f"tensor {self.name}: high {self.high:g} is below low {self.low:g}")
 
 
 @dataclass(frozen=True)
@@ -325,7 +331,8 @@ def axis_sizes(tensors: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]
             sizes.setdefault(d, s) if isinstance(d, str) else d for d, s in zip(tensor.shape, shape, strict=False)
         )
         if len(shape) != len(tensor.shape) or shape != wanted:
-            raise ValueError(f"{tensor.name} has shape {shape}, expected {tensor.shape} with {sizes}")
+            known = f" with {sizes}" if sizes else ""
+            raise ValueError(f"{tensor.name} has shape {shape}, expected {tensor.shape}{known}")
     return sizes
 
 

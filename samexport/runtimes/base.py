@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, ConfigError, FileError, ParityFailed, RuntimeFailed
-from samexport.files import open_regular
+from samexport.files import in_words, open_regular
 from samexport.models.spec import GraphSpec, axis_sizes
 
 if TYPE_CHECKING:
@@ -126,8 +126,9 @@ def describe(runtime: Runtime) -> str:
 
 def check_threads(count: int | None) -> None:
     """ConfigError unless ``count`` is None or a number of threads that a runtime can be given."""
-    if count is not None and not 1 <= count <= MOST_THREADS:
-        raise ConfigError(f"--threads takes 1 to {MOST_THREADS}, not {count}")
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if count is not None and not (whole and 1 <= count <= MOST_THREADS):
+        raise ConfigError(f"--threads takes 1 to {MOST_THREADS}, not {in_words(count)}")
 
 
 def check_file(path: Path) -> None:

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, FileError, SamExportError
-from samexport.files import read_json, reason, sha256, to_json
+from samexport.files import as_path, read_json, reason, sha256, to_json
 from samexport.models.families.sam import with_axes
 from samexport.models.spec import GraphSpec, Identifier, Name, Preprocess, Scores
 from samexport.models.spec import WeightsInfo as WeightsInfo  # of the manifest
@@ -301,11 +302,23 @@ class Bundle:
         return problems
 
 
+AnyBundle = Bundle | str | PathLike[str]
+"""A bundle or its folder."""
+
+
+def as_bundle(given: AnyBundle) -> Bundle:
+    """A bundle as it is, or the one in a folder; errors as :func:`open_bundle`, ConfigError for what is neither."""
+    if isinstance(given, Bundle):
+        return given
+    return open_bundle(as_path(given, "give a bundle or the path of its folder"))
+
+
 def open_bundle(folder: Path) -> Bundle:
     """Read ``bundle.json``.
 
     Raises:
-        BundleError: no bundle there, a damaged manifest, or file names that point outside the folder.
+        BundleError: no bundle there, a damaged manifest, one of files that were never checked, or file names that
+            point outside the folder.
     """
     path = folder / MANIFEST
     if folder.is_file() and (folder.parent / MANIFEST).is_file():
@@ -325,6 +338,9 @@ def open_bundle(folder: Path) -> Bundle:
         raise
     except (SamExportError, ValueError, TypeError) as error:
         raise BundleError(f"{path} cannot be read as a manifest ({reason(error)}); export the bundle again") from error
+    # the baselines of a benchmark list nothing; they are checked when they are measured
+    if manifest.files and not manifest.parity:
+        raise BundleError(f"{path} has no check in its parity: the files are not verified; export the bundle again")
     for name in (*manifest.files, *(a.path for a in manifest.artifacts)):
         if not _inside(folder, name):
             raise BundleError(f"{path} names {name!r}, which is outside the bundle; do not use it")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.models.catalog import find_family
-from samexport.runtimes.base import Runtime, Tensors, describe
+from samexport.runtimes.base import Runtime, Tensors, check_threads, describe
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.prompts import Prompt
@@ -31,9 +31,13 @@ class OpenGraphs:
         bundle: where they are.
         opened: runtimes by the name of the graph.
         opening: milliseconds that opening files took so far.
+
+    Raises:
+        ConfigError: ``threads`` is out of bounds.
     """
 
     def __init__(self, bundle: Bundle, *, runtime: str | None = None, threads: int | None = None) -> None:
+        check_threads(threads)
         self.bundle = bundle
         self.opened: dict[str, Runtime] = {}
         self.opening = 0.0
@@ -55,7 +59,7 @@ class OpenGraphs:
         return outputs
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close what was opened; a graph that is needed afterwards is opened again."""
         while self.opened:
             self.opened.popitem()[1].close()
 

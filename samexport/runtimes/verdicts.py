@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 
 class Verdict(StrEnum):
-    """The only three results of a check; SKIPPED is never counted as PASS."""
+    """The only three results of a check; SKIPPED is never counted as PASS.
+
+    ::
+
+        report = samexport.verify("bundle")
+        failed = [row for row in report.rows if row.verdict is samexport.Verdict.FAIL]
+    """
 
     PASS = "PASS"
     FAIL = "FAIL"

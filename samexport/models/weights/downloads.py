@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from samexport.errors import CheckpointError, FileError
+from samexport.errors import CheckpointError, FileError, MissingDependency
 from samexport.files import new_file, open_regular, reason, sweep
+from samexport.installation import install_hint
 from samexport.models.spec import Adapter, CheckpointSource, ModelSpec
 
 CACHE_VARIABLE = "SAMEXPORT_CACHE"
@@ -105,7 +106,10 @@ def _most_bytes(spec: ModelSpec) -> int:
 
 def _download(source: CheckpointSource, target: Path, limit: int, by_hand: str) -> None:
     """Write the file at ``target``; OSError where the disk is to blame, else CheckpointError."""
-    import requests
+    try:
+        import requests
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"downloading weights needs {error.name}: {install_hint('export')}") from error
 
     digest, size = hashlib.sha256(), 0
     try:

@@ -7,6 +7,7 @@ Large pictures are worked on in strips, so that copies of them do not pile up.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import threading
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from samexport.errors import ImageError
+from samexport.files import in_words
 
 MAX_PIXELS = 210_000_000
 """Phones make photographs of 200 million pixels."""
@@ -76,10 +78,15 @@ def read_image(
         note: is told where 16-bit values use 12 bits at most, which makes the picture nearly black.
 
     Raises:
-        ImageError: the file is absent, not a regular file, empty, damaged, no picture, too large for
-            ``max_pixels``, ``MAX_SIDE`` or the memory, or has NaN or infinite pixels.
+        ImageError: the source is neither; the file is absent, not a regular file, empty, damaged, no picture, too
+            large for ``max_pixels``, ``MAX_SIDE`` or the memory, or has NaN or infinite pixels.
     """
     is_path = isinstance(source, str | Path)
+    if not is_path and (isinstance(source, io.TextIOBase) or not hasattr(source, "read")):
+        hint = "use an array or a Pillow image as it is"
+        if isinstance(source, bytes | bytearray):
+            hint = "wrap bytes in io.BytesIO"
+        raise ImageError(f"read_image takes a path or a file opened in binary, not {in_words(source)}; {hint}")
     with _one_error(str(source) if is_path else "the picture"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the caller gets a picture or one error, not remarks as well
         if not isinstance(source, str | Path):

@@ -6,7 +6,7 @@ The reference that the Kotlin, Swift and JavaScript ports are checked against. F
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from samexport.errors import PromptError
-from samexport.files import reason
+from samexport.files import in_words, reason
 
 MAX_POINTS = 1000
 """Of a prompt; a decoder's memory grows with their square."""
@@ -97,6 +97,20 @@ class Prompt:
             box=None if box is None else _numbers("box", box),
             mask_input=None if mask_input is None else _one_mask(mask_input),
         )
+
+
+def as_prompts(given: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts of anything iterable; PromptError if it is none, or holds something else."""
+    made = "make each prompt with Prompt.make(...), such as Prompt.make([320, 200])"
+    try:
+        each = iter(given)
+    except TypeError as error:
+        raise PromptError(f"{made}; got {in_words(given)}") from error
+    prompts = list(each)
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, Prompt):
+            raise PromptError(f"{made}; number {index} is {in_words(prompt)}")
+    return prompts
 
 
 def _numbers(name: str, values: ArrayLike, kinds: str = "iuf") -> NDArray[np.float64]:

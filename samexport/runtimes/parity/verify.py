@@ -17,7 +17,7 @@ from samexport.models.catalog import find_family
 from samexport.models.families.base import Loop
 from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.onnx_ranges import half_range
-from samexport.runtimes.base import Runtime, Tensors
+from samexport.runtimes.base import Runtime, Tensors, check_threads
 from samexport.runtimes.bundle import Artifact, Bundle
 from samexport.runtimes.parity.clip import clip_frames, compare_clip
 from samexport.runtimes.parity.compare import (
@@ -105,8 +105,9 @@ def verify_bundle(
     Needs no torch. A file that cannot be opened or run is a failed row, not an exception.
 
     Raises:
-        ConfigError: ``runtime`` is unknown or reads no file of this bundle.
+        ConfigError: ``runtime`` is unknown or reads no file of this bundle, or ``threads`` is out of bounds.
     """
+    check_threads(threads)
     check_runtime(runtime, {artifact.file_format for artifact in bundle.manifest.artifacts})
     frame, files = bundle.manifest.frame, Check("files")
     rows = [Row(files, name, Verdict.FAIL, f"{name} {problem}") for name, problem in bundle.damaged_files().items()]

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.errors import BundleError, PromptError
+from samexport.errors import BundleError, ConfigError, PromptError
+from samexport.files import in_words
 from samexport.models.families.detector import SAMPLER
-from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.base import Runtime
+from samexport.runtimes.bundle import AnyBundle, as_bundle
 from samexport.runtimes.host.detector import SamplerOptions, letterbox, postprocess
 from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.grid import Decode, GridOptions, MaskRecord, count_points, generate, generate_hierarchical
@@ -123,7 +125,7 @@ class SegmentEverything:
 
     ::
 
-        with SegmentEverything(open_bundle(Path("bundle"))) as everything:
+        with samexport.SegmentEverything("bundle") as everything:
             for mask in everything.masks("photo.jpg"):
                 print(mask.area, mask.bbox, mask.score)
 
@@ -131,8 +133,10 @@ class SegmentEverything:
     :meth:`decode`, :meth:`compress`.
 
     Args:
-        bundle: with a decoder, and for ``DetectorBoxes`` a ``prompt_sampler``.
-        sampling: None takes the bundle's detector, or SAM's grid where there is none.
+        bundle: what :func:`samexport.open` returns, or its folder; with a decoder, and for ``DetectorBoxes`` a
+            ``prompt_sampler``.
+        sampling: a :class:`DetectorBoxes`, :class:`GivenBoxes` or :class:`GridPoints` of this module; None takes the
+            bundle's detector, or SAM's grid where there is none.
         runtime: see ``samexport doctor``.
         threads: of the runtime.
         chunk: prompts that are decoded together, at least 1.
@@ -146,18 +150,23 @@ class SegmentEverything:
 
     Raises:
         BundleError: the bundle has no detector, and ``sampling`` needs one.
-        ConfigError: ``chunk`` is no whole number of at least 1.
+        ConfigError: ``bundle`` or ``sampling`` is something else, ``chunk`` is no whole number of at least 1, or
+            ``threads`` is out of bounds.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: AnyBundle,
         sampling: Sampling | None = None,
         *,
         runtime: str | None = None,
         threads: int | None = None,
         chunk: int = DEFAULT_CHUNK,
     ) -> None:
+        if sampling is not None and not isinstance(sampling, Sampling):
+            kinds = f"DetectorBoxes(...), GivenBoxes(...) or GridPoints(...) of {__name__}"
+            raise ConfigError(f"sampling is {kinds}, not {in_words(sampling)}")
+        bundle = as_bundle(bundle)
         has_detector = bundle.manifest.sampler is not None
         self.sampling = sampling or (DetectorBoxes() if has_detector else GridPoints())
         if isinstance(self.sampling, DetectorBoxes) and not has_detector:
@@ -168,10 +177,16 @@ class SegmentEverything:
         self.notes: tuple[str, ...] = ()
         self.best_iou: float | None = None
         self._segmenter = Segmenter(bundle, runtime=runtime, threads=threads, chunk=chunk)
-        start = time.perf_counter()
-        self._detector = bundle.open(SAMPLER, runtime=runtime, threads=threads) if self._uses_detector else None
-        self._opening = 1e3 * (time.perf_counter() - start) if self._uses_detector else 0.0
+        self._options: dict[str, Any] = {"runtime": runtime, "threads": threads}
+        self._opening = 0.0
+        self._detector = self._open_detector() if self._uses_detector else None
         self._image_hw = (0, 0)
+
+    def _open_detector(self) -> Runtime:
+        start = time.perf_counter()
+        detector = self.bundle.open(SAMPLER, **self._options)
+        self._opening += 1e3 * (time.perf_counter() - start)
+        return detector
 
     @property
     def opening(self) -> float:
@@ -214,6 +229,7 @@ class SegmentEverything:
         """Boxes [M, 4] xyxy in pixels of the picture and scores [M], falling; M is 0 where nothing is found.
 
         Raises:
+            ConfigError: a grid is sampled, not boxes.
             PromptError: given boxes are no boxes, or none of them has an area inside the picture.
             ParityFailed: the detector returned NaN or infinity, or breaks its contract.
         """
@@ -221,9 +237,10 @@ class SegmentEverything:
         if isinstance(self.sampling, GivenBoxes):
             inside, given_scores, self.notes = fit_boxes(self.sampling, (pixels.shape[0], pixels.shape[1]))
             return inside, given_scores
-        info, detector = self.bundle.manifest.sampler, self._detector
-        if info is None or detector is None or not isinstance(self.sampling, DetectorBoxes):
-            raise BundleError("a grid of points has no boxes to sample")
+        info = self.bundle.manifest.sampler
+        if info is None or not isinstance(self.sampling, DetectorBoxes):
+            raise ConfigError("a grid of points has no boxes to sample; call masks")
+        self._detector = detector = self._detector or self._open_detector()
         start = time.perf_counter()
         rgb = info.rgb if self.sampling.rgb is None else self.sampling.rgb
         framed, placed = letterbox(pixels, info.image_size, rgb=rgb)
@@ -325,7 +342,7 @@ class SegmentEverything:
         return self._segmenter.placement
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the files that are open, and free their memory; what is needed again is opened again."""
         self._segmenter.close()
         if self._detector is not None:
             self._detector.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, overload
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from samexport.errors import ConfigError, PromptError
 from samexport.runtimes.base import Tensors
-from samexport.runtimes.bundle import Bundle
+from samexport.runtimes.bundle import AnyBundle, as_bundle
 from samexport.runtimes.host.frames import FrameMap, upscale_mask
 from samexport.runtimes.host.image import Picture, as_pixels
-from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.host.prompts import Prompt, as_prompts
 from samexport.runtimes.session import Encoded, OpenGraphs, open_session
 
 # ONNX Runtime needs about 20 MB a prompt at 1024 pixels, and is no faster with larger batches.
@@ -26,6 +26,11 @@ DEFAULT_CHUNK = 16
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """The answer to one prompt, M masks of it.
+
+    ::
+
+        answer = segmenter.predict(samexport.Prompt.make([320, 200]), multimask=True)
+        best = answer.masks[answer.scores.argmax()]  # bool [H, W]
 
     Attributes:
         masks: bool [M, H, W], at the picture's size.
@@ -47,10 +52,16 @@ class Segmenter:
 
     ::
 
-        with Segmenter(open_bundle(Path("bundle"))) as segmenter:
+        with samexport.Segmenter("bundle") as segmenter:
             segmenter.set_image("photo.jpg")
-            answer = segmenter.predict(Prompt.make([320, 200]))
+            answer = segmenter.predict(samexport.Prompt.make([320, 200]))
             answer.masks[0]  # bool [H, W]
+
+    Args:
+        bundle: what :func:`samexport.open` returns, or its folder.
+        runtime: see ``samexport doctor``.
+        threads: of the runtime.
+        chunk: as below.
 
     Attributes:
         bundle: what runs.
@@ -61,12 +72,13 @@ class Segmenter:
         session: what its family does with them.
 
     Raises:
-        ConfigError: ``chunk`` is no whole number of at least 1.
+        ConfigError: ``bundle`` is neither, ``chunk`` is no whole number of at least 1, or ``threads`` is out of bounds.
+        BundleError: the folder is no bundle.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: AnyBundle,
         *,
         runtime: str | None = None,
         threads: int | None = None,
@@ -74,9 +86,9 @@ class Segmenter:
     ) -> None:
         if not isinstance(chunk, int) or chunk < 1:
             raise ConfigError(f"chunk, the prompts that are decoded together, is a number of at least 1, got {chunk}")
-        self.bundle, self.chunk = bundle, chunk
+        self.bundle, self.chunk = as_bundle(bundle), chunk
         self.timings: dict[str, float] = {}
-        self.graphs = OpenGraphs(bundle, runtime=runtime, threads=threads)
+        self.graphs = OpenGraphs(self.bundle, runtime=runtime, threads=threads)
         self.session = open_session(self.graphs)
         self._encoded: Encoded | None = None
 
@@ -106,27 +118,27 @@ class Segmenter:
     def predict(self, prompts: Prompt, *, multimask: bool = False) -> Segmentation: ...
 
     @overload
-    def predict(self, prompts: Sequence[Prompt], *, multimask: bool = False) -> list[Segmentation]: ...
+    def predict(self, prompts: Iterable[Prompt], *, multimask: bool = False) -> list[Segmentation]: ...
 
     def predict(
-        self, prompts: Prompt | Sequence[Prompt], *, multimask: bool = False
+        self, prompts: Prompt | Iterable[Prompt], *, multimask: bool = False
     ) -> Segmentation | list[Segmentation]:
-        """Masks for one prompt, or for every prompt of a list, in order.
+        """Masks for one prompt, or for every prompt of a list or anything else iterable, in order.
 
         With ``multimask`` all masks that the model was trained for, else the one that answers the prompt
         (:func:`samexport.runtimes.host.prompts.select_mask`).
 
         Raises:
-            PromptError: no picture was set, or a prompt is not valid for it.
+            PromptError: no picture was set, what is given is no prompt, or a prompt is not valid for the picture.
             ParityFailed: the decoder returned NaN or infinity, or breaks its contract.
         """
         if isinstance(prompts, Prompt):
             return next(self.answers([prompts], multimask=multimask))
         return list(self.answers(prompts, multimask=multimask))
 
-    def answers(self, prompts: Sequence[Prompt], *, multimask: bool = False) -> Iterator[Segmentation]:
+    def answers(self, prompts: Iterable[Prompt], *, multimask: bool = False) -> Iterator[Segmentation]:
         """As :meth:`predict`, one prompt after the other, so that only one has masks of the picture's size."""
-        encoded = self._require_picture()
+        encoded, prompts = self._require_picture(), as_prompts(prompts)
         tensors = self.check(prompts, encoded.place.image_hw)
         self.timings |= {"decode": 0.0, "upscale": 0.0}
         for begin in range(0, len(prompts), self.chunk):
@@ -215,7 +227,10 @@ class Segmenter:
         return self.session.runtime
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the files that are open, and free their memory; the picture stays set.
+
+        The segmenter can still be used: a file that is needed again is opened again.
+        """
         self.graphs.close()
 
     def __enter__(self) -> Self:
