@@ -95,7 +95,7 @@ def export(
 def _target(file_format: str, recipe: str | None, options: dict[str, Any]) -> Any:
     from samexport.exporter.formats import FORMATS
 
-    if file_format not in FORMATS:
+    if not isinstance(file_format, str) or file_format not in FORMATS:
         raise ConfigError(f"format is one of {', '.join(FORMATS)}, not {file_format!r}")
     kind = FORMATS[file_format].options
     if unknown := set(options) - {field.name for field in fields(kind)}:
@@ -225,6 +225,8 @@ def bench(
     if unknown := set(options) - {field.name for field in fields(BenchRequest)}:
         raise ConfigError(f"bench has no option {', '.join(sorted(unknown))}")
     folders = tuple(open(each).folder for each in _several(bundles))
+    if not folders:
+        raise ConfigError("there is no bundle to measure; give one or several")
     request = BenchRequest(folders, as_path(out, "out is the path of a folder for the results"), **options)
 
     def plain(bundle: Bundle, folder: Path) -> Bundle:

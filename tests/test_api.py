@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +70,103 @@ def test_a_tracker_is_refused_where_there_is_none(tiny_bundle, sam2_bundle, tmp_
     ):
         with pytest.raises(samexport.ConfigError, match=reason), samexport.open_tracker(bundle, **options):
             pass
+
+
+TAKING_A_BUNDLE = {
+    "open": samexport.open,
+    "verify": samexport.verify,
+    "bench": lambda given, **options: samexport.bench(given, "never", **options),
+    "open_tracker": lambda given, **options: ExitStack().enter_context(samexport.open_tracker(given, **options)),
+    "Segmenter": samexport.Segmenter,
+    "SegmentEverything": samexport.SegmentEverything,
+}
+
+
+def one_line(caught) -> str:
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("given", [None, 3, b"x", {}, []], ids=repr)
+@pytest.mark.parametrize("name", TAKING_A_BUNDLE)
+def test_what_is_neither_a_bundle_nor_its_folder_is_refused(name, given):
+    with pytest.raises(samexport.ConfigError) as caught:
+        TAKING_A_BUNDLE[name](given)
+    assert "give a bundle or the path of its folder" in one_line(caught) or (name == "bench" and not given)
+
+
+def test_a_bundle_that_is_open_stays_open_and_a_reference_is_checked_too(tiny_bundle):
+    assert samexport.open(tiny_bundle) is tiny_bundle
+    with pytest.raises(samexport.ConfigError, match="give a bundle or the path of its folder, not 3"):
+        samexport.verify(tiny_bundle, 3)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_tasks_take_the_folder_of_a_bundle(tiny_bundle, kind):
+    picture = np.zeros((40, 50, 3), np.uint8)
+    with samexport.Segmenter(kind(tiny_bundle.folder), threads=1) as segmenter:
+        segmenter.set_image(picture)
+        assert segmenter.predict(samexport.Prompt.make([3, 4])).masks.shape == (1, 40, 50)
+    with samexport.SegmentEverything(kind(tiny_bundle.folder), threads=1) as everything:
+        assert everything.bundle == tiny_bundle
+
+
+@pytest.mark.parametrize("count", [0, -1, "2", 2.0, True], ids=repr)
+@pytest.mark.parametrize("name", [name for name in TAKING_A_BUNDLE if name != "open"])
+def test_a_number_of_threads_that_cannot_be_is_refused_before_any_work(name, count, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(samexport.ConfigError, match="threads"):
+        TAKING_A_BUNDLE[name](tiny_bundle, threads=count)
+    with pytest.raises(samexport.ConfigError, match=f"--threads takes 1 to .*, not {count!r}"):
+        samexport.export("test.tinyvit64", weights="random", threads=count)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [2, ("2",), (2.0,)], ids=repr)
+def test_bench_takes_several_numbers_of_threads(count, tiny_bundle):
+    with pytest.raises(samexport.ConfigError, match=r"threads are numbers such as \(1, 2\)"):
+        samexport.bench(tiny_bundle, "never", threads=count)
+
+
+@pytest.mark.parametrize("weights", [None, 3, b"x", [], [3], {}], ids=repr)
+def test_weights_are_named_or_files(weights):
+    for use in (samexport.load_model, samexport.export):
+        with pytest.raises(
+            samexport.ConfigError, match="weights are 'official', 'demo', 'random' or the path of a file"
+        ):
+            use("test.tinyvit64", weights=weights)
+
+
+@pytest.mark.parametrize("model", [None, 3, b"tinyvit"], ids=repr)
+def test_a_model_is_named_by_a_text(model):
+    for use in (samexport.load_model, samexport.export):
+        with pytest.raises(samexport.ConfigError, match="a model is named by a text such as 'mobilesam', not"):
+            use(model)
+
+
+def test_what_is_written_or_read_goes_by_its_path(tiny_bundle):
+    for use, reason in (
+        (lambda: samexport.export("test.tinyvit64", weights="random", out=3), "out is the path of the bundle's folder"),
+        (lambda: samexport.bench(tiny_bundle, 3), "out is the path of a folder for the results, not 3"),
+        (lambda: samexport.open_tracker(tiny_bundle, resume=3).__enter__(), "resume is the path of a saved tracker"),
+        (lambda: samexport.export("test.tinyvit64", [], weights="random"), "format is one of onnx"),
+    ):
+        with pytest.raises(samexport.ConfigError, match=reason):
+            use()
+
+
+@pytest.mark.parametrize("weights", ["official", "demo", "random", "absent.pt"])
+def test_without_torch_the_extra_is_named_before_anything_is_downloaded(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMEXPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "requests", None)
+    monkeypatch.chdir(tmp_path)
+    for use in (samexport.load_model, samexport.export):
+        with pytest.raises(samexport.MissingDependency, match="exporting needs torch: pip install") as caught:
+            use("tinyvit", weights=weights)
+        assert "[export]" in one_line(caught) or "torch" in one_line(caught)
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_are_data():

@@ -379,3 +379,10 @@ def test_reason_is_one_short_line():
     assert files.reason(OSError(errno.EIO, "disk error", "name")) == "disk error"
     assert files.reason(RuntimeError()) == "RuntimeError"
     assert len(files.reason(RuntimeError("x" * 999))) == 200
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"a": 1, "c": 0, "a": 1}}]'])
+def test_a_key_that_is_there_twice_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(FileError, match="not valid JSON: the key 'a' is there more than once"):
+        read_json(tmp_path / "a.json")

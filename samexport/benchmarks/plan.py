@@ -71,7 +71,7 @@ class Plan:
             (self.threads, MOST_THREADS, "threads"),
         ):
             if not isinstance(numbers, tuple | list) or not all(type(number) is int for number in numbers):
-                raise ConfigError(f"numbers of {what} are several, such as (1, 2), not {numbers!r:.60}")
+                raise ConfigError(f"{what} are numbers such as (1, 2), not {numbers!r:.60}")
             if wrong := [n for n in numbers if not 1 <= n <= most]:
                 raise ConfigError(f"{wrong[0]} {what} cannot be; the number is at least 1 and at most {most}")
         width, height = self.photograph

@@ -106,6 +106,15 @@ def test_an_export_without_torch_names_the_command_that_installs_it(run, tmp_pat
     assert (code, "exporting needs torch: pip install" in one_line_error(err)) == (2, True)
 
 
+def test_the_official_weights_are_not_asked_for_without_torch(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMEXPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "requests", None)
+    code, _, err = run("onnx", "--encoder", "tinyvit", "--out", tmp_path / "b")
+    assert (code, "exporting needs torch: pip install" in one_line_error(err)) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_verify_writes_reports_by_ending(run, tiny_bundle, tmp_path):
     for ending in ("json", "xml", "md"):
         code, out, _ = run("verify", tiny_bundle.folder, "--report", tmp_path / f"report.{ending}")

@@ -93,3 +93,18 @@ def test_shape_that_does_not_fit_is_named(shapes, culprit):
 def test_unknown_graph_of_a_model_is_a_key_error():
     with pytest.raises(KeyError):
         find_model("tinyvit").graph("decoder_plain")
+
+
+def test_a_range_does_not_end_below_its_beginning():
+    with pytest.raises(ValueError, match="tensor image: high 0 is below low 255"):
+        TensorSpec("image", (1,), "", low=255, high=0)
+    with pytest.raises(ValueError, match="axis N: high 3 is below low 4"):
+        Axis("N", "prompts", traced=4, usual=4, low=4, high=3)
+    assert TensorSpec("zero", (1,), "", low=0, high=0).high == 0
+
+
+def test_a_wrong_shape_is_told_with_the_axes_that_are_known():
+    with pytest.raises(ValueError, match=r"^image has shape \(1, 5\), expected \(1, 3\)$"):
+        axis_sizes([TensorSpec("image", (1, 3), "")], {"image": (1, 5)})
+    with pytest.raises(ValueError, match=r"^point_labels has shape \(3, 9\), .* with {'N': 3, 'K': 2}$"):
+        axis_sizes([COORDS, LABELS], {"point_coords": (3, 2, 2), "point_labels": (3, 9)})

@@ -135,6 +135,9 @@ WRONG = {
     "a seed as text": put("weights", "seed", value="7"),
     "another schema version": put("schema_version", value=3),
     "a schema version as text": put("schema_version", value="2"),
+    "a range that ends below its beginning": lambda content: content["graphs"][0]["inputs"][0].update(low=1, high=0),
+    "an axis that ends below its beginning": lambda content: content["graphs"][1]["axes"][0].update(low=9, high=2),
+    "no check of its files": put("parity", value=[]),
 }
 
 
@@ -148,6 +151,20 @@ def test_every_known_value_is_checked_in_type_and_range(own_bundle, what):
         open_bundle(own_bundle.folder)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_a_manifest_without_checks_says_that_nothing_is_verified(own_bundle):
+    path = own_bundle.folder / MANIFEST
+    path.write_text(to_json(json.loads(path.read_text()) | {"parity": []}))
+    with pytest.raises(BundleError, match="not verified; export the bundle again"):
+        open_bundle(own_bundle.folder)
+
+
+def test_a_manifest_that_says_two_things_is_refused(own_bundle):
+    path = own_bundle.folder / MANIFEST
+    path.write_text('{"model": "other", ' + path.read_text().lstrip("{ \n"))
+    with pytest.raises(BundleError, match="the key 'model' is there more than once"):
+        open_bundle(own_bundle.folder)
 
 
 def test_a_loop_of_links_is_outside(own_bundle):

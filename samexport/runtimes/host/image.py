@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from samexport.errors import ImageError
-from samexport.files import in_words
 
 MAX_PIXELS = 210_000_000
 """Phones make photographs of 200 million pixels."""
@@ -83,10 +82,9 @@ def read_image(
     """
     is_path = isinstance(source, str | Path)
     if not is_path and (isinstance(source, io.TextIOBase) or not hasattr(source, "read")):
-        hint = "use an array or a Pillow image as it is"
-        if isinstance(source, bytes | bytearray):
-            hint = "wrap bytes in io.BytesIO"
-        raise ImageError(f"read_image takes a path or a file opened in binary, not {in_words(source)}; {hint}")
+        hint = "; use it as it is" if isinstance(source, np.ndarray | Image.Image) else ""
+        hint = "; wrap it in io.BytesIO" if isinstance(source, bytes | bytearray) else hint
+        raise ImageError(f"a picture is read from a path or a file opened as bytes, got {type(source).__name__}{hint}")
     with _one_error(str(source) if is_path else "the picture"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the caller gets a picture or one error, not remarks as well
         if not isinstance(source, str | Path):

@@ -101,11 +101,11 @@ class Prompt:
 
 def as_prompts(given: Iterable[Prompt]) -> list[Prompt]:
     """The prompts of anything iterable; PromptError if it is none, or holds something else."""
-    made = "make each prompt with Prompt.make(...), such as Prompt.make([320, 200])"
+    made = "prompts are made with Prompt.make(...), one as Prompt.make([320, 200])"
     try:
         each = iter(given)
     except TypeError as error:
-        raise PromptError(f"{made}; got {in_words(given)}") from error
+        raise PromptError(f"{made}; this is {in_words(given)}") from error
     prompts = list(each)
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, Prompt):

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import requests
 
-from samexport.errors import CheckpointError
+from samexport.errors import CheckpointError, MissingDependency
 from samexport.models.architectures.sam import empty_sam
 from samexport.models.catalog import find_model
 from samexport.models.spec import Adapter, CheckpointSource
@@ -317,3 +317,11 @@ def test_importing_the_module_loads_no_heavy_library():
     heavy = "'torch', 'safetensors', 'requests', 'rich'"
     code = f"import sys, samexport.models.weights.checkpoints; print([m for m in ({heavy}) if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_download_without_requests_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setenv(downloads.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setitem(sys.modules, "requests", None)
+    with pytest.raises(MissingDependency, match="downloading weights needs requests: pip install"):
+        official_checkpoint(find_model("tinyvit"))
+    assert list(tmp_path.iterdir()) == []

@@ -587,3 +587,20 @@ def test_logits_of_another_model_are_refused():
         upscale_logits(np.zeros((1, 16, 16), np.float32), FrameMap((10, 10), FRAME))
     with pytest.raises(ImageError):
         upscale_mask(np.zeros((256, 256), np.float32), FrameMap((0, 10), FRAME))
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (None, "got NoneType"),
+        (3, "got int"),
+        (np.zeros((2, 2, 3), np.uint8), "got ndarray; use it as it is"),
+        (Image.new("RGB", (2, 2)), "got Image; use it as it is"),
+        (b"\x89PNG", "got bytes; wrap it in io.BytesIO"),
+        (io.StringIO("text"), "got StringIO"),
+    ],
+)
+def test_what_is_no_file_is_not_called_damaged(source, reason):
+    with pytest.raises(ImageError) as caught:
+        read_image(source)
+    assert str(caught.value) == f"a picture is read from a path or a file opened as bytes, {reason}"

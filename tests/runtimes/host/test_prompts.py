@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samexport.errors import PromptError
 from samexport.models.spec import Preprocess
 from samexport.runtimes.host.frames import FrameMap, resized_size
-from samexport.runtimes.host.prompts import Prompt, clip_boxes, fit_box
+from samexport.runtimes.host.prompts import Prompt, as_prompts, clip_boxes, fit_box
 from samexport.runtimes.host.sam_prompts import check_tensors, count_tokens, has_box, pack, select_mask
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -374,3 +374,25 @@ def test_every_label_of_the_contract_is_allowed():
 def test_tensors_a_decoder_would_misread_are_refused(coords, labels, message):
     with pytest.raises(PromptError, match=message):
         check_tensors(coords, labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (None, "this is None"),
+        (np.array(3), "this is an object of type ndarray"),
+        ([None], "number 0 is None"),
+        ([CLICK, 3], "number 1 is 3"),
+        (np.zeros((2, 2)), "number 0 is an object of type ndarray"),
+        ("click", "number 0 is 'c'"),
+    ],
+)
+def test_what_is_no_prompt_is_answered_with_how_one_is_made(given, what):
+    with pytest.raises(PromptError) as caught:
+        as_prompts(given)
+    assert str(caught.value) == f"prompts are made with Prompt.make(...), one as Prompt.make([320, 200]); {what}"
+
+
+def test_prompts_come_from_anything_iterable():
+    assert as_prompts(prompt for prompt in [CLICK, CLICK]) == [CLICK, CLICK]
+    assert as_prompts({"first": CLICK}.values()) == [CLICK]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samexport.errors import BundleError, ImageError, ParityFailed, PromptError
+from samexport.errors import BundleError, ConfigError, ImageError, ParityFailed, PromptError
 from samexport.models.catalog import find_model
 from samexport.runtimes import session as session_module
 from samexport.runtimes.bundle import Bundle
@@ -299,3 +299,24 @@ def test_chunks_cover_every_box_once(count, chunk):
     places = [place for place, *_ in everything.decode(some_boxes(count).boxes)]
     assert [i for place in places for i in range(place.start, place.stop)] == list(range(count))
     assert max(place.stop - place.start for place in places) <= chunk
+
+
+@pytest.mark.parametrize("sampling", ["grid", 0, GridPoints], ids=repr)
+def test_what_is_no_sampling_is_answered_with_the_three_that_there_are(sampler_bundle, sampling):
+    with pytest.raises(ConfigError, match=r"sampling is DetectorBoxes.*GridPoints.*tasks\.everything, not"):
+        SegmentEverything(sampler_bundle, sampling)
+
+
+def test_a_grid_has_no_boxes(sampler_bundle):
+    with SegmentEverything(sampler_bundle, GridPoints()) as everything, pytest.raises(ConfigError, match="call masks"):
+        everything.sample(np.zeros((40, 50, 3), np.uint8))
+
+
+def test_a_detector_that_was_closed_is_opened_again(sampler_bundle):
+    picture = np.zeros((40, 50, 3), np.uint8)
+    everything = SegmentEverything(sampler_bundle)
+    before = everything.sample(picture)
+    everything.close()
+    for one, other in zip(before, everything.sample(picture), strict=True):
+        np.testing.assert_array_equal(one, other)
+    everything.close()

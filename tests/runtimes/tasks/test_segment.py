@@ -259,3 +259,26 @@ def test_verify_and_segment_need_neither_torch_nor_onnx(tiny_bundle):
 def test_pack_agrees_with_the_decoder_contract(tiny_bundle):
     tensors = pack(many_prompts(4), FrameMap((45, 60), tiny_bundle.manifest.frame))
     assert set(tensors) == set(tiny_bundle.graph("decoder").input_names) - {"image_embeddings"}
+
+
+def test_prompts_are_anything_iterable_and_nothing_else(tiny_bundle, picture):
+    with Segmenter(tiny_bundle) as opened:
+        opened.set_image(picture)
+        prompts = many_prompts(3)
+        found = opened.predict(prompt for prompt in prompts)
+        for one, other in zip(found, opened.predict(prompts), strict=True):
+            np.testing.assert_array_equal(one.masks, other.masks)
+        for wrong in (None, [None], [3, 3], np.zeros((2, 2))):
+            with pytest.raises(PromptError, match=r"prompts are made with Prompt\.make"):
+                opened.predict(wrong)
+
+
+def test_a_segmenter_that_was_closed_opens_its_files_again(tiny_bundle, picture):
+    segmenter = Segmenter(tiny_bundle)
+    segmenter.set_image(picture)
+    before = segmenter.predict(Prompt.make([30, 20]))
+    segmenter.close()
+    assert not segmenter.graphs.opened
+    np.testing.assert_array_equal(segmenter.predict(Prompt.make([30, 20])).masks, before.masks)
+    assert segmenter.graphs.opened
+    segmenter.close()
