@@ -9,13 +9,7 @@ from typing import Any, Literal
 
 
 class Verdict(StrEnum):
-    """The only three results of a check; SKIPPED is never counted as PASS.
-
-    ::
-
-        report = samexport.verify("bundle")
-        failed = [row for row in report.rows if row.verdict is samexport.Verdict.FAIL]
-    """
+    """The only three results of a check; SKIPPED is never counted as PASS."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -110,7 +104,14 @@ def _rounded(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Rows and their joint verdict: FAIL if any row fails, SKIPPED if nothing was checked, else PASS."""
+    """Rows and their joint verdict: FAIL if any row fails, SKIPPED if nothing was checked, else PASS.
+
+    ::
+
+        report = samexport.verify("bundle")
+        if report.verdict is samexport.Verdict.FAIL:
+            print(*report.failures, sep="\n")
+    """
 
     rows: tuple[Row, ...]
 
