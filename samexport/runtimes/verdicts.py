@@ -110,7 +110,7 @@ class ParityReport:
 
         report = samexport.verify("bundle")
         if report.verdict is samexport.Verdict.FAIL:
-            print(*report.failures, sep="\n")
+            print([str(row) for row in report.failures])
     """
 
     rows: tuple[Row, ...]

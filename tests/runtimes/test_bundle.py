@@ -158,6 +158,9 @@ def test_a_manifest_without_checks_says_that_nothing_is_verified(own_bundle):
     path.write_text(to_json(json.loads(path.read_text()) | {"parity": []}))
     with pytest.raises(BundleError, match="not verified; export the bundle again"):
         open_bundle(own_bundle.folder)
+    # as a benchmark's baselines are, which are no bundle that anyone exported
+    path.write_text(to_json(json.loads(path.read_text()) | {"files": {}}))
+    assert not open_bundle(own_bundle.folder).manifest.parity
 
 
 def test_a_manifest_that_says_two_things_is_refused(own_bundle):
