@@ -277,7 +277,7 @@ def _options(shared: ExportArguments, target: Target, nms: Nms | None, within: b
     return options
 
 
-def import_torch() -> None:
+def import_torch(what: str = "exporting") -> None:
     """Whatever an export imports of torch comes with it."""
     from samexport.installation import install_hint
     from samexport.interrupts import load
@@ -285,7 +285,7 @@ def import_torch() -> None:
     try:
         load("torch")
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"exporting needs {error.name}: {install_hint('export')}") from error
+        raise MissingDependency(f"{what} needs {error.name}: {install_hint('export')}") from error
 
 
 def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, within: bool = False) -> None:
