@@ -162,6 +162,9 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
         writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     except (OSError, ValueError, RuntimeError) as error:
         raise FileError(f"{_shown(path)} cannot be written: {reason(error)}; choose another name") from error
+    if bundle := _bundle_around(path):
+        inside = f"{path} is inside the bundle {bundle}, which must stay as it was exported"
+        raise FileError(f"{inside}; choose another name")
     if same:
         raise FileError(f"{path} is an input of this command; choose another name for the output")
     if status is not None and not stat.S_ISREG(status.st_mode):
@@ -171,6 +174,11 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
     if not writable:
         what = "may not be written to" if path.parent.is_dir() else "does not exist"
         raise FileError(f"{path} cannot be written: the folder {path.parent} {what}")
+
+
+def _bundle_around(path: Path) -> Path | None:
+    """The bundle that a path is in, whatever bundle it is: each file in it counts, and another one breaks it."""
+    return next((f for f in path.resolve().parents if (f / "bundle.json").is_file() and (f / "golden").is_dir()), None)
 
 
 def _is_there(path: Path) -> bool:
@@ -278,6 +286,10 @@ def check_new_folder(target: Path, *, force: bool = False, refusal: Refusal | No
 
 def _check_target(target: Path, force: bool, refusal: Refusal | None) -> None:
     try:
+        if bundle := _bundle_around(target):
+            raise BundleError(
+                f"{target} is inside the bundle {bundle}, which must stay as it was exported; choose another --out"
+            )
         if not _is_there(target):
             return
     except (OSError, ValueError, RuntimeError) as error:

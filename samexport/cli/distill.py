@@ -58,8 +58,10 @@ def distill(
     not compute them again. The folder gets student.safetensors, for --checkpoint of every export. Runs on several
     processes under torchrun.
     """
+    if not images.is_dir():
+        raise ConfigError(f"{images} is no folder; --images names one with pictures")
     paths = tuple(Path(str(source.path)) for source in find_pictures([str(images)]))
-    if not images.is_dir() or len(paths) <= held_out:
+    if len(paths) <= held_out:
         raise ConfigError(f"{images} has {len(paths)} pictures, of which --held-out keeps {held_out}; none is left")
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; --out names a folder")

@@ -307,9 +307,10 @@ class _Work:
             return f"no object was found in {picture}; a lower --confidence finds more"
         if isinstance(sampling, GridPoints) and best is not None:
             options = sampling.options
+            sure = f"--pred-iou-thresh ({options.pred_iou_thresh:g})"
+            stable = f"--stability-score-thresh ({options.stability_score_thresh:g})"
+            lower = stable if best > options.pred_iou_thresh else f"{sure} or {stable}"
             return (
-                f"no mask in {picture} is sure and stable enough: the best predicted IoU is {best:.3f}; lower"
-                f" --pred-iou-thresh ({options.pred_iou_thresh:g}) or --stability-score-thresh"
-                f" ({options.stability_score_thresh:g})"
+                f"no mask in {picture} is sure and stable enough: the best predicted IoU is {best:.3f}; lower {lower}"
             )
         return f"there was no box, so there is no mask in {picture}"

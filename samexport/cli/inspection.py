@@ -24,7 +24,7 @@ def inspect(
     from samexport.models.loading import import_torch
     from samexport.models.weights.identify import identify
 
-    import_torch()
+    import_torch("reading a checkpoint")
     found = identify(file)
     if as_json:
         print(json.dumps(asdict(found), indent=1))

@@ -103,10 +103,11 @@ def sensitivity(
     """
     import tempfile
 
-    from samexport.exporter.quantize.sensitivity import PLOTS, layer_costs, plot
+    from samexport.exporter.quantize.sensitivity import PLOTS, layer_costs, need_matplotlib, plot
     from samexport.files import check_output, to_json
 
     if out is not None:
+        need_matplotlib()
         check_output(out, force=force, endings=PLOTS)
     opened, request = _request(bundle, recipe, calibration, pictures, graph, None, threads)
     if request.recipe.compute == "float16" and not request.recipe.parent:

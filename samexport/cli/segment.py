@@ -213,6 +213,9 @@ def read_logits(text: str) -> NDArray[np.float32]:
         if not path.is_file():  # a pipe would wait for its writer
             raise FileNotFoundError("there is no such file")
         # mapped, so that a header that promises more than there is cannot ask for memory
+        with path.open("rb") as stream:
+            if not stream.read(6).startswith((b"\x93NUMPY", b"PK")):
+                raise ValueError("it is no array")
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # damaged headers raise almost anything
         raise PromptError(f"{path} cannot be read as .npy: {reason(error)}; {usage}") from error

@@ -174,9 +174,6 @@ def _check_report(report: Path | None, force: bool, request: _Request) -> None:
             raise ConfigError("--force is for an existing report; it needs --report FILE")
         return
     check_output(report, force=force, endings=ENDINGS, inputs=request.checkpoints)
-    for each in (request.bundle, request.other):
-        if each is not None and report.resolve().is_relative_to(each.folder.resolve()):
-            raise ConfigError(f"{report} is inside the bundle {each.folder}, which must stay as it was exported")
 
 
 def _run(request: _Request) -> tuple[list[Row], SamExportError | None]:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def import_torch() -> None:
-    """Whatever reads weights and exports comes with torch; MissingDependency, before any work, where it is absent."""
+def import_torch(what: str = "exporting") -> None:
+    """Whatever reads weights and exports comes with torch; MissingDependency says ``what`` needs it, before any work."""
     try:
         load("torch")
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"exporting needs {error.name}: {install_hint('export')}") from error
+        raise MissingDependency(f"{what} needs {error.name}: {install_hint('export')}") from error
 
 
 def empty_network(spec: ModelSpec, checkpoints: Sequence[Path] = ()) -> nn.Module:
@@ -33,7 +33,7 @@ def empty_network(spec: ModelSpec, checkpoints: Sequence[Path] = ()) -> nn.Modul
         MissingDependency: torch is not installed.
         CheckpointError: a file is absent, damaged or unsafe, or has no such widths.
     """
-    import_torch()
+    import_torch("a model in PyTorch")
     from samexport.models.weights.checkpoints import shapes_in
 
     network: nn.Module = resolve_name(find_family(spec.family).network)(spec)

@@ -64,6 +64,13 @@ def test_boxes_of_a_file_and_grids_are_samplers_too(run, tiny_bundle, photo, tmp
         assert (code, "stable enough" in text or "masks in" in text) == (0, True)
 
 
+@pytest.mark.parametrize(("sure", "named"), [("0", False), ("9", True)])
+def test_what_keeps_every_mask_away_is_named(run, tiny_bundle, photo, sure, named):
+    grid = ("--points-per-side", "2", "--pred-iou-thresh", sure, "--stability-score-thresh", "1")
+    code, text, _ = run("everything", tiny_bundle.folder, photo, *grid)
+    assert (code, "--stability-score-thresh (1)" in text, "--pred-iou-thresh (" in text) == (0, True, named)
+
+
 def test_the_old_spelling_is_the_same_command(run, tiny_bundle, photo, tmp_path):
     grid = ("--points-per-side", "2", "--pred-iou-thresh", "0", "--stability-score-thresh", "0")
     old, new = tmp_path / "old.json", tmp_path / "new.json"

@@ -8,6 +8,7 @@ import os
 import shlex
 
 import pytest
+from PIL import Image
 
 from tests.command_line import one_line_error
 
@@ -47,6 +48,14 @@ PATHS = [
     (f"verify {{bundle}} --report {LONG}.json", "cannot be written"),
     ("verify {bundle} --report {bundle}/report.md", "inside the bundle"),
     ("verify {bundle} --report {bundle}/golden/report.md", "inside the bundle"),
+    *(
+        (f"{command} {{bundle}} photo.png --out {{bundle}}/{name} --force", "inside the bundle")
+        for command in ("segment --point 1,1", "everything")
+        for name in ("mine.png", "golden/picture.png")
+    ),
+    ("segment {bundle} photo.png --point 1,1 --masks {bundle}/golden/m.json", "inside the bundle"),
+    ("segment {bundle} photo.png --point 1,1 --masks {bundle}/masks", "inside the bundle"),
+    (f"onnx {RANDOM} --out {{bundle}}/golden/other", "inside the bundle"),
 ]
 
 NUMBERS = [
@@ -123,6 +132,7 @@ def work(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     (folder / "mine.json").write_text("mine")
+    Image.new("RGB", (8, 6)).save(folder / "photo.png")
     (folder / "folder").mkdir()
     (folder / "folder" / "mine.txt").write_text("mine")
     (folder / "folder.json").mkdir()

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import sys
 from typing import NamedTuple
 
 import onnx
 import pytest
 
 from samexport.exporter.recipes import RECIPES
+from samexport.installation import install_hint
 from samexport.runtimes.bundle import open_bundle
 from samexport.runtimes.parity.golden_files import FOLDER, PICTURE
 
@@ -124,6 +126,13 @@ def test_the_sensitivity_of_half_precision_is_how_far_its_end_is(cli, tiny_bundl
     assert "squares in LayerNormalization" in shown
     refused = cli("sensitivity", tiny_bundle.folder, *arguments, "--out", tmp_path / "plot.png")
     assert (refused.code, "draws no plot" in refused.err) == (2, True)
+
+
+def test_a_plot_that_cannot_be_drawn_is_told_before_the_layers_are_measured(cli, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = cli("sensitivity", tiny_bundle.folder, "--out", tmp_path / "layers.png")
+    assert (result.code, result.out) == (2, "")
+    assert install_hint("bench") in result.err
 
 
 def test_recipes_are_compared_on_one_page(cli, tiny_bundle, pictures, tmp_path):

@@ -199,6 +199,7 @@ def test_a_student_of_another_frame_is_refused(teacher_name, student, message):
     ("options", "message"),
     [
         (("--held-out", "7"), "has 7 pictures, of which --held-out keeps 7; none is left"),
+        (("--images", "nowhere"), "nowhere is no folder"),
         (("--device", "tpu"), "--device is cuda or cpu, not 'tpu'"),
         (("--student", "nothing"), "no encoder is called 'nothing'"),
         (("--checkpoint", "x.pt"), "--checkpoint goes with a bundle as --teacher"),

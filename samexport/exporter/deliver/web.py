@@ -60,8 +60,6 @@ def write_site(bundle: Bundle, out: Path, *, runtime: Path | None = None, force:
         MissingDependency: npm is not installed, or did not get the package.
     """
     check_fit(bundle)
-    if out.resolve().is_relative_to(bundle.folder.resolve()):
-        raise BundleError(f"{out} is inside the bundle, which must stay as it was exported; choose another --out")
     refusal = partial(not_ours, manifest=MANIFEST)
     check_new_folder(out, force=force, refusal=refusal)
     with new_folder(out, force=force, refusal=refusal) as folder:

@@ -16,7 +16,9 @@ from samexport.exporter.quantize.layers import Layer, Quantizer
 from samexport.exporter.recipes import RECIPES, Recipe
 from samexport.files import sha256
 from samexport.installation import install_hint
-from samexport.models.spec import GraphSpec, is_picture
+from samexport.models.catalog import find_family
+from samexport.models.families.detector import SAMPLER
+from samexport.models.spec import GraphSpec
 from samexport.runtimes.accuracy.agreement import Asked, Limits, ask, judge
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.bundle import Artifact, Bundle, Gate, ModeScores
@@ -167,8 +169,9 @@ def check_request(bundle: Bundle, request: Request) -> tuple[str, ...]:
         MissingDependency: what quantizes the format is not installed.
     """
     recipe = request.recipe
-    seeing = tuple(name for name in bundle.graph_names if any(map(is_picture, bundle.graph(name).inputs)))
-    names = request.graphs or seeing
+    # others see pictures as well, such as the parts of a sparse encoder, but the gate does not come by there
+    judged = (find_family(bundle.manifest.family).first, SAMPLER)
+    names = request.graphs or tuple(name for name in bundle.graph_names if name in judged)
     for name in names:
         artifact = bundle.artifact(name)
         if artifact.file_format not in recipe.formats:

@@ -26,15 +26,20 @@ def layer_costs(bundle: Bundle, request: Request, folder: Path, progress: Progre
     return {name: job.costs(name, masks=True) for name in job.graphs}
 
 
-def plot(costs: dict[str, list[Cost]], path: Path, *, force: bool) -> None:
-    """Bars of the costliest layers: SNR, and the mask IoU that each loses; MissingDependency without matplotlib."""
+def need_matplotlib() -> None:
+    """MissingDependency where :func:`plot` cannot draw; before the work of hours."""
     try:
         import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
     except ModuleNotFoundError as error:
         raise MissingDependency(f"plots need {error.name}: {install_hint('bench')}") from error
+    matplotlib.use("Agg")
+
+
+def plot(costs: dict[str, list[Cost]], path: Path, *, force: bool) -> None:
+    """Bars of the costliest layers: SNR, and the mask IoU that each loses; MissingDependency without matplotlib."""
+    need_matplotlib()
+    from matplotlib import pyplot
+
     shown = [(name, cost) for name, found in costs.items() for cost in found[:_SHOWN]]
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.22 * len(shown)), sharey=True, layout="constrained")
     labels = [cost.layer.label if len(costs) == 1 else f"{name}: {cost.layer.label}" for name, cost in shown]
