@@ -163,11 +163,9 @@ def test_without_torch_the_extra_is_named_before_anything_is_downloaded(weights,
     monkeypatch.setitem(sys.modules, "requests", None)
     monkeypatch.chdir(tmp_path)
     for use in (samexport.load_model, samexport.export):
-        with pytest.raises(
-            samexport.MissingDependency, match="(exporting|a model in PyTorch) needs torch: pip install"
-        ) as caught:
+        with pytest.raises(samexport.MissingDependency) as caught:
             use("tinyvit", weights=weights)
-        assert "[export]" in one_line(caught) or "torch" in one_line(caught)
+        assert " needs torch: pip install" in one_line(caught)
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def import_torch(what: str = "exporting") -> None:
-    """Whatever reads weights and exports comes with torch; MissingDependency says ``what`` needs it, before any work."""
+    """Whatever reads weights and exports comes with torch; MissingDependency says that ``what`` needs it."""
     try:
         load("torch")
     except ModuleNotFoundError as error:
