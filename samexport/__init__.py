@@ -3,7 +3,7 @@
     import samexport
 
     result = samexport.export("mobilesam", "onnx")
-    with samexport.Segmenter(samexport.open(result.bundle.folder)) as segmenter:
+    with samexport.Segmenter(result.bundle) as segmenter:
         segmenter.set_image("photo.jpg")
         (answer,) = segmenter.predict(samexport.Prompt.make([320, 200]))
 

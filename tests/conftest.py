@@ -25,10 +25,21 @@ from tests.models.golden import random_sam
 __all__ = ["photo", "run"]  # fixtures
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """Of this run, the same in every process of it."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def test_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where tests that are no fixtures find files that others converted."""
+    os.environ["SAMEXPORT_TEST_FILES"] = str(shared_folder(tmp_path_factory))
+
+
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Bundle:
     """The bundle that ``make`` writes, made by the first process that asks for it."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles" / name
+    folder = shared_folder(factory) / "bundles" / name
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():

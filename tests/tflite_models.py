@@ -1,16 +1,16 @@
 """TFLite files for tests: built by hand from single operations, or converted once a session from tiny models."""
 
-import atexit
 import functools
 import json
-import shutil
-import tempfile
+import os
+import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from filelock import FileLock
 from torch import nn
 
 from samexport.exporter.to_tflite.convert import TfliteOptions, convert
@@ -46,8 +46,9 @@ def read_metadata(path):
 
 @functools.cache
 def folder():
-    made = Path(tempfile.mkdtemp(prefix="tflite"))
-    atexit.register(shutil.rmtree, made)
+    """Shared by the processes of a run (``tests/conftest.py``)."""
+    made = Path(os.environ["SAMEXPORT_TEST_FILES"]) / "tflite"
+    made.mkdir(exist_ok=True)
     return made
 
 
@@ -59,7 +60,11 @@ def built(model, name, target="cpu"):
     entries = ((2,), (2,)) if name == "decoder_with_mask" else (OPTIONS.prompt_buckets, OPTIONS.points)
     options = TfliteOptions(*entries, target)
     path = folder() / f"{model}-{name}-{target}.tflite"
-    found = convert(graph, export, path, options, METADATA)
+    listed = path.with_suffix(".lint")
+    with FileLock(f"{path}.lock"):
+        if not listed.exists():
+            listed.write_bytes(pickle.dumps(convert(graph, export, path, options, METADATA)))
+    found = pickle.loads(listed.read_bytes())
     return Built(path, graph, plain, export, found, options)
 
 

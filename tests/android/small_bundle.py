@@ -2,6 +2,8 @@
 
 import functools
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -29,4 +31,5 @@ def small_bundle() -> Bundle:
         # the file of decoder_with_mask that tests share has room for two points
         patch.setattr(sam_cases, "MASK_PROMPT_COUNTS", ((1, 2), (4, 2)))
         target = TfliteOptions(OPTIONS.prompt_buckets, OPTIONS.points)
-        return export_bundle(ExportOptions(TINY, folder() / "android-bundle", random_seed=7, target=target))[0]
+        out = Path(tempfile.mkdtemp(dir=folder())) / "bundle"
+        return export_bundle(ExportOptions(TINY, out, random_seed=7, target=target))[0]
