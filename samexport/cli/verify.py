@@ -55,7 +55,7 @@ def verify(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Also run ONNX and TFLite files on ARM's kernels, emulated; .ci/arm_root makes the folder.",
+            help="Also run ONNX and TFLite files on ARM's kernels, emulated; tools/arm_root makes the folder.",
             rich_help_panel=CHECKS,
         ),
     ] = None,

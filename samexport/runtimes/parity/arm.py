@@ -53,13 +53,13 @@ def require_arm(bundle: Bundle, folder: Path) -> None:
 
     Raises:
         ConfigError: the bundle is of a format that no runtime reads on ARM's Linux.
-        MissingDependency: ``folder`` is not what ``.ci/arm_root`` makes.
+        MissingDependency: ``folder`` is not what ``tools/arm_root`` makes.
     """
     formats = {artifact.file_format for artifact in bundle.manifest.artifacts}
     if not formats <= set(_FORMATS):
         raise ConfigError(f"--arm checks {' and '.join(_FORMATS)} files, {bundle.folder.name} has {', '.join(formats)}")
     if missing := [name for name in (_QEMU, _PYTHON, "site") if not (folder / name).exists()]:
-        raise MissingDependency(f"{folder} has no {missing[0]}; the repository's .ci/arm_root {folder} makes it")
+        raise MissingDependency(f"{folder} has no {missing[0]}; the repository's tools/arm_root {folder} makes it")
 
 
 def verify_on_arm(bundle: Bundle, folder: Path, *, progress: Progress = lambda _: None) -> tuple[Row, ...]:

@@ -53,14 +53,14 @@ def test_an_emulation_that_breaks_is_a_failed_row(tiny_bundle, tmp_path):
 
 
 def test_what_cannot_run_is_refused_with_the_remedy(tiny_bundle, tmp_path):
-    with pytest.raises(MissingDependency, match=r"has no qemu/.*; the repository's \.ci/arm_root .* makes it"):
+    with pytest.raises(MissingDependency, match=r"has no qemu/.*; the repository's tools/arm_root .* makes it"):
         require_arm(tiny_bundle, tmp_path)
     artifacts = tuple(replace(artifact, file_format="coreml") for artifact in tiny_bundle.manifest.artifacts)
     with pytest.raises(ConfigError, match="--arm checks onnx and tflite files"):
         require_arm(replace(tiny_bundle, manifest=replace(tiny_bundle.manifest, artifacts=artifacts)), tmp_path)
 
 
-@pytest.mark.skipif("SAMEXPORT_ARM" not in os.environ, reason=".ci/arm_root FOLDER, then SAMEXPORT_ARM=FOLDER")
+@pytest.mark.skipif("SAMEXPORT_ARM" not in os.environ, reason="tools/arm_root FOLDER, then SAMEXPORT_ARM=FOLDER")
 def test_a_small_bundle_passes_on_arm(tiny_bundle):
     rows = verify_on_arm(tiny_bundle, Path(os.environ["SAMEXPORT_ARM"]))
     assert {row.verdict for row in rows} == {Verdict.PASS}
