@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from samexport.cli.options import CHECKS
 from samexport.cli.terminal import ProgressBar
 from samexport.errors import ConfigError, FileError, ImageError, PromptError, SamExportError
 from samexport.files import PICTURE_ENDINGS
@@ -31,14 +32,24 @@ Pictures = Annotated[
     list[str], typer.Argument(metavar="IMAGE", help="Pictures: files, folders of them, or - for standard input.")
 ]
 MaxPixels = Annotated[
-    int | None, typer.Option("--max-pixels", min=1, help="Refuse larger pictures; the default is 210 million.")
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        metavar="NUMBER",
+        help="Refuse larger pictures.",
+        show_default="210 million",
+        rich_help_panel=CHECKS,
+    ),
 ]
 RESULTS = "Results"
 
 Out = Annotated[
     str | None,
     typer.Option(
-        help="Write the picture with the masks drawn on it; of several pictures, a folder.", rich_help_panel=RESULTS
+        metavar="FILE",
+        help="Write the picture with the masks drawn on it; of several pictures, a folder.",
+        rich_help_panel=RESULTS,
     ),
 ]
 Masks = Annotated[
@@ -46,6 +57,7 @@ Masks = Annotated[
     typer.Option(
         "--masks",
         "--coco",
+        metavar="FILE",
         help="Write the masks: a .json of COCO results, or a folder of PNGs.",
         rich_help_panel=RESULTS,
     ),
@@ -53,7 +65,9 @@ Masks = Annotated[
 Annotations = Annotated[
     Path | None,
     typer.Option(
-        help="COCO's file with the pictures; --masks x.json then has their image ids.", rich_help_panel=RESULTS
+        metavar="FILE",
+        help="COCO's file with the pictures; --masks x.json then has their image ids.",
+        rich_help_panel=RESULTS,
     ),
 ]
 

@@ -46,14 +46,18 @@ def segment(
     bundle: BundleFolder,
     image: Pictures,
     point: Annotated[
-        list[str] | None, typer.Option(help="x,y or x,y,0 for a negative click; repeats.", rich_help_panel=_PROMPTS)
+        list[str] | None,
+        typer.Option(metavar="POINT", help="x,y or x,y,0 for a negative click; repeats.", rich_help_panel=_PROMPTS),
     ] = None,
     box: Annotated[
-        list[str] | None, typer.Option(help="x0,y0,x1,y1; repeats, one prompt each.", rich_help_panel=_PROMPTS)
+        list[str] | None,
+        typer.Option(metavar="BOX", help="x0,y0,x1,y1; repeats, one prompt each.", rich_help_panel=_PROMPTS),
     ] = None,
     mask: Annotated[
         str | None,
-        typer.Option(help="Earlier logits to refine: FILE.npy or FILE.npy:INDEX.", rich_help_panel=_PROMPTS),
+        typer.Option(
+            metavar="FILE", help="Earlier logits to refine: FILE.npy or FILE.npy:INDEX.", rich_help_panel=_PROMPTS
+        ),
     ] = None,
     multimask: Annotated[
         bool,
@@ -62,7 +66,8 @@ def segment(
     out: Out = None,
     masks: Masks = None,
     logits: Annotated[
-        str | None, typer.Option(help="Write the logits as .npy, for a later --mask.", rich_help_panel=RESULTS)
+        str | None,
+        typer.Option(metavar="FILE", help="Write the logits as .npy, for a later --mask.", rich_help_panel=RESULTS),
     ] = None,
     annotations: Annotations = None,
     max_pixels: MaxPixels = None,
