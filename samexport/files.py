@@ -162,11 +162,11 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
         writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     except (OSError, ValueError, RuntimeError) as error:
         raise FileError(f"{_shown(path)} cannot be written: {reason(error)}; choose another name") from error
+    if same:
+        raise FileError(f"{path} is an input of this command; choose another name for the output")
     if bundle := _bundle_around(path):
         inside = f"{path} is inside the bundle {bundle}, which must stay as it was exported"
         raise FileError(f"{inside}; choose another name")
-    if same:
-        raise FileError(f"{path} is an input of this command; choose another name for the output")
     if status is not None and not stat.S_ISREG(status.st_mode):
         raise FileError(f"{path} exists and is not a file; choose another name")
     if status is not None and not force:

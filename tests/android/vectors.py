@@ -16,7 +16,7 @@ from samexport.models.families.sam import sam_graphs
 from samexport.models.spec import Preprocess
 from samexport.runtimes.adapters.entry_points import Bucket, choose, plan
 from samexport.runtimes.adapters.litert import EntryPoints
-from samexport.runtimes.bundle import Artifact, Manifest, WeightsInfo
+from samexport.runtimes.bundle import Artifact, Bundle, Manifest, WeightsInfo
 from samexport.runtimes.host.detector import letterbox, postprocess
 from samexport.runtimes.host.frames import FrameMap, resize_longest, to_frame, upscale_logits
 from samexport.runtimes.host.prompts import Prompt
@@ -173,13 +173,14 @@ class Sums(EntryPoints):
         pass
 
 
-class SumsBundle:
+class SumsBundle(Bundle):
     """As much of a bundle as :class:`Segmenter` needs."""
 
     graph_names = ("encoder", "decoder")
 
     def __init__(self, manifest):
-        self.manifest, self.calls = manifest, []
+        super().__init__(Path("sums"), manifest)
+        object.__setattr__(self, "calls", [])
 
     def graph(self, name):
         return next(g for g in self.manifest.graphs if g.name == name)
