@@ -52,8 +52,8 @@ class BenchRequest:
     profile: bool = False
     checkpoints: tuple[Path, ...] = ()
     photograph: tuple[int, int] = PHOTOGRAPH
-    repeat: int = 20
-    seconds: float = 10
+    repeat: int = 10
+    seconds: float = 5
     timeout: float = 1800
     force: bool = False
     benchmark_model: Path | None = None

@@ -77,7 +77,7 @@ def bench(
         typer.Option(
             min=1, max=_MOST_RUNS, metavar="NUMBER", help="Runs of a row, at least.", rich_help_panel=_HOW_LONG
         ),
-    ] = 20,
+    ] = 10,
     seconds: Annotated[
         float,
         typer.Option(
@@ -87,7 +87,7 @@ def bench(
             help="Stop a row after this time, once it has its runs.",
             rich_help_panel=_HOW_LONG,
         ),
-    ] = 10,
+    ] = 5,
     timeout: Annotated[
         float,
         typer.Option(
