@@ -220,7 +220,8 @@ def bench(
     """
     from samexport.benchmarks.command import BenchRequest, run_bench
     from samexport.benchmarks.contenders.baselines import write_baselines
-    from samexport.exporter.to_onnx.convert import OnnxOptions, convert
+    from samexport.exporter.to_onnx import torchscript
+    from samexport.exporter.to_onnx.convert import convert_plainly
 
     if unknown := set(options) - {field.name for field in fields(BenchRequest)}:
         raise ConfigError(f"bench has no option {', '.join(sorted(unknown))}")
@@ -230,10 +231,7 @@ def bench(
     request = BenchRequest(folders, as_path(out, "out is the path of a folder for the results"), **options)
 
     def plain(bundle: Bundle, folder: Path) -> Bundle:
-        return write_baselines(
-            bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes,
-            request.checkpoints,
-        )  # fmt: skip
+        return write_baselines(bundle, folder, convert_plainly, request.checkpoints, trace=torchscript.convert)
 
     return run_bench(request, plain, show)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from samexport.errors import MissingDependency
+
 _NAME = "samexport"
 _PROJECT = "pyproject.toml"
 
@@ -66,6 +68,14 @@ def install_hint(extra: str = "", *, package: str = "") -> str:
         return f"pip install {'-e ' if found.editable else ''}'{here}{f'[{extra}]' if extra else ''}'"
     wanted = [r for r in _requirements(extra) if not package or _name(r) == package]
     return f"pip install {' '.join(map(shlex.quote, wanted or [package or extra]))}"
+
+
+def need_matplotlib() -> None:
+    """MissingDependency where nothing can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"plots need matplotlib: {install_hint('bench')}") from error
 
 
 def _requirements(extra: str) -> list[str]:

@@ -130,11 +130,7 @@ def plain_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) 
 
     def make(folder: Path) -> None:
         with new_folder(folder) as private:
-            write_baselines(
-                tiny_bundle,
-                private,
-                lambda graph, module, path: to_onnx.convert(graph, module, path, OnnxOptions()).nodes,
-            )
+            write_baselines(tiny_bundle, private, to_onnx.convert_plainly)
 
     return once(tmp_path_factory, "plain", make)
 

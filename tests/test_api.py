@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import samexport
+from samexport.exporter.to_onnx import convert as to_onnx
+from tests.conftest import copying
 
 NAMES = {
     "AnnotationError", "Bundle", "BundleError", "CheckpointError", "ConfigError", "ExportFailed", "ExportResult",
@@ -173,6 +175,14 @@ def test_models_are_data():
     names = [model.name for model in samexport.list_models()]
     assert "mobilesam.tinyvit" in names
     assert not any(name.startswith("test.") for name in names)
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_bench_from_python_has_the_rivals_of_the_command(tiny_bundle, plain_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_onnx, "convert", copying(plain_bundle))
+    given = {"runtimes": ("onnxruntime",), "graphs": ("encoder",), "repeat": 2, "seconds": 0.1}
+    results = samexport.bench(tiny_bundle, tmp_path / "out", rivals=("plain", "torchscript"), **given)
+    assert [pair.second.options for pair in results.pairs] == ["", "converter=torchscript"]
 
 
 @pytest.mark.usefixtures("converted", "no_probe")

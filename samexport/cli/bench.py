@@ -176,7 +176,7 @@ def bench(
         command=f"samexport {shlex.join(sys.argv[1:])}",
     )
     results = run_bench(
-        request, lambda bundle, folder: _plain_export(bundle, folder, request.checkpoints), _print_results
+        request, lambda bundle, folder: plain_export(bundle, folder, request.checkpoints), _print_results
     )
     print_written([out])
     _conclude(results)
@@ -197,16 +197,13 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _plain_export(bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...]) -> Bundle:
+def plain_export(bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...] = ()) -> Bundle:
     """The straightforward export of a bundle's model: what the baselines of a benchmark run."""
     from samexport.benchmarks.contenders.baselines import write_baselines
     from samexport.exporter.to_onnx import torchscript
-    from samexport.exporter.to_onnx.convert import OnnxOptions, convert
+    from samexport.exporter.to_onnx.convert import convert_plainly
 
-    return write_baselines(
-        bundle, folder, lambda graph, module, path: convert(graph, module, path, OnnxOptions()).nodes, checkpoints,
-        trace=torchscript.convert,
-    )  # fmt: skip
+    return write_baselines(bundle, folder, convert_plainly, checkpoints, trace=torchscript.convert)
 
 
 def _print_results(results: Results) -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samexport.cli.options import DEFAULT_SEED, GRAPHS, OUTPUT, Threads
+from samexport.cli.bench import plain_export
+from samexport.cli.options import DEFAULT_SEED, GRAPHS, OUTPUT, Threads, format_names
 from samexport.cli.terminal import print_written
-from samexport.errors import ConfigError, SamExportError
+from samexport.errors import SamExportError
+from samexport.installation import need_matplotlib
 
 if TYPE_CHECKING:
     from samexport.benchmarks.results.encoders import EncoderRow
@@ -44,16 +46,13 @@ def compare_encoders(
     model is made after the other and removed again; what was measured before an interruption stays.
     """
     from samexport.benchmarks.results.encoders import JSON, PLOT, TABLE, merged, page, plot, read, text_of
-    from samexport.exporter.formats import FORMATS
     from samexport.files import new_file, write_text
     from samexport.models.catalog import MODELS, find_model
 
     specs = [find_model(name) for name in models or [m.name for m in MODELS.values() if not m.hidden]]
-    names = tuple(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
-    if not names or not set(names) <= set(FORMATS):
-        raise ConfigError(f"--format is one or more of {','.join(FORMATS)}, not {formats!r}")
+    names = format_names(formats)
     rows = read(out / JSON) if (out / JSON).exists() else []
-    plot(rows)  # says what is missing before the work
+    need_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
     problems = []
     for spec in specs:
@@ -83,9 +82,6 @@ def _measured(
     from samexport.exporter.pipeline import ExportOptions, export_bundle
     from samexport.models.catalog import find_family
 
-    def no_baselines(*_: object) -> object:
-        raise AssertionError("nothing here needs them")
-
     with TemporaryDirectory(prefix="samexport-encoders-", ignore_cleanup_errors=True) as folder:
         target = FORMATS[file_format].options()
         bundle, _ = export_bundle(
@@ -95,4 +91,4 @@ def _measured(
             (bundle.folder,), Path(folder) / "results", runtimes, (find_family(spec.family).first,), (ANSWER,), (1,),
             threads=(threads,), seconds=seconds, repeat=5,
         )  # fmt: skip
-        return rows_of(bundle, run_bench(request, no_baselines))  # type: ignore[arg-type]
+        return rows_of(bundle, run_bench(request, plain_export))

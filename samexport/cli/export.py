@@ -18,6 +18,7 @@ from samexport.cli.options import (
     Force,
     Json,
     ModelArguments,
+    format_names,
     takes,
 )
 from samexport.cli.terminal import Steps, print_table, print_written, written_files
@@ -174,9 +175,7 @@ def export(
     """
     from samexport.exporter.formats import FORMATS
 
-    names = tuple(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
-    if not names or not set(names) <= set(FORMATS):
-        raise ConfigError(f"--format is one or more of {','.join(FORMATS)}, not {formats!r}")
+    names = format_names(formats)
     recipes = {name: shared.recipe_or(precision, FORMATS[name].options().recipe, name) for name in names}
     _export(shared, *(FORMATS[name].options(recipe=recipe) for name, recipe in recipes.items()), within=True)
 

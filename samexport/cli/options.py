@@ -109,6 +109,16 @@ MaxDrop = Annotated[
 _NO_ADAPTER = "identity"
 
 
+def format_names(text: str) -> tuple[str, ...]:
+    """What ``--format onnx,tflite`` names, each once; ConfigError for others."""
+    from samexport.exporter.formats import FORMATS
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or not set(names) <= set(FORMATS):
+        raise ConfigError(f"--format is one or more of {','.join(FORMATS)}, not {text!r}")
+    return names
+
+
 def sparse_switches(sparse: str) -> dict[str, bool] | None:
     """What ``--sparse off|swr|smr|both`` leaves out of a video; None for nothing."""
     if sparse == "off":

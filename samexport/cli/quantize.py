@@ -103,8 +103,9 @@ def sensitivity(
     """
     import tempfile
 
-    from samexport.exporter.quantize.sensitivity import PLOTS, layer_costs, need_matplotlib, plot
+    from samexport.exporter.quantize.sensitivity import PLOTS, layer_costs, plot
     from samexport.files import check_output, to_json
+    from samexport.installation import need_matplotlib
 
     if out is not None:
         need_matplotlib()

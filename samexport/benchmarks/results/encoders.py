@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from samexport.benchmarks.results.plots import STYLE
+from samexport.benchmarks.results.plots import STYLE, new_figure, saved
 from samexport.benchmarks.results.rows import Amount, Count, Results, Status, from_plain
-from samexport.errors import ConfigError, FileError, MissingDependency
+from samexport.errors import ConfigError, FileError
 from samexport.files import read_json, reason, to_json
-from samexport.installation import install_hint
+from samexport.installation import need_matplotlib
 from samexport.models.catalog import find_family, find_model
 from samexport.runtimes.bundle import Bundle
 
@@ -150,17 +149,13 @@ def plot(rows: Sequence[EncoderRow]) -> bytes:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"the plot needs matplotlib: {install_hint('bench')}") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    need_matplotlib()
+    from matplotlib import rc_context
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     kinds = sorted({(row.file_format, row.recipe, row.runtime) for row in rows if row.encode_ms is not None})
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+    with rc_context(STYLE):
+        figure, (axes,) = new_figure(7.5, 4.5, [1])
         for kind in kinds:
             mine = [r for r in rows if (r.file_format, r.recipe, r.runtime) == kind and r.encode_ms is not None]
             axes.scatter([r.encoder_mb for r in mine], [r.encode_ms or 0 for r in mine], s=28, label=" ".join(kind))
@@ -176,7 +171,4 @@ def plot(rows: Sequence[EncoderRow]) -> bytes:
         axes.margins(0.15)
         if kinds:
             axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-        made = io.BytesIO()
-        figure.savefig(made, format="png", metadata={"Software": None})
-        pyplot.close(figure)
-    return made.getvalue()
+        return saved(figure, "png")

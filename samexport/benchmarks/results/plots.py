@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from samexport.benchmarks.contenders.known import KNOWN
 from samexport.benchmarks.plan import is_graph
 from samexport.benchmarks.results.rows import BenchRow, Results, Status
-from samexport.errors import MissingDependency
-from samexport.installation import install_hint
+from samexport.installation import need_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,10 +55,9 @@ def draw(results: Results) -> list[Plot]:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"plots need matplotlib: {install_hint('bench')}") from error
+    need_matplotlib()
+    import matplotlib
+
     rows = [r for r in results.rows if r.status is Status.DONE and r.measured.p50_ms is not None]
     graphs = [r for r in rows if is_graph(r.job)]
     tasks = [r for r in rows if not is_graph(r.job)]
@@ -76,18 +74,19 @@ def draw(results: Results) -> list[Plot]:
         for file, caption, drawing, chosen in drawings:
             figure = drawing(chosen) if chosen else None
             if figure is not None:
-                plots.append(Plot(file, caption, _save(figure, "png"), _save(figure, "svg").decode()))
+                plots.append(Plot(file, caption, saved(figure, "png"), saved(figure, "svg").decode()))
     return plots
 
 
-def _save(figure: Figure, kind: str) -> bytes:
+def saved(figure: Figure, kind: str) -> bytes:
+    """A drawn figure as ``png`` or ``svg``, the same bytes each time."""
     out = io.BytesIO()
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
     figure.savefig(out, format=kind, bbox_inches="tight", metadata=metadata)
     return out.getvalue()
 
 
-def _figure(width: float, height: float, ratios: Sequence[float]) -> tuple[Figure, list[Axes]]:
+def new_figure(width: float, height: float, ratios: Sequence[float]) -> tuple[Figure, list[Axes]]:
     """Panels below each other, their heights in proportion."""
     from matplotlib.figure import Figure as NewFigure
 
@@ -160,7 +159,7 @@ def _latency(rows: list[BenchRow]) -> Figure:
         )
         panels.setdefault(f"{row.job.graph}{prompts}", []).append((row, name))
     height = 0.3 * len(rows) + 0.62 * len(panels)
-    figure, axes = _figure(9, height, ratios=[len(p) + 1.6 for p in panels.values()])
+    figure, axes = new_figure(9, height, ratios=[len(p) + 1.6 for p in panels.values()])
     for axis, (title, named) in zip(axes, panels.items(), strict=True):
         named.sort(key=lambda pair: -(pair[0].measured.p50_ms or 0))
         panel, names = [row for row, _ in named], [name for _, name in named]
@@ -195,7 +194,7 @@ def _prompts(rows: list[BenchRow]) -> Figure | None:
     }
     if not graphs:
         return None
-    figure, axes = _figure(9, 3.3 * len(graphs), ratios=[1.0] * len(graphs))
+    figure, axes = new_figure(9, 3.3 * len(graphs), ratios=[1.0] * len(graphs))
     for axis, (graph, lines) in zip(axes, graphs.items(), strict=True):
         marks = _markers([runtime for _, runtime in lines])
         for ((name, runtime), line), mark in zip(lines.items(), marks, strict=True):
@@ -232,7 +231,7 @@ def _accuracy(rows: list[BenchRow]) -> Figure | None:
     for row, name in zip(known, _line_names(known), strict=True):
         if row.job.prompts == min(r.job.prompts for r in known if r.job.graph == row.job.graph):
             graphs.setdefault(row.job.graph, []).append((row, name))
-    figure, axes = _figure(9, 2.9 * len(graphs), ratios=[1.0] * len(graphs))
+    figure, axes = new_figure(9, 2.9 * len(graphs), ratios=[1.0] * len(graphs))
     for axis, (graph, panel) in zip(axes, graphs.items(), strict=True):
         marks = _markers([row.job.runtime for row, _ in panel])
         for (row, name), mark in zip(panel, marks, strict=True):

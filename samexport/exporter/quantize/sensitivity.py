@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from samexport.errors import MissingDependency
 from samexport.exporter.quantize.bundle import copy_files
 from samexport.exporter.quantize.job import Cost, Job, Progress, Request, check_request
 from samexport.files import new_file
-from samexport.installation import install_hint
+from samexport.installation import need_matplotlib
 from samexport.runtimes.bundle import Bundle
 
 PLOTS = (".png", ".svg", ".pdf")
@@ -26,18 +25,12 @@ def layer_costs(bundle: Bundle, request: Request, folder: Path, progress: Progre
     return {name: job.costs(name, masks=True) for name in job.graphs}
 
 
-def need_matplotlib() -> None:
-    """MissingDependency where :func:`plot` cannot draw; before the work of hours."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"plots need {error.name}: {install_hint('bench')}") from error
-    matplotlib.use("Agg")
-
-
 def plot(costs: dict[str, list[Cost]], path: Path, *, force: bool) -> None:
     """Bars of the costliest layers: SNR, and the mask IoU that each loses; MissingDependency without matplotlib."""
     need_matplotlib()
+    import matplotlib
+
+    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     shown = [(name, cost) for name, found in costs.items() for cost in found[:_SHOWN]]

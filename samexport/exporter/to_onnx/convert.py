@@ -102,6 +102,11 @@ def convert(
         raise ExportFailed(f"{graph.name} cannot be exported: {why}") from error
 
 
+def convert_plainly(graph: GraphSpec, module: nn.Module, path: Path) -> int:
+    """As :func:`convert` with its defaults, as baselines are written; the number of nodes."""
+    return convert(graph, module, path, OnnxOptions()).nodes
+
+
 def _convert(
     graph: GraphSpec, module: nn.Module, path: Path, options: OnnxOptions, examples: Sequence[Tensors]
 ) -> OnnxFile:
