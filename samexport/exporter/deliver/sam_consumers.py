@@ -245,4 +245,31 @@ PROFILES = (
             "It takes the best of masks 1 to 3 for boxes too.",
         ),
     ),
+    _sam(
+        name="ai-hub",
+        title="Qualcomm AI Hub",
+        read="qai_hub_models 04aee51 and 3f3c0b9 (models/mobilesam, models/_shared/sam)",
+        files={
+            "encoder.onnx": _named(adapters.SHARE, "image", "image_embeddings"),
+            "decoder.onnx": adapters.LOW_RES_DECODER,
+        },
+        host=Host(
+            hosts.in_square_share,
+            "image",
+            {n: r for n, r in _OFFICIAL.items() if r in ("first", "points", "labels")},
+            hosts.only_low_res,
+            padding="never",
+            prompts="points",
+        ),
+        same_hw=_square,
+        graphs=("encoder", "decoder"),
+        size=None,
+        load=(
+            "Upload each file to AI Hub Workbench and compile it with sizes for every axis: `image` 1x3x${S}x${S},",
+            "`image_embeddings` 1x${C}x${G}x${G}, `point_coords` 1xNx2, `point_labels` 1xN; AI Hub's own has N = 1.",
+            "Or give both to qai_hub_models' SAMApp as encoder and decoder; it must pad the picture with SAM's mean",
+            "(04aee51 leaves that to its encoder). AI Hub changes layers for its NPU; here they are as in the bundle.",
+            "No Qualcomm device was tried.",
+        ),
+    ),
 )
