@@ -68,6 +68,7 @@ _CLOSED = sam_adapters.closed("""
 _PROMPTS = (
     _CLOSED
     + """
+  zero = Constant <value = float {0}> ()
   unit = Constant <value = float {1}> ()
   one_and_half = Constant <value = float {1.5}> ()
   point_from = Constant <value = float {-0.5}> ()

@@ -111,7 +111,6 @@ TRANSFORMERS_ENCODER = NORMALISED.replace(") {", ", float[1,1,1,1] image_positio
 
 _COUNTED = """
   axis1 = Constant <value = int64[1] {1}> ()
-  zero = Constant <value = float {0}> ()
   half = Constant <value = float {0.5}> ()
   padding = Constant <value = float {-1}> ()
   absent = Constant <value = float {-2}> ()
@@ -151,6 +150,7 @@ PROMPTS = closed("""
 """``coords_in`` and ``labels_in`` to prompts with SAM's padding point where SAM's predictor has it."""
 
 _DECODED = """
+  zero = Constant <value = float {0}> ()
   unit = Constant <value = float {1}> ()
   flag = Clip (has_mask, zero, unit)
   all_masks, all_scores = samexport.decoder_with_mask (embeddings, coords, labels, mask_input, flag)
@@ -303,6 +303,7 @@ OPENVINO_DECODER = (
 """
     + _PREPARED.replace("$embeddings", "image_embeddings")
     + """
+  zero = Constant <value = float {0}> ()
   unit = Constant <value = float {1}> ()
   flag = Clip (has_mask, zero, unit)
   low_res_masks, iou_predictions = samexport.decoder_with_mask (embeddings, coords, labels, mask_input, flag)

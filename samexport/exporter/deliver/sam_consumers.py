@@ -248,7 +248,9 @@ PROFILES = (
     _sam(
         name="ai-hub",
         title="Qualcomm AI Hub",
-        read="qai_hub_models 04aee51 and 3f3c0b9 (models/mobilesam, models/_shared/sam)",
+        tried="qai_hub_models' SAMApp on the processor and MobileSAM with demo weights: the masks were samexport's, IoU"
+        " at least 0.9999",
+        read="qai_hub_models 0.65.0 (models/mobilesam, models/templates/sam)",
         files={
             "encoder.onnx": _named(adapters.SHARE, "image", "image_embeddings"),
             "decoder.onnx": adapters.LOW_RES_DECODER,
@@ -267,9 +269,9 @@ PROFILES = (
         load=(
             "Upload each file to AI Hub Workbench and compile it with sizes for every axis: `image` 1x3x${S}x${S},",
             "`image_embeddings` 1x${C}x${G}x${G}, `point_coords` 1xNx2, `point_labels` 1xN; AI Hub's own has N = 1.",
-            "Or give both to qai_hub_models' SAMApp as encoder and decoder; it must pad the picture with SAM's mean",
-            "(04aee51 leaves that to its encoder). AI Hub changes layers for its NPU; here they are as in the bundle.",
-            "No Qualcomm device was tried.",
+            "Or give both to qai_hub_models' SAMApp 0.65.0 as encoder and decoder; its `ResizeLongestSide` must not be",
+            "that of segment-anything 1.0, which takes batch and channels of a tensor as the picture's size.",
+            "AI Hub changes layers for its NPU; here they are as in the bundle. No Qualcomm device was tried.",
         ),
     ),
 )

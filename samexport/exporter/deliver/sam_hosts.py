@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,13 +90,13 @@ def in_square(image: NDArray[np.uint8], size: int) -> Framed:
 
 
 def in_square_share(image: NDArray[np.uint8], size: int) -> Framed:
-    """The long side scaled on floats by a filter that widens, 0..1, SAM's mean as padding."""
+    """The long side scaled on whole numbers by a filter that widens, 0..1, SAM's mean as padding."""
     framed = in_square(image, size)
-    hw = _longest(_hw(image), size)
-    tensor = np.empty((1, 3, size, size), np.float32)
-    tensor[:] = np.array(MEAN, np.float32)[:, None, None]
-    tensor[0, :, : hw[0], : hw[1]] = pillow_floats(image, hw).transpose(2, 0, 1)
-    return Framed(tensor / np.float32(255), framed.scale, framed.image_hw, framed.told)
+    return replace(framed, tensor=_unnormalised(framed.tensor) / np.float32(255))
+
+
+def _unnormalised(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+    return tensor * np.array(STD, np.float32)[:, None, None] + np.array(MEAN, np.float32)[:, None, None]
 
 
 def first_mask(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
@@ -150,9 +151,8 @@ def out_of_rectangle(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
 def in_square_raw(image: NDArray[np.uint8], size: int) -> Framed:
     """The long side scaled by Pillow, 0..255, the mean as padding: the handler that is delivered with the files."""
     framed = in_square(image, size)
-    tensor = framed.tensor * np.array(STD, np.float32)[:, None, None] + np.array(MEAN, np.float32)[:, None, None]
     factor = size / max(image.shape[:2])
-    return Framed(tensor, np.array([factor] * 2), _hw(image), _hw(image))
+    return Framed(_unnormalised(framed.tensor), np.array([factor] * 2), _hw(image), _hw(image))
 
 
 def patched(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:

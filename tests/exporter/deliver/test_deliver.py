@@ -527,7 +527,7 @@ def test_bundles_that_a_program_cannot_use_are_refused_with_the_remedy(tiny_bund
             "sam2",
             r"0dd708d\) has CoreML models built into it that encode prompts and decode masks in two",
         ),
-        ("ai-hub", "sam2", r"052dc1f\) encodes prompts in the file that encodes the picture"),
+        ("ai-hub", "sam2", r"0\.65\.0\) encodes prompts in the file that encodes the picture"),
         ("model-api", "sam2", r"0\.4\.7\) has classes for SAM 1 only"),
     ],
 )
