@@ -12,15 +12,19 @@ ort.env.wasm.numThreads = 1;
 ort.env.logLevel = "error";
 const job = JSON.parse(readFileSync(join(folder, "job.json"), "utf8"));
 const given = {};
-for (const [name, shape] of Object.entries(job.inputs)) {
-  const bytes = readFileSync(join(folder, `${name}.bin`));
-  given[name] = new ort.Tensor("float32", new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4), shape);
+for (const [variant, { inputs }] of Object.entries(job)) {
+  given[variant] = {};
+  for (const [name, { file, shape }] of Object.entries(inputs)) {
+    const bytes = readFileSync(join(folder, file));
+    const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+    given[variant][name] = new ort.Tensor("float32", values, shape);
+  }
 }
 const sessions = {};
 
 for await (const line of createInterface({ input: process.stdin })) {
   const { variant, runs, profile } = JSON.parse(line);
-  const { file, options } = job.variants[variant];
+  const { file, options } = job[variant];
   const key = profile ? `${variant} profiled` : variant;
   sessions[key] ??= await ort.InferenceSession.create(readFileSync(file), {
     ...options,
@@ -30,7 +34,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   const times = [];
   for (let run = 0; run < runs; run += 1) {
     const start = performance.now();
-    await sessions[key].run(given);
+    await sessions[key].run(given[variant]);
     times.push(performance.now() - start);
   }
   // the profile goes to stdout

@@ -1,10 +1,10 @@
 """How long a click takes on ONNX Runtime Web's WASM and on ONNX Runtime itself, one thread each, in turns.
 
-    python tools/web_speed.py BUNDLE --runtime node_modules/onnxruntime-web --out docs/results/web
+    python tools/web_speed.py BUNDLE [BUNDLE ...] --runtime node_modules/onnxruntime-web --out docs/results/web
 
 A click is the last graph that the page of ``samexport web`` runs: the decoder, or the half that sees prompts. Rounds go
-through all ways in turn, so that ratios are of one machine in one state. Numbers are drawn: what is computed does not
-depend on them. Node runs WASM as browsers with V8 do. ``--files NAME=PATH`` times further files of the same inputs.
+through all ways in turn, so that ratios are of one machine in one state. The first bundle is timed with other options,
+too, and profiled. Numbers are drawn: what is computed does not depend on them. Node runs WASM as browsers with V8 do.
 """
 
 from __future__ import annotations
@@ -28,9 +28,15 @@ from samexport.benchmarks.measuring.environment import BusyCores, environment
 from samexport.exporter.deliver.web import config
 from samexport.runtimes.bundle import Bundle, open_bundle
 
-NATIVE, PAGE = "ONNX Runtime", "as the page runs it"
-POINTS = 2
 Arrays = dict[str, NDArray[np.float32]]
+
+
+class Way(NamedTuple):
+    """A graph and how it is run: by ONNX Runtime if there are no options, else on WASM with these."""
+
+    file: Path
+    given: Arrays
+    options: dict[str, Any] | None = None
 
 
 class Profile(NamedTuple):
@@ -43,27 +49,23 @@ class Profile(NamedTuple):
 def main() -> None:
     """Measure, then write ``web.json`` and ``web.md``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--runtime", type=Path, required=True, help="an unpacked package onnxruntime-web")
     parser.add_argument("--rounds", type=int, default=6, help="the first warms up")
     parser.add_argument("--runs", type=int, default=5, help="of each way in a round")
-    parser.add_argument("--files", nargs="*", default=[], metavar="NAME=PATH")
     parser.add_argument("--out", type=Path, default=Path("docs/results/web"))
     options = parser.parse_args()
-    bundle = open_bundle(options.bundle)
-    path, given = click(bundle)
-    ways = variants(path, given, dict(each.split("=", 1) for each in options.files))
+    bundles = [open_bundle(folder) for folder in options.bundles]
+    ways = all_ways(bundles)
     with tempfile.TemporaryDirectory() as scratch, BusyCores() as busy:
-        write_job(Path(scratch), given, ways)
-        dist = (options.runtime / "dist").resolve()
-        with Wasm(dist, Path(scratch)) as wasm:
-            native = open_native(path)
-            rows = measure(native, wasm, given, list(ways), options.rounds, options.runs)
-            profiles = [profile_native(path, given, Path(scratch)), wasm.profile(PAGE)]
+        write_job(Path(scratch), ways)
+        with Wasm((options.runtime / "dist").resolve(), Path(scratch)) as wasm:
+            rows = measure(ways, wasm, options.rounds, options.runs)
+            native, page, *_ = ways
+            profiles = [profile_native(ways[native], Path(scratch)), wasm.profile(page)]
     facts = {
-        "model": bundle.manifest.model,
-        "graph": path.name,
-        "side": bundle.manifest.frame.size,
+        "models": sorted({bundle.manifest.model for bundle in bundles}),
+        "side": bundles[0].manifest.frame.size,
         "web": json.loads((options.runtime / "package.json").read_text())["version"],
         "native": onnxruntime.__version__,
         "busy_cores": round(busy.others, 2),
@@ -72,46 +74,54 @@ def main() -> None:
     write(options.out, facts, rows, profiles)
 
 
-def click(bundle: Bundle) -> tuple[Path, Arrays]:
+def click(bundle: Bundle) -> Way:
     """The last graph that the page runs for a click, and its inputs: one point and the padding point."""
     rng = np.random.default_rng(7)
-    first, *rest = bundle.graph("encoder").outputs
-    assert not rest
+    (first,) = bundle.graph("encoder").outputs
     size = bundle.manifest.frame.size
     known: Arrays = {
         first.name: rng.normal(size=[int(side) for side in first.shape]).astype(np.float32),
         "point_coords": np.array([[[size / 2, size / 2], [0, 0]]], np.float32),
         "point_labels": np.array([[1, -1]], np.float32),
     }
-    graphs = config(bundle)["decoder"]
-    for graph in graphs[:-1]:
-        session = open_native(bundle.folder / bundle.artifact(graph["name"]).path)
-        found = session.run(graph["outputs"], {name: known[name] for name in graph["inputs"]})
-        known |= dict(zip(graph["outputs"], found, strict=True))
-    last = graphs[-1]
-    return bundle.folder / bundle.artifact(last["name"]).path, {name: known[name] for name in last["inputs"]}
+    *halves, last = config(bundle)["decoder"]
+    for half in halves:
+        session = open_native(bundle.folder / bundle.artifact(half["name"]).path)
+        found = session.run(half["outputs"], {name: known[name] for name in half["inputs"]})
+        known |= dict(zip(half["outputs"], found, strict=True))
+    return Way(bundle.folder / bundle.artifact(last["name"]).path, {name: known[name] for name in last["inputs"]})
 
 
-def variants(path: Path, given: Arrays, files: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Ways to run the graph on WASM: the file and ONNX Runtime Web's options, by what is said of them."""
+def all_ways(bundles: Sequence[Bundle]) -> dict[str, Way]:
+    """Each bundle's click by ONNX Runtime and as the page runs it, and the first one's with other options of WASM."""
+    clicks = {way.file.stem: way for way in map(click, bundles)}
+    if len(clicks) < len(bundles):
+        raise SystemExit("give bundles whose clicks run different graphs")
+    first = next(iter(clicks.values()))
     axes = {
         side: size
-        for value in open_native(path).get_inputs()
-        for side, size in zip(value.shape, given[value.name].shape, strict=True)
+        for value in open_native(first.file).get_inputs()
+        for side, size in zip(value.shape, first.given[value.name].shape, strict=True)
         if isinstance(side, str)
     }
-    levels = {f"graph optimisation {level}": {"graphOptimizationLevel": level} for level in ("basic", "disabled")}
-    ways = {PAGE: {}, **levels, "sizes fixed": {"freeDimensionOverrides": axes}}
-    found = {name: {"file": str(path.resolve()), "options": options} for name, options in ways.items()}
-    return found | {name: {"file": str(Path(file).resolve()), "options": {}} for name, file in files.items()}
+    others = {f"graph optimisation {level}": {"graphOptimizationLevel": level} for level in ("basic", "disabled")}
+    others |= {"sizes fixed": {"freeDimensionOverrides": axes}}
+    found: dict[str, Way] = {}
+    for name, way in clicks.items():
+        found |= {f"`{name}`, ONNX Runtime": way, f"`{name}`, WASM": way._replace(options={})}
+    name = first.file.stem
+    return found | {f"`{name}`, WASM, {what}": first._replace(options=options) for what, options in others.items()}
 
 
-def write_job(folder: Path, given: Arrays, ways: dict[str, dict[str, Any]]) -> None:
+def write_job(folder: Path, ways: dict[str, Way]) -> None:
     """What ``web_speed.mjs`` reads."""
-    for name, value in given.items():
-        (folder / f"{name}.bin").write_bytes(value.tobytes())
-    shapes = {name: value.shape for name, value in given.items()}
-    (folder / "job.json").write_text(json.dumps({"inputs": shapes, "variants": ways}))
+    job = {}
+    for name, way in ways.items():
+        for key, value in way.given.items():
+            (folder / f"{way.file.stem}.{key}.bin").write_bytes(value.tobytes())
+        inputs = {key: {"file": f"{way.file.stem}.{key}.bin", "shape": v.shape} for key, v in way.given.items()}
+        job[name] = {"file": str(way.file.resolve()), "inputs": inputs, "options": way.options}
+    (folder / "job.json").write_text(json.dumps(job))
 
 
 class Wasm:
@@ -159,11 +169,11 @@ def open_native(path: Path, profile: Path | None = None) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def profile_native(path: Path, given: Arrays, folder: Path) -> Profile:
+def profile_native(way: Way, folder: Path) -> Profile:
     """Of the last of some runs."""
-    session = open_native(path, folder / "profile")
+    session = open_native(way.file, folder / "profile")
     for _ in range(4):
-        session.run(None, given)
+        session.run(None, way.given)
     return _profile(json.loads(Path(session.end_profiling()).read_text()))
 
 
@@ -177,15 +187,14 @@ def _profile(events: list[dict[str, Any]]) -> Profile:
     return Profile(last["dur"] / 1e3, {name: each / 1e3 for name, each in found.most_common()})
 
 
-def measure(
-    native: Any, wasm: Wasm, given: Arrays, ways: Sequence[str], rounds: int, runs: int
-) -> dict[str, list[float]]:
+def measure(ways: dict[str, Way], wasm: Wasm, rounds: int, runs: int) -> dict[str, list[float]]:
     """Milliseconds of every run after the first round, by the way."""
-    rows: dict[str, list[float]] = {NATIVE: [], **{name: [] for name in ways}}
+    native = {name: open_native(way.file) for name, way in ways.items() if way.options is None}
+    rows: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
-        for name, found in rows.items():
-            took = _run_native(native, given, runs) if name == NATIVE else wasm.run(name, runs)
-            found += took if number else []
+        for name, way in ways.items():
+            took = _run_native(native[name], way.given, runs) if name in native else wasm.run(name, runs)
+            rows[name] += took if number else []
         print(f"round {number + 1} of {rounds}", flush=True)
     return rows
 
@@ -209,21 +218,21 @@ def write(out: Path, facts: dict[str, Any], rows: dict[str, list[float]], profil
 
 
 def _table(facts: dict[str, Any], rows: dict[str, list[float]], profiles: Sequence[Profile]) -> Iterator[str]:
-    base, least = float(np.median(rows[NATIVE])), min(rows[NATIVE])
-    yield f"# A click in a browser: {facts['model']} at {facts['side']} pixels, `{facts['graph']}`"
+    first, *_ = rows.values()
+    base, least = float(np.median(first)), min(first)
+    yield f"# A click in a browser: {', '.join(facts['models'])} at {facts['side']} pixels"
     yield ""
     yield f"ONNX Runtime {facts['native']} and ONNX Runtime Web {facts['web']} in Node, one thread each, in turns;"
-    yield f"{facts['environment']['cpu']}; {len(rows[NATIVE])} runs each; others kept {facts['busy_cores']} cores busy."
+    yield f"{facts['environment']['cpu']}; {len(first)} runs each; others kept {facts['busy_cores']} cores busy."
     yield ""
-    yield "| | median ms | least ms | times the first, median | least |"
+    yield "| | median ms | least ms | times the first row, median | least |"
     yield "|---|---|---|---|---|"
     for name, took in rows.items():
         median = float(np.median(took))
-        label = name if name == NATIVE else f"WASM, {name}"
-        yield f"| {label} | {median:.1f} | {min(took):.1f} | {median / base:.2f} | {min(took) / least:.2f} |"
+        yield f"| {name} | {median:.1f} | {min(took):.1f} | {median / base:.2f} | {min(took) / least:.2f} |"
     native, wasm = profiles
     yield ""
-    yield "Where the time goes, one profiled run each:"
+    yield "Where the time of the first two goes, one profiled run each:"
     yield ""
     yield "| operator | ONNX Runtime ms | WASM ms | times |"
     yield "|---|---|---|---|"
