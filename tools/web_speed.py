@@ -4,13 +4,15 @@
 
 A click is the last graph that the page of ``samexport web`` runs: the decoder, or the half that sees prompts. Rounds go
 through all ways in turn, so that ratios are of one machine in one state. The first bundle is timed with other options,
-too, and profiled. Numbers are drawn: what is computed does not depend on them. Node runs WASM as browsers with V8 do.
+too, and profiled. Numbers are drawn: what is computed does not depend on them. ``--browser /usr/bin/chromium
+--playwright node_modules/playwright-core`` runs WASM in a page instead of in Node, whose compiler may be older.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -51,6 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--runtime", type=Path, required=True, help="an unpacked package onnxruntime-web")
+    parser.add_argument("--browser", default="", help="Chromium's path; Node without it")
+    parser.add_argument("--playwright", default="", help="a package playwright-core")
     parser.add_argument("--rounds", type=int, default=6, help="the first warms up")
     parser.add_argument("--runs", type=int, default=5, help="of each way in a round")
     parser.add_argument("--out", type=Path, default=Path("docs/results/web"))
@@ -59,7 +63,8 @@ def main() -> None:
     ways = all_ways(bundles)
     with tempfile.TemporaryDirectory() as scratch, BusyCores() as busy:
         write_job(Path(scratch), ways)
-        with Wasm((options.runtime / "dist").resolve(), Path(scratch)) as wasm:
+        host = [options.browser, str(Path(options.playwright).resolve())] if options.browser else []
+        with Wasm((options.runtime / "dist").resolve(), Path(scratch), host) as wasm:
             rows = measure(ways, wasm, options.rounds, options.runs)
             native, page, *_ = ways
             profiles = [profile_native(ways[native], Path(scratch)), wasm.profile(page)]
@@ -68,6 +73,7 @@ def main() -> None:
         "side": bundles[0].manifest.frame.size,
         "web": json.loads((options.runtime / "package.json").read_text())["version"],
         "native": onnxruntime.__version__,
+        "host": Path(options.browser).name or "node",
         "busy_cores": round(busy.others, 2),
         "environment": asdict(environment()),
     }
@@ -120,15 +126,16 @@ def write_job(folder: Path, ways: dict[str, Way]) -> None:
         for key, value in way.given.items():
             (folder / f"{way.file.stem}.{key}.bin").write_bytes(value.tobytes())
         inputs = {key: {"file": f"{way.file.stem}.{key}.bin", "shape": v.shape} for key, v in way.given.items()}
-        job[name] = {"file": str(way.file.resolve()), "inputs": inputs, "options": way.options}
+        shutil.copyfile(way.file, folder / way.file.name)
+        job[name] = {"file": way.file.name, "inputs": inputs, "options": way.options}
     (folder / "job.json").write_text(json.dumps(job))
 
 
 class Wasm:
-    """Node with ONNX Runtime Web, kept open between rounds."""
+    """ONNX Runtime Web in Node or in the browser that ``host`` names, kept open between rounds."""
 
-    def __init__(self, dist: Path, folder: Path) -> None:
-        command = ["node", str(Path(__file__).with_suffix(".mjs")), str(dist), str(folder)]
+    def __init__(self, dist: Path, folder: Path, host: Sequence[str]) -> None:
+        command = ["node", str(Path(__file__).with_suffix(".mjs")), str(dist), str(folder), *host]
         self._node = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Wasm:
@@ -222,7 +229,7 @@ def _table(facts: dict[str, Any], rows: dict[str, list[float]], profiles: Sequen
     base, least = float(np.median(first)), min(first)
     yield f"# A click in a browser: {', '.join(facts['models'])} at {facts['side']} pixels"
     yield ""
-    yield f"ONNX Runtime {facts['native']} and ONNX Runtime Web {facts['web']} in Node, one thread each, in turns;"
+    yield f"ONNX Runtime {facts['native']}, ONNX Runtime Web {facts['web']} in {facts['host']}, in turns, one thread each;"
     yield f"{facts['environment']['cpu']}; {len(first)} runs each; others kept {facts['busy_cores']} cores busy."
     yield ""
     yield "| | median ms | least ms | times the first row, median | least |"
