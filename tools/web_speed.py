@@ -229,7 +229,7 @@ def _table(facts: dict[str, Any], rows: dict[str, list[float]], profiles: Sequen
     base, least = float(np.median(first)), min(first)
     yield f"# A click in a browser: {', '.join(facts['models'])} at {facts['side']} pixels"
     yield ""
-    yield f"ONNX Runtime {facts['native']}, ONNX Runtime Web {facts['web']} in {facts['host']}, in turns, one thread each;"
+    yield f"ONNX Runtime {facts['native']}, its WASM {facts['web']} in {facts['host']}, one thread each, in turns;"
     yield f"{facts['environment']['cpu']}; {len(first)} runs each; others kept {facts['busy_cores']} cores busy."
     yield ""
     yield "| | median ms | least ms | times the first row, median | least |"

@@ -84,10 +84,8 @@ _DECODED = """
   no_flags = Sub (points, points)
   flag_rows = Add (no_flags, flag_in)
   flags = Squeeze (flag_rows, axis1)
-  no_pixels = Unsqueeze (no_flags, rows_and_columns)
-  earlier = Add (mask_input, no_pixels)
   all_masks, all_scores, object_score, object_pointers =
-    samexport.mask_decoder_with_mask ($embed, $fine, $middle, coords, labels, earlier, flags)
+    samexport.mask_decoder_with_mask ($embed, $fine, $middle, coords, labels, mask_input, flags)
 """
 _CHOSEN = """
   from_mask = Constant <value = int64[1] {0}> ()
