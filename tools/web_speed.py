@@ -110,7 +110,9 @@ def all_ways(bundles: Sequence[Bundle]) -> dict[str, Way]:
         for side, size in zip(value.shape, first.given[value.name].shape, strict=True)
         if isinstance(side, str)
     }
-    others = {f"graph optimisation {level}": {"graphOptimizationLevel": level} for level in ("basic", "disabled")}
+    others: dict[str, dict[str, Any]] = {
+        f"graph optimisation {level}": {"graphOptimizationLevel": level} for level in ("basic", "disabled")
+    }
     others |= {"sizes fixed": {"freeDimensionOverrides": axes}}
     found: dict[str, Way] = {}
     for name, way in clicks.items():
