@@ -46,7 +46,7 @@ def _transposed(
 
 
 def _flat(x: Any, start: int = 0, end: int = -1) -> Any:
-    """torch's own translation reads the shape at run time; it is asked for where what follows has no fixed size."""
+    """Torch's own translation reads the shape at run time; it is asked for where what follows has no fixed size."""
     after = list(x.shape[end % len(x.shape) + 1 :])
     if not all(isinstance(size, int) for size in after):
         raise ValueError("only axes of fixed size may follow the flattened ones")
