@@ -15,7 +15,7 @@ from samexport.exporter.sampler_export import SamplerExport
 from samexport.exporter.to_coreml.convert import CoreMLOptions
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx.convert import OnnxOptions
-from samexport.exporter.to_tflite.convert import TfliteOptions
+from samexport.exporter.to_tflite import convert as to_tflite
 from samexport.files import new_folder
 from samexport.models.architectures.sam import Sam
 from samexport.runtimes.bundle import Bundle, open_bundle
@@ -23,6 +23,44 @@ from tests.command_line import photo, run
 from tests.models.golden import random_sam
 
 __all__ = ["photo", "run"]  # fixtures
+
+
+# what takes long, longest first: begun late, one file would leave the other processes idle
+SLOW = (
+    "exporter/deliver/test_deliver.py",
+    "exporter/to_tflite/test_convert.py",
+    "exporter/to_coreml/test_convert.py",
+    "test_mobile_sam.py",
+    "exporter/to_onnx/test_convert.py",
+    "benchmarks/test_command.py",
+    "exporter/quantize/test_quantize.py",
+    "families/test_toy.py",
+    "exporter/test_encoders.py",
+    "exporter/test_sampler_export.py",
+    "exporter/test_sam2_files.py",
+    "benchmarks/test_plan.py",
+    "runtimes/adapters/test_coreml_bundle.py",
+    "runtimes/test_bundle.py",
+    "training/test_distill.py",
+    "cli/test_hostile.py",
+    "models/weights/test_identify.py",
+    "models/graphs/test_sam2_forms.py",
+    "runtimes/adapters/test_mil.py",
+    "models/architectures/test_encoders.py",
+    "runtimes/families/test_sam2_tracker.py",
+    "exporter/test_pipeline.py",
+    "web/test_page.py",
+    "android/test_demo.py",
+    "training/test_loop.py",
+    "training/test_commands.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order of ``SLOW``, then the others; xdist would begin with those of the most tests."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(SLOW)}
+    assert all(path.is_file() for path in place), "SLOW names a file that is not there"
+    items.sort(key=lambda item: place.get(item.path, len(SLOW)))
 
 
 def shared_folder(factory: pytest.TempPathFactory) -> Path:
@@ -94,9 +132,15 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="session")
 def tflite_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The 64-pixel TinyViT, TFLite, decoders for one prompt of eight points and four of two."""
-    options = {"random_seed": 7, "target": TfliteOptions(prompt_buckets=(1, 4), points=(8, 2))}
-    return once(tmp_path_factory, "tflite", lambda out: export_bundle(ExportOptions("test.tinyvit64", out, **options)))
+    """The 64-pixel TinyViT, TFLite, decoders for one prompt of five points and four of two; its files are ``built``."""
+    from tests.tflite_models import OPTIONS, copied
+
+    options = {"random_seed": 7, "target": OPTIONS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_tflite, "convert", copied)
+        return once(
+            tmp_path_factory, "tflite", lambda out: export_bundle(ExportOptions("test.tinyvit64", out, **options))
+        )
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from samexport.exporter.to_tflite.convert import TfliteOptions, convert
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
 from samexport.models.spec import GraphSpec
-from samexport.runtimes.formats.tflite import METADATA_NAME, write_model
+from samexport.runtimes.formats.tflite import METADATA_NAME, append_metadata, read_model, write_model
 from samexport.runtimes.formats.tflite_lint import Lint
 from tests.models.golden import random_sam
 
@@ -57,8 +57,7 @@ def built(model, name, target="cpu"):
     spec, sam = find_model(model), random_sam(model)
     graph, export = build_graph(sam, spec, name)
     plain = build_graph(sam, spec, name, plain=True)[1] if not name.startswith("decoder_p") else export
-    entries = ((2,), (2,)) if name == "decoder_with_mask" else (OPTIONS.prompt_buckets, OPTIONS.points)
-    options = TfliteOptions(*entries, target)
+    options = replace(OPTIONS, target=target)
     path = folder() / f"{model}-{name}-{target}.tflite"
     listed = path.with_suffix(".lint")
     with FileLock(f"{path}.lock"):
@@ -66,6 +65,16 @@ def built(model, name, target="cpu"):
             listed.write_bytes(pickle.dumps(convert(graph, export, path, options, METADATA)))
     found = pickle.loads(listed.read_bytes())
     return Built(path, graph, plain, export, found, options)
+
+
+def copied(graph, _module, path, options, metadata=None):
+    """As ``convert`` does for the 64-pixel TinyViT, from the files that tests share."""
+    model = built("test.tinyvit64", graph.name)
+    assert options == model.options
+    write_model(read_model(model.path), path)
+    if metadata is not None:
+        append_metadata(path, metadata)
+    return model.found
 
 
 def prompts(graph, count, points, seed=0):

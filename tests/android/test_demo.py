@@ -11,7 +11,6 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from samexport.exporter.deliver.android import fill_demo
-from tests.android.small_bundle import small_bundle
 from tests.android.toolchain import (
     APP,
     DEMO,
@@ -80,8 +79,8 @@ def test_the_core_computes_what_python_computed(compiled):
     assert f"{count} JUnit tests" in (DEMO / "README.md").read_text()
 
 
-def test_the_core_finds_pytorchs_masks_with_the_real_models(compiled, tmp_path):
-    filled = fill_demo(small_bundle(), tmp_path / "demo").folder
+def test_the_core_finds_pytorchs_masks_with_the_real_models(compiled, tflite_bundle, tmp_path):
+    filled = fill_demo(tflite_bundle, tmp_path / "demo").folder
     assert compiled["bridge"].said == ""
     interpreters = [Interpreter(str(path)) for path in sorted(filled.glob("*.tflite"))]
     files = [path.name for path in sorted(filled.glob("*.tflite"))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -141,20 +142,29 @@ def _size(module: nn.Module) -> int:
 def _export(graph: GraphSpec, module: nn.Module, opset: int) -> torch.onnx.ONNXProgram:
     import torch
 
+    from samexport.exporter.to_onnx.capture import TRANSLATIONS, capture
+
     axes = {axis.name: torch.export.Dim(axis.name, min=axis.low, max=axis.high) for axis in graph.axes}
     shapes = {t.name: {i: axes[d] for i, d in enumerate(t.shape) if isinstance(d, str)} or None for t in graph.inputs}
-    program = torch.onnx.export(
-        module,
-        example_inputs(graph, graph.sizes(default="traced")),
+    given = example_inputs(graph, graph.sizes(default="traced"))
+    write = partial(
+        torch.onnx.export,
+        args=given,
         input_names=list(graph.input_names),
         output_names=list(graph.output_names),
         dynamic_shapes=shapes,
+        custom_translation_table=TRANSLATIONS,
         opset_version=opset,
         dynamo=True,
         optimize=True,
         external_data=False,
         verbose=False,
     )
+    try:
+        program = write(capture(module, given, shapes))
+    except Exception:
+        # torch.onnx has more ways to trace a module, and says best why none works
+        program = write(module)
     if program is None:
         raise ExportFailed(f"torch.onnx returned nothing for {graph.name}")
     return program

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samexport.models.architectures.layers import neck, no_values
+from samexport.models.architectures.layers import cells, neck, no_values
 from samexport.models.architectures.mask_decoder import MASK_TOKENS, Attention
 from samexport.models.architectures.prompt_encoder import PositionEmbeddingRandom
 from samexport.models.families.efficient_sam import EfficientSamSize
@@ -137,7 +137,7 @@ class PromptEncoder(nn.Module):
     def dense_pe(self) -> Tensor:
         """Encoding of every grid cell's centre, [1, width, grid, grid]."""
         centre = (torch.arange(self.grid, dtype=torch.float32) + 0.5) / self.grid
-        row, column = torch.meshgrid(centre, centre, indexing="ij")
+        row, column = cells(centre)
         encoded: Tensor = self.pe_layer(torch.stack([column, row], dim=-1))
         return encoded.permute(2, 0, 1)[None]
 

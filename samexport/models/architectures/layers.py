@@ -29,6 +29,15 @@ class LayerNorm2d(nn.Module):
         return self.weight[:, None, None] * (centred / scale) + self.bias[:, None, None]
 
 
+def cells(places: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column [S, S] of each cell of a square grid with ``places`` [S] along both sides.
+
+    As meshgrid, which exporters decompose.
+    """
+    size = len(places)
+    return places[:, None].expand(size, size), places.expand(size, size)
+
+
 def in_windows(attention: nn.Module, x: Tensor, size: int, step: int = 1) -> Tensor:
     """Attention inside windows of ``size`` cells: [B, H, W, width] to [B, H / step, W / step, out].
 

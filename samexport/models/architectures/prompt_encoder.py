@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from samexport.models.architectures.layers import LayerNorm2d
+from samexport.models.architectures.layers import LayerNorm2d, cells
 
 
 class PositionEmbeddingRandom(nn.Module):
@@ -53,7 +53,7 @@ class PromptEncoder(nn.Module):
     def dense_pe(self) -> Tensor:
         """Encoding of every grid cell's centre, [1, width, grid, grid]."""
         centre = (torch.arange(self.grid, dtype=torch.float32) + 0.5) / self.grid
-        row, column = torch.meshgrid(centre, centre, indexing="ij")
+        row, column = cells(centre)
         encoded: Tensor = self.pe_layer(torch.stack([column, row], dim=-1))
         return encoded.permute(2, 0, 1)[None]
 

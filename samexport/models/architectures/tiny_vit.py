@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samexport.models.architectures.layers import neck
+from samexport.models.architectures.layers import cells, neck
 
 # MobileSAM's rule: a merge to one of these widths does not shrink the grid.
 _STRIDE_1_WIDTHS = (320, 448, 576)
@@ -91,7 +91,7 @@ class Attention(nn.Module):
 
     def bias_table(self) -> Tensor:
         """The bias of every pair of cells in a window, [heads, window^2, window^2]."""
-        row, column = torch.meshgrid(torch.arange(self.window), torch.arange(self.window), indexing="ij")
+        row, column = cells(torch.arange(self.window))
         row, column = row.flatten(), column.flatten()
         distance = (row[:, None] - row).abs() * self.window + (column[:, None] - column).abs()
         return self.attention_biases[:, distance]

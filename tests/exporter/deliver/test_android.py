@@ -23,14 +23,13 @@ from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import Check, Row, Verdict
-from tests.android.small_bundle import small_bundle
 
 NAME = "test-tinyvit64-random"
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return small_bundle()
+def bundle(tflite_bundle: Bundle) -> Bundle:
+    return tflite_bundle
 
 
 def tree(folder: Path) -> dict[str, str]:
