@@ -116,9 +116,11 @@ def convert(
         why = f"{type(error).__name__}: {reason(error)}"
         raise ExportFailed(f"{graph.name} cannot be converted to TFLite: {why}") from error
     found = lint(path)
-    refused = found.of("gpu")
-    if options.target == "gpu" and refused:
+    if options.target == "gpu" and (refused := found.of("gpu")):
         raise ExportFailed(f"{graph.name}: {len(refused)} operations would leave the GPU, first {refused[0]}")
+    if options.target == "gpu" and found.traps:
+        traps = f"{len(found.traps)} places are wrong on some phones' GPUs, first {found.traps[0]}"
+        raise ExportFailed(f"{graph.name}: {traps}")
     if metadata is not None:
         append_metadata(path, metadata)
     return found

@@ -8,7 +8,8 @@ SAM 2 adds:
 - The maps of strides 4 and 8 are added while the pixels of a cell are still together, so they are brought into that
   order, once for all prompts.
 - SAM 2's padding point is a slot with label -1 like any other; it follows clicks and boxes. A mask alone has none.
-- In a frame that is tracked each object has an embedding of its own and no prompt. Its two tokens say "no point".
+- In a frame that is tracked each object has an embedding of its own and no prompt. Its two tokens say "no point", so what
+  the tokens make of each other before they see the image is a constant.
 """
 
 from __future__ import annotations
@@ -111,10 +112,15 @@ class Sam2Transformer(nn.Module):
         self.masks = Sam2Masks(model)
 
     def forward(
-        self, image: tuple[Tensor, ...], feat_s0: Tensor, feat_s1: Tensor, own: Tensor, bias: Tensor
-    ) -> Decoded:
-        """Tokens ``own`` [N, 6 + K, width] with key biases, and the image as :class:`Layer` takes it."""
-        queries, tokens = self.layer0(own, own, bias, image)
+        self, image: tuple[Tensor, ...], feat_s0: Tensor, feat_s1: Tensor, own: Tensor, bias: Tensor,
+        begun: Tensor | None = None,
+    ) -> Decoded:  # fmt: skip
+        """Tokens ``own`` [N, 6 + K, width] with key biases, and the image as :class:`Layer` takes it.
+
+        ``begun`` are the tokens after they attended to each other first, where they are known.
+        """
+        begun = self.layer0.among_tokens(own, own, bias) if begun is None else begun
+        queries, tokens = self.layer0.between(begun, own, bias, image)
         queries, tokens = self.layer1(queries, own, bias, (tokens,))
         # only the decoder's own tokens are read from here on
         queries, own = queries[:, :OWN_TOKENS], own[:, :OWN_TOKENS]
@@ -172,11 +178,18 @@ class Sam2TrackedDecoder(nn.Module):
         self.bias = frozen(torch.zeros(1, self.own.shape[1]))
         self.no_mask = frozen(prompts.no_mask_embed.weight)
         self.transformer = Sam2Transformer(model, shared=False)
+        with torch.no_grad():
+            self.begun = frozen(self.transformer.layer0.among_tokens(self.own, self.own, self.bias))
 
     def forward(self, image_embed: Tensor, feat_s0: Tensor, feat_s1: Tensor) -> Decoded:
         """Decode."""
-        count = image_embed.shape[0]
-        tokens = image_embed.flatten(2).transpose(1, 2) + self.no_mask
-        own, bias = self.own.expand(count, -1, -1), self.bias.expand(count, -1)
-        out: Decoded = self.transformer((tokens,), feat_s0, feat_s1, own, bias)
+        image, own, bias, begun = self.given(image_embed)
+        out: Decoded = self.transformer((image,), feat_s0, feat_s1, own, bias, begun)
         return out
+
+    def given(self, image_embed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The image's tokens; the decoder's own of each object, their key biases, and what they begin with."""
+        count = image_embed.shape[0]
+        own, bias, begun = (self.own, self.bias, self.begun)
+        image = image_embed.flatten(2).transpose(1, 2) + self.no_mask
+        return image, own.expand(count, -1, -1), bias.expand(count, -1), begun.expand(count, -1, -1)

@@ -15,7 +15,8 @@ def lint_rows(artifact: Artifact, path: Path) -> tuple[Row, ...]:
     """The linter's result as rows of a report: one a delegate, each operation that would leave it named.
 
     Operations that leave the GPU fail a file made for it (option ``target`` "gpu"). Otherwise they are a row that
-    is SKIPPED, since a file for the CPU promises nothing there, and XNNPACK only gets slower.
+    is SKIPPED, since a file for the CPU promises nothing there, and XNNPACK only gets slower. A file for the GPU has one
+    row more, of what single phones compute wrongly.
     """
     check = Check("lint", (artifact.graph,), artifacts=(artifact.path,))
     try:
@@ -31,4 +32,10 @@ def lint_rows(artifact: Artifact, path: Path) -> tuple[Row, ...]:
         verdict = Verdict.PASS if not leaving else Verdict.FAIL if made_for_it else Verdict.SKIPPED
         text = f"{leaving} of {found.total} leave {title}, rank {found.max_rank}"
         rows.append(Row(check, text, verdict, "; ".join(map(str, found.of(delegate)))))
+    if artifact.options.get("target") == "gpu":
+        known = (*found.traps, *found.warnings)
+        verdict = Verdict.FAIL if found.traps else Verdict.SKIPPED if known else Verdict.PASS
+        places = len({(each.signature, each.operator) for each in known})
+        text = f"{places} of {found.total} are wrong on some phones' GPUs"
+        rows.append(Row(check, text, verdict, "; ".join(map(str, known))))
     return tuple(rows)
