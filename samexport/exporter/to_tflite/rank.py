@@ -1,8 +1,8 @@
 """Four dimensions for every tensor of three in a file for a GPU, batch first: [a, b, c] becomes [1, a, b, c].
 
-Phones' GPUs gave wrong numbers where a tensor of three dimensions is read twice (``tflite_traps``). Operations that take
-four as well get them; all others keep theirs between two RESHAPEs, so each such tensor has one reader. Nothing is
-copied that was not before: a RESHAPE that becomes one to the same shape goes away afterwards.
+Phones' GPUs gave wrong numbers where a tensor of three dimensions is read twice (``tflite_traps``). Operations that
+take four as well get them; all others keep theirs between two RESHAPEs, so each such tensor has one reader. A RESHAPE
+that becomes one to the same shape goes away afterwards, so there are about as many operations as before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RANK = 4
 
 
 def lift(graph: Graph) -> None:
-    """Rewrite the subgraph in place where a tensor of three dimensions is read twice; inputs and outputs stay as they are."""
+    """Rewrite the subgraph in place if it has a tensor of three dimensions that is read twice; its ends stay."""
     wires = Wires(graph.model, graph.subgraph, [graph.kind(operator) for operator in graph.subgraph.operators])
     if not any(True for _ in shared_of_rank_3(wires)):
         return
@@ -152,6 +152,6 @@ def _connected(graph: Graph, operator: Any) -> bool:
 _CHANGES: Mapping[str, Change] = {
     **dict.fromkeys((*ELEMENTWISE, "ABS", "COS", "EXP", "GELU", "LOGISTIC", "NEG", "RELU", "RSQRT", "SIN", "SOFTMAX",
                      "SQRT", "SQUARE", "TANH"), _as_it_is),
-    "CONCATENATION": _by_axis, "RESHAPE": _reshape, "SLICE": _with_constants(0, 1), "TRANSPOSE": _transpose, "PAD": _pad,
-    "MEAN": _reduce, "SUM": _reduce, "REDUCE_MAX": _reduce, "BATCH_MATMUL": _product, "FULLY_CONNECTED": _connected,
+    "CONCATENATION": _by_axis, "RESHAPE": _reshape, "SLICE": _with_constants(0, 1), "TRANSPOSE": _transpose,
+    "PAD": _pad, "MEAN": _reduce, "SUM": _reduce, "REDUCE_MAX": _reduce, "BATCH_MATMUL": _product, "FULLY_CONNECTED": _connected,
 }  # fmt: skip

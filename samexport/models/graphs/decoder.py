@@ -157,10 +157,7 @@ class Layer(nn.Module):
 
     def forward(self, queries: Tensor, own: Tensor, bias: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """``image`` is the tokens [N, P, width] alone, or the four outputs of the prologue."""
-        return self.between(self.among_tokens(queries, own, bias), own, bias, image)
-
-    def between(self, queries: Tensor, own: Tensor, bias: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """What follows :meth:`among_tokens`."""
+        queries = self.among_tokens(queries, own, bias)
         tokens, *shared = image
         seen = self.to_image(queries + own, *shared[:2]) if shared else self.to_image(queries + own, tokens)
         return self.with_image(queries, seen, own, bias, image)

@@ -219,15 +219,14 @@ class SalientDecoder(Sam2TrackedDecoder):
     def forward(self, image_embed: Tensor, feat_s0: Tensor, feat_s1: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Decode."""
         count, _, side, _ = image_embed.shape
-        image, own, bias, queries = self.given(image_embed)
+        image, own, bias = self.given(image_embed)
         parts: Sam2Transformer = self.transformer
-        looked = []
-        for layer in (parts.layer0, parts.layer1):
-            queries = queries if layer.first else layer.among_tokens(queries, own, bias)
-            attention = cast(TokenToImage, layer.to_image)
-            weights = attention.weights(queries + own, image)
-            looked.append(_mean(weights, own.shape[1]))
-            queries, image = layer.with_image(queries, attention.mix(weights, image), own, bias, (image,))
+        queries, image, first = self.first(image, own, bias)
+        layer, attention = parts.layer1, cast(TokenToImage, parts.layer1.to_image)
+        queries = layer.among_tokens(queries, own, bias)
+        weights = attention.weights(queries + own, image)
+        looked = [_mean(first, own.shape[1]), _mean(weights, own.shape[1])]
+        queries, image = layer.with_image(queries, attention.mix(weights, image), own, bias, (image,))
         queries, own = queries[:, :_WATCHED], own[:, :_WATCHED]
         weights = parts.final.weights(queries + own, image)
         looked.append(_mean(weights, _WATCHED))

@@ -1,6 +1,6 @@
 """What a phone's GPU was seen to compute wrongly, or to refuse, where the accelerator that runs here is right.
 
-Nothing here can be tried without the phone, so each rule says who saw it where. Files that are made for a GPU keep them.
+Nothing here can be tried without the phone, so each rule says who saw it where. Files made for a GPU keep them.
 """
 
 from __future__ import annotations

@@ -103,6 +103,14 @@ def test_files_for_a_gpu_have_a_row_of_traps_and_others_have_none(graph, verdict
     assert len(lint_rows(artifact("cpu"), path)) == 2
 
 
+def test_of_many_findings_the_first_are_named(tmp_path):
+    tensors = [("x", (2,)), *((f"y{i}", (2,)) for i in range(12))]
+    operators = [("CEIL", ["x"], f"y{i}", None) for i in range(12)]
+    row, _ = lint_rows(artifact("cpu"), write_graph(tmp_path / "x.tflite", tensors, operators, ["y0"]))
+    assert row.output.startswith("12 of 12 leave GPU")
+    assert row.reason.split("; ")[9:] == [row.reason.split("; ")[9], "and 2 more"]
+
+
 def test_an_export_for_a_gpu_ends_at_a_trap(tmp_path, monkeypatch):
     def write(graph, module, path, options):
         write_graph(path, *output_of(True))
