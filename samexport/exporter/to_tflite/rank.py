@@ -153,5 +153,6 @@ _CHANGES: Mapping[str, Change] = {
     **dict.fromkeys((*ELEMENTWISE, "ABS", "COS", "EXP", "GELU", "LOGISTIC", "NEG", "RELU", "RSQRT", "SIN", "SOFTMAX",
                      "SQRT", "SQUARE", "TANH"), _as_it_is),
     "CONCATENATION": _by_axis, "RESHAPE": _reshape, "SLICE": _with_constants(0, 1), "TRANSPOSE": _transpose,
-    "PAD": _pad, "MEAN": _reduce, "SUM": _reduce, "REDUCE_MAX": _reduce, "BATCH_MATMUL": _product, "FULLY_CONNECTED": _connected,
+    "PAD": _pad,
+    "MEAN": _reduce, "SUM": _reduce, "REDUCE_MAX": _reduce, "BATCH_MATMUL": _product, "FULLY_CONNECTED": _connected,
 }  # fmt: skip

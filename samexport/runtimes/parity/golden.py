@@ -89,8 +89,7 @@ class Case:
         graphs: run in order, each fed by name.
         inputs, expected, strides, made: of the first frame, see :class:`Step`.
         later: the other frames.
-        spans: of a case that is a part of another one, the ranges of that one's outputs: two scores alone may be next to
-            each other.
+        spans: of a case that is a part of another one, the ranges of that one's outputs: two scores alone may be close.
     """
 
     name: str
