@@ -48,6 +48,12 @@ def distill(
         bool,
         typer.Option("--through-decoder", help="Compare masks too, not embeddings alone.", rich_help_panel=TRAINING),
     ] = False,
+    coupled: Annotated[
+        bool,
+        typer.Option(
+            "--coupled", help="Teach the teacher's masks alone, decoder and all, to compare.", rich_help_panel=TRAINING
+        ),
+    ] = False,
     learning_rate: Annotated[float, typer.Option(min=1e-8, max=1, help="Its peak.", rich_help_panel=TRAINING)] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of weights and order.", rich_help_panel=TRAINING)] = 0,
     device: Device = None,
@@ -58,6 +64,8 @@ def distill(
     not compute them again. The folder gets student.safetensors, for --checkpoint of every export. Runs on several
     processes under torchrun.
     """
+    if coupled and through_decoder:
+        raise ConfigError("--coupled teaches masks alone; leave --through-decoder out")
     if not images.is_dir():
         raise ConfigError(f"{images} is no folder; --images names one with pictures")
     paths = tuple(Path(str(source.path)) for source in find_pictures([str(images)]))
@@ -74,12 +82,14 @@ def distill(
 
     chosen = torch_device(device)
     network, spec, weights = _teacher(teacher, teacher_encoder, tuple(checkpoint or ()))
-    small = find_model(student)
+    small = find_model(student, spec.frame.size)
     check_pair(spec, small)
 
     identity = {"model": spec.name, "weights": weights.source, "sha256": weights.sha256}
     cache = EmbeddingCache(out / "cache", paths, identity, spec.frame, encoding(network, spec.frame, chosen))
-    settings = DistillSettings(steps, batch, learning_rate, float(through_decoder), held_out, seed=seed, device=chosen)
+    settings = DistillSettings(
+        steps, batch, learning_rate, float(through_decoder), coupled, held_out, seed=seed, device=chosen
+    )
     out.mkdir(parents=True, exist_ok=True)
     with ProgressBar() as bar:
         found = distil(network, small, cache, settings, out, bar.update)

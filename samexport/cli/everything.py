@@ -255,14 +255,14 @@ def run_everything(
         SamExportError: a picture, option, bundle or path cannot be used; paths are checked before the model runs.
     """
     from samexport.cli.results import Results, least_weights
-    from samexport.runtimes.bundle import open_bundle
+    from samexport.runtimes.bundle import MANIFEST, open_bundle
     from samexport.runtimes.tasks.everything import SegmentEverything
 
     sources = find_pictures(request.images)
     if request.boxes and len(sources) > 1:
         raise ConfigError(f"{request.boxes} has the boxes of one picture, and there are {len(sources)}")
     reporter = Reporter(as_json, len(sources) > 1)
-    inputs = [request.bundle / "bundle.json", *([request.boxes] if request.boxes else [])]
+    inputs = [request.bundle / MANIFEST, *([request.boxes] if request.boxes else [])]
     with Results(sources, out, masks, None, force, inputs, annotations, reporter.announce) as results:
         bundle = open_bundle(request.bundle)
         with SegmentEverything(bundle, request.sampling(bundle), runtime=runtime, threads=threads) as model:

@@ -127,12 +127,12 @@ def run_segment(
         SamExportError: a picture, prompt, bundle or path cannot be used; paths are checked before the model runs.
     """
     from samexport.cli.results import Results, least_weights
-    from samexport.runtimes.bundle import open_bundle
+    from samexport.runtimes.bundle import MANIFEST, open_bundle
     from samexport.runtimes.tasks.segment import Segmenter
 
     prompts, sources = request.prompts(), find_pictures(request.images)
     reporter = Reporter(as_json, len(sources) > 1)
-    inputs = [request.bundle / "bundle.json", *([] if request.mask is None else [_file_and_index(request.mask)[0]])]
+    inputs = [request.bundle / MANIFEST, *([] if request.mask is None else [_file_and_index(request.mask)[0]])]
     with (
         Results(sources, out, masks, logits, force, inputs, annotations, reporter.announce) as results,
         Segmenter(open_bundle(request.bundle), runtime=runtime, threads=threads) as segmenter,

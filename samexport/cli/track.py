@@ -143,8 +143,10 @@ class TrackRequest:
     @property
     def files(self) -> list[Path]:
         """What is read besides the video."""
+        from samexport.runtimes.bundle import MANIFEST
+
         masks = [Path(text) for name, text in self.order if name == "mask"]
-        return [self.bundle / "bundle.json", *masks, *([self.file] if self.file is not None else [])]
+        return [self.bundle / MANIFEST, *masks, *([self.file] if self.file is not None else [])]
 
 
 def run_track(request: TrackRequest, outputs: Outputs, *, runtime: str | None, threads: int | None) -> None:

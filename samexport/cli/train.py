@@ -46,6 +46,12 @@ def train_demo(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Weights to go on from; repeats.", rich_help_panel=TRAINING),
     ] = None,
+    blend: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Of --checkpoint's weights in the result.", rich_help_panel=TRAINING
+        ),
+    ] = 0.0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Carry on from the folder's state.pt.", rich_help_panel=TRAINING)
     ] = False,
@@ -58,6 +64,8 @@ def train_demo(
     """
     if (budget is None) == (steps is None):
         raise ConfigError("give how long to train: --budget 9m or --steps 1000, one of them")
+    if blend and not checkpoint:
+        raise ConfigError("--blend mixes the result with the weights that --checkpoint names; give some")
     seconds = None if budget is None else _seconds(budget)
     _check_folder(out, resume, bool(checkpoint))
     require("torch", "skimage", "matplotlib")
@@ -73,7 +81,7 @@ def train_demo(
     settings = settings_for(spec.frame.size, chosen, seconds, steps, seed, further=bool(checkpoint))
     state = out / STATE if resume else None
     with _Bar() as bar:
-        quality = train(spec, settings, out, shown=bar.show, start=checkpoint or (), resume=state)
+        quality = train(spec, settings, out, shown=bar.show, start=checkpoint or (), blend=blend, resume=state)
     print(
         f"on held-out scenes: box IoU {quality.box:.3f}, one click {quality.click:.3f} (best of three masks),"
         f" {quality.scored:.3f} (by its own score)"

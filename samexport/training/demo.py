@@ -35,6 +35,7 @@ def train(
     *,
     shown: Callable[[Progress], None] = lambda _: None,
     start: Sequence[Path] = (),
+    blend: float = 0.0,
     resume: Path | None = None,
     keep_state: bool = True,
 ) -> Quality:
@@ -46,10 +47,12 @@ def train(
         out: a folder that exists.
         shown: called after each step.
         start: files of the weights to start from; none for new weights.
+        blend: share of those weights in what is left; what was learnt before is kept so (arXiv 2109.01903).
         resume: a ``state.pt`` to carry on from.
         keep_state: write ``state.pt`` at intervals.
     """
-    trainer = Trainer(spec, settings, load_model(spec, start)[0].state_dict() if start else None)
+    before = load_model(spec, start)[0].state_dict() if start else None
+    trainer = Trainer(spec, settings, before)
     if resume:
         trainer.load(resume)
         _forget_after(trainer.step, out / LOG)
@@ -68,9 +71,11 @@ def train(
             if keep_state:
                 trainer.save(out / STATE)
     trainer.settle()
-    write_weights(trainer.average, spec, out)
     if keep_state:
         trainer.save(out / STATE)
+    if before is not None:
+        _blend(trainer.average, before, blend)
+    write_weights(trainer.average, spec, out)
     size = settings.stages[-1].size
     quality = measure(trainer.average, spec.frame, size, 32, trainer.device)
     _log(out, {"step": trainer.step, "seconds": trainer.seconds, "size": size, "final": True}
@@ -78,6 +83,14 @@ def train(
     draw_samples(trainer.average, spec, size, trainer.device, out / "samples.png")
     draw_curves(out / LOG, out / "curves.png")
     return quality
+
+
+@torch.no_grad()
+def _blend(sam: Sam, other: Mapping[str, Tensor], share: float) -> None:
+    """Move weights and statistics by ``share`` of the way to others."""
+    for key, value in sam.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(other[key].to(value.device, value.dtype), share)
 
 
 def _log(out: Path, row: Mapping[str, Any]) -> None:

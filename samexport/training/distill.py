@@ -39,6 +39,7 @@ class DistillSettings:
         batch: pictures a step, of each process.
         learning_rate: its peak; it rises over a twentieth of the steps and falls along a cosine.
         decoder_weight: of the loss through the frozen decoder beside that of the embeddings; 0 leaves it out.
+        coupled: train on the teacher's masks alone, and the decoder too: what the paper compares its recipe with.
         held_out: the last pictures, that are not trained on but measured.
         prompts: of each picture, through the decoder and when it is measured.
         seed: of the student's weights, the order of the pictures and the clicks.
@@ -49,6 +50,7 @@ class DistillSettings:
     batch: int = 4
     learning_rate: float = 1e-3
     decoder_weight: float = 0.0
+    coupled: bool = False
     held_out: int = 8
     prompts: int = 8
     seed: int = 0
@@ -118,6 +120,10 @@ class Distiller:
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(not f"image_encoder.{name}".startswith(spec.unread))
         self.trained = [p for p in encoder.parameters() if p.requires_grad]
+        if settings.coupled:
+            self.trained += list(self.student.mask_decoder.requires_grad_(True).parameters())
+        if settings.coupled and self.world > 1:
+            raise ConfigError("coupled training runs in one process; leave torchrun out")
         if self.world > 1:
             self.student.image_encoder = nn.parallel.DistributedDataParallel(encoder)
         self.encoder = encoder
@@ -158,14 +164,16 @@ class Distiller:
     def _cost(self, framed: Framed, wanted: Tensor, step: int) -> Tensor:
         with torch.device(self.device), fast(self.device):
             found = self._embed(framed)
-            cost = embedding_error(found, wanted, framed.inside, self.spec.frame.stride)
-            if self.settings.decoder_weight:
+            cost = torch.zeros(())
+            if not self.settings.coupled:
+                cost = embedding_error(found, wanted, framed.inside, self.spec.frame.stride)
+            if self.settings.decoder_weight or self.settings.coupled:
                 points = self._clicks(framed, self.settings.seed * 1_000_003 + step * self.world + self.rank)
                 with torch.no_grad():
-                    target, _ = decode(self.student, wanted, points, None)
+                    target, _ = decode(self.teacher, wanted, points, None)
                 logits, _ = decode(self.student, found, points, None)
                 taught = mask_losses(logits.flatten(0, 1)[:, None], (target > 0).float().flatten(0, 1)).mean()
-                cost = cost + self.settings.decoder_weight * taught
+                cost = cost + (self.settings.decoder_weight or 1.0) * taught
         return cost
 
     def _embed(self, framed: Framed) -> Tensor:
@@ -194,21 +202,22 @@ class Distiller:
             with torch.device(self.device), fast(self.device):
                 found = self._embed(framed)
                 points = self._clicks(framed, (1 << 31) + len(errors))
-                (target, scores), (answer, _) = (decode(self.student, e, points, None) for e in (wanted, found))
+                target, scores = decode(self.teacher, wanted, points, None)
+                answer, _ = decode(self.student, found, points, None)
                 best = 1 + scores[:, 1:].argmax(1)
                 each = torch.arange(len(best))
                 mask = target[each, best] > 0
                 clicks.append(mask_ious(answer[each, best][:, None], mask.float())[:, 0])
                 seen = nn.functional.interpolate(mask[:, None].float(), size=size)[:, 0] > 0.5
                 around = boxes(seen, None)
-                asked, _ = decode(self.student, wanted, around, None)
+                asked, _ = decode(self.teacher, wanted, around, None)
                 answered, _ = decode(self.student, found, around, None)
                 by_box.append(mask_ious(answered[:, :1], (asked[:, 0] > 0).float())[:, 0])
             errors.append(embedding_error(found, wanted, framed.inside, self.spec.frame.stride))
         return Agreement(*(float(torch.stack(x).mean()) for x in (errors, clicks, by_box)))
 
     def write(self, out: Path, facts: dict[str, Any]) -> Agreement:
-        """Write the checkpoint (student's encoder, teacher's decoder) and the report; returns what was measured."""
+        """Write the checkpoint (student's encoder, its decoder) and the report; returns what was measured."""
         from safetensors.torch import save_file
 
         self.student.image_encoder = self.encoder

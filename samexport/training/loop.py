@@ -24,6 +24,7 @@ from samexport.models.graphs.tiny_vit import TinyViTEncoder
 from samexport.models.spec import ModelSpec, Preprocess
 from samexport.training.losses import Losses, losses
 from samexport.training.prompts import Points, Targets, choose_targets, corrections, first_prompts
+from samexport.training.quick import quicken
 from samexport.training.scenes import HELD_OUT, Scenes, SceneSettings, draw
 
 EMA = 0.998
@@ -56,8 +57,8 @@ GPU_STAGES = (
     Stage(0.06, 128, 128, 16, 1, 0.1, 6),
     Stage(0.12, 256, 96, 16, 2, 0.6, 16),
     Stage(0.27, 256, 96, 16, 3, 1.0, 24),
-    Stage(0.29, 512, 32, 16, 3, 1.0, 40),
-    Stage(0.26, 1024, 12, 16, 2, 1.0, 40),
+    Stage(0.25, 512, 48, 16, 2, 1.0, 40),
+    Stage(0.30, 1024, 16, 16, 2, 1.0, 40),
 )
 CPU_STAGES = (
     Stage(0.45, 128, 32, 16, 1, 0.1, 6),
@@ -94,12 +95,12 @@ def settings_for(
 ) -> TrainSettings:
     """The recipe of a device, as far as a model's frame of ``size`` pixels goes; larger pictures become that size.
 
-    Weights that are trained already go ``further``: the last two stages alone, at a quarter of the learning rate.
+    Weights that are trained already go ``further``: the last two stages alone, at half the learning rate.
     """
     stages: tuple[Stage, ...] = GPU_STAGES if device == "cuda" else CPU_STAGES
     rate = TrainSettings.learning_rate
     if further:
-        stages, rate = stages[-2:], rate / 4
+        stages, rate = stages[-2:], rate / 2
     whole = sum(stage.share for stage in stages)
     fitted = tuple(replace(stage, size=min(stage.size, size), share=stage.share / whole) for stage in stages)
     return TrainSettings(fitted, seconds, steps, seed, rate, device=device)
@@ -162,14 +163,19 @@ def decode(sam: Sam, embeddings: Tensor, points: Points, mask_input: Tensor | No
     with torch.autocast(embeddings.device.type, enabled=False):
         sparse = prompt_encoder.embed_points(points.coords, points.labels)
         dense_pe = prompt_encoder.dense_pe()
-    total = len(points.coords)
-    each = embeddings.repeat_interleave(total // len(embeddings), dim=0)
     if mask_input is None:
-        dense = prompt_encoder.no_mask_dense()
+        dense = prompt_encoder.no_mask_dense()[None]
     else:
-        dense = prompt_encoder.embed_mask(mask_input, torch.ones(total, device=each.device))
+        dense = prompt_encoder.mask_downscaling(mask_input).unflatten(0, (len(embeddings), -1))
+    prompts = len(points.coords) // len(embeddings)
+    source = embeddings[:, None] + dense
+    if torch.is_autocast_enabled(source.device.type):
+        half = torch.get_autocast_dtype(source.device.type)
+        source, dense_pe = source.to(half), dense_pe.to(half)
+    # channels last, as the decoder's attention reads them
+    each = source.permute(0, 1, 3, 4, 2).expand(-1, prompts, -1, -1, -1).flatten(0, 1).permute(0, 3, 1, 2)
     bias = torch.zeros(sparse.shape[:2], device=each.device)
-    out: tuple[Tensor, Tensor] = sam.mask_decoder(each + dense, dense_pe, sparse, bias)
+    out: tuple[Tensor, Tensor] = sam.mask_decoder(each, dense_pe, sparse, bias)
     return out
 
 
@@ -187,6 +193,10 @@ class Trainer:
             self.sam.load_state_dict(start)
         self.sam = self.sam.to(memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.sam).eval().requires_grad_(False)
+        if self.device.type == "cuda":
+            quicken(self.sam)
+        # drawing asks the GPU for numbers all the time, and would wait for training's work each time
+        self._side: Any = torch.cuda.Stream() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.step, self.share, self.seconds, self.pictures = 0, 0.0, 0.0, 0
         named = dict(self.sam.named_parameters())
         matrices = [p for p in named.values() if p.ndim > 1]
@@ -233,8 +243,14 @@ class Trainer:
 
     def _draw(self, step: int, stage: Stage) -> tuple[Stage, Scenes, Targets]:
         generator = self._generator(2 * step)
-        scenes = draw(stage.batch, SceneSettings(stage.size, stage.objects, stage.texture), generator)
-        return stage, scenes, choose_targets(scenes, stage.prompts, generator)
+        with torch.cuda.stream(self._side):
+            scenes = draw(stage.batch, SceneSettings(stage.size, stage.objects, stage.texture), generator)
+            targets = choose_targets(scenes, stage.prompts, generator)
+        if self._side:
+            self._side.synchronize()
+            for tensor in (scenes.pictures, scenes.ids, targets.masks, targets.soft):
+                tensor.record_stream(torch.cuda.default_stream())
+        return stage, scenes, targets
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed((self.settings.seed * 1_000_000_007 + number) % HELD_OUT)
@@ -246,10 +262,9 @@ class Trainer:
     def _one_step(self, stage: Stage, scenes: Scenes, targets: Targets) -> Losses:
         generator = self._generator(2 * self.step + 1)
         set_size(self.sam, stage.size)
-        with torch.device(self.device), fast(self.device):
-            cost = self._answers(scenes, targets, stage.rounds, generator)
         self.optimizer.zero_grad(set_to_none=True)
-        cost.total.backward()  # type: ignore[no-untyped-call]
+        with torch.device(self.device):
+            cost = self._answers(scenes, targets, stage.rounds, generator)
         # a step whose gradients are not finite changes nothing
         if nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0).isfinite():
             self.optimizer.step()
@@ -257,23 +272,31 @@ class Trainer:
         return cost
 
     def _answers(self, scenes: Scenes, targets: Targets, most: int, generator: torch.Generator) -> Losses:
-        """The first answer and its corrections, each with its loss."""
+        """The first answer and its corrections, each with its loss, and their gradients.
+
+        An answer is forgotten as soon as it has told the embeddings their gradient: memory holds one at a time.
+        """
         masks, soft = targets.masks.flatten(0, 1), targets.soft.flatten(0, 1)
         points, _ = first_prompts(masks, generator)
-        embeddings = embed(self.sam, scenes.pictures, scenes.ids, self.spec.frame)
-        logits, scores = decode(self.sam, embeddings, points, None)
-        first = losses(logits, scores, soft)
-        total = first.total
         rounds = 1 + self.step % most
-        for _ in range(rounds - 1):
-            with torch.no_grad():
-                best = scores.argmax(1)
-                earlier = logits[torch.arange(len(logits)), best].float()
-                coords, label = corrections(earlier, soft, generator)
-            points = points.with_point(coords, label)
-            logits, scores = decode(self.sam, embeddings, points, earlier[:, None].clamp(-32, 32))
-            total = total + losses(logits, scores, soft).total
-        return Losses(total / rounds, first.mask, first.score, first.single, first.best)
+        with fast(self.device):
+            embeddings = embed(self.sam, scenes.pictures, scenes.ids, self.spec.frame)
+        leaf = embeddings.detach().requires_grad_()
+        earlier, costs = None, []
+        for number in range(rounds):
+            with fast(self.device):
+                logits, scores = decode(self.sam, leaf, points, earlier)
+                costs.append(losses(logits, scores, soft))
+            (costs[-1].total / rounds).backward()  # type: ignore[no-untyped-call]
+            if number + 1 < rounds:
+                with torch.no_grad():
+                    found = logits[torch.arange(len(logits)), scores.argmax(1)].float()
+                    points = points.with_point(*corrections(found, soft, generator))
+                    earlier = found[:, None].clamp(-32, 32)
+        embeddings.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        first = costs[0]
+        total = torch.stack([cost.total.detach() for cost in costs]).mean()
+        return Losses(total, first.mask, first.score, first.single, first.best)
 
     @torch.no_grad()
     def _update_average(self) -> None:

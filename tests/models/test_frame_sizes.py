@@ -28,7 +28,9 @@ def test_the_graphs_have_the_size_and_the_model_is_the_same():
     assert find_model("tinyvit", 1024) is find_model("tinyvit")
 
 
-@pytest.mark.parametrize(("name", "size"), [("hiera_t", 96), ("tinyvit", 512), ("sam2_hiera_b+", 768)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("hiera_t", 96), ("tinyvit", 512), ("edge_sam", 512), ("sam2_hiera_b+", 768)]
+)
 def test_the_weights_are_those_of_the_models_own_size(name, size):
     own, other = find_model(name), find_model(name, size)
     build = resolve_name(find_family(own.family).network)
@@ -68,7 +70,14 @@ def test_the_folder_names_the_size():
 
 
 @pytest.mark.parametrize(
-    ("name", "graph"), [("test.tinyvit64", "encoder"), ("test.tinyvit64", "decoder"), ("test.hiera64", "image_encoder")]
+    ("name", "graph"),
+    [
+        ("test.tinyvit64", "encoder"),
+        ("test.tinyvit64", "decoder"),
+        ("test.edge64", "encoder"),
+        ("test.repvit64", "encoder"),
+        ("test.hiera64", "image_encoder"),
+    ],
 )
 def test_forms_equal_the_architecture_at_another_size(name, graph):
     spec = find_model(name, 96)

@@ -9,6 +9,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from samexport.cli import train as commands
 from samexport.errors import FileError
@@ -46,6 +47,7 @@ def quick(monkeypatch):
         (("--steps", "1", "--device", "tpu"), "--device is cuda or cpu, not 'tpu'"),
         (("--steps", "1", "--encoder", "tinyvitt"), "no encoder is called 'tinyvitt'; did you mean tinyvit"),
         (("--steps", "1", "--encoder", "vit_b"), "sam.vit_b cannot see small pictures, as training does"),
+        (("--steps", "1", "--blend", "0.5"), "--blend mixes the result with the weights that --checkpoint names"),
         (("--steps", "1", "--resume"), "has no state.pt to carry on from; leave --resume out"),
         (("--steps", "1", "--checkpoint", "absent.pt"), "absent.pt cannot be read"),
         (("--steps", "1", "--resume", "--checkpoint", "x.pt"), "leave --checkpoint out"),
@@ -100,8 +102,20 @@ def test_a_training_can_be_carried_on_and_gives_a_checkpoint(tmp_path, run, quic
     assert [row["step"] for row in rows if row.get("final")] == [3]
     weights = tmp_path / "out/demo.0.safetensors"
     load_model(find_model("test.tinyvit64"), [weights])
-    code, _, err = run("train-demo", "--out", tmp_path / "on", "--steps", "1", "--checkpoint", weights, *TINY)
-    assert code == 0, err
+    further = ("--steps", "1", "--checkpoint", weights, *TINY)
+    found = {}
+    for share in ("0", "0.25", "1"):
+        code, _, err = run("train-demo", "--out", tmp_path / share, *further, "--blend", share)
+        assert code == 0, err
+        found[share] = load_file(tmp_path / share / "demo.0.safetensors")
+    before = load_file(weights)
+    moved = 0
+    for key, value in found["0"].items():
+        assert found["1"][key].equal(before[key])
+        wanted = value.float().lerp(before[key].float(), 0.25)
+        torch.testing.assert_close(found["0.25"][key].float(), wanted, rtol=2e-3, atol=1e-4)
+        moved += not value.equal(before[key])
+    assert moved > 100
 
 
 STOP = """

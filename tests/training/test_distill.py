@@ -142,6 +142,23 @@ def test_a_student_learns_what_its_teacher_sees(pictures, teacher, tmp_path, run
     assert "has a student already; name another folder" in one_line_error(err)
 
 
+def test_coupled_training_teaches_masks_to_encoder_and_decoder(pictures, tmp_path):
+    network, _ = load_model(SPEC, random_seed=3)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    cache = cache_of(tmp_path / "c", pictures, encoding(network, SPEC.frame, "cpu"))
+    cache.prepare()
+    cache.fill()
+    distiller = Distiller(network, SPEC, cache, DistillSettings(40, coupled=True, held_out=2, learning_rate=3e-3))
+    start = distiller.measure()
+    losses = [loss for _, loss in distiller.run()]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert distiller.measure().click > start.click + 0.05
+    student = distiller.student.state_dict()
+    changed = {key.split(".")[0] for key, value in student.items() if not value.equal(before[key])}
+    assert changed == {"image_encoder", "mask_decoder"}
+    assert all(value.equal(before[key]) for key, value in network.state_dict().items())
+
+
 def test_a_student_that_is_its_teacher_agrees_with_it(pictures, tmp_path):
     network, _ = load_model(SPEC, random_seed=3)
     cache = cache_of(tmp_path / "c", pictures, encoding(network, SPEC.frame, "cpu"))
@@ -203,6 +220,7 @@ def test_a_student_of_another_frame_is_refused(teacher_name, student, message):
         (("--device", "tpu"), "--device is cuda or cpu, not 'tpu'"),
         (("--student", "nothing"), "no encoder is called 'nothing'"),
         (("--checkpoint", "x.pt"), "--checkpoint goes with a bundle as --teacher"),
+        (("--coupled", "--through-decoder"), "--coupled teaches masks alone; leave --through-decoder out"),
         (("--steps", "0"), "Input should be greater than or equal to 1"),
     ],
 )

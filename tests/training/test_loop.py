@@ -13,6 +13,7 @@ from samexport.training import demo, loop
 from samexport.training.demo import draw_curves, train, write_weights
 from samexport.training.loop import CPU_STAGES, GPU_STAGES, Stage, Trainer, TrainSettings, settings_for
 from samexport.training.measure import measure
+from samexport.training.prompts import corrections, first_prompts
 
 TINY = find_model("test.tinyvit64")
 STAGES = (Stage(0.5, 32, 4, 4, 1, 0.0, 2), Stage(0.5, 64, 2, 4, 2, 1.0, 4))
@@ -104,6 +105,31 @@ def test_a_step_with_gradients_that_are_not_finite_changes_no_weight(monkeypatch
     for _ in trainer.run():
         pass
     assert all(value.equal(before[key]) for key, value in trainer.sam.named_parameters())
+
+
+def test_gradients_are_those_of_the_mean_loss_of_all_answers():
+    stage = Stage(1.0, 64, 2, 3, 2, 1.0, 4)
+    trainer, other = (Trainer(TINY, settings(9, (stage,), seed=4)) for _ in range(2))
+    trainer.step = 1  # two answers
+    _, scenes, targets = trainer._draw(1, stage)
+    cost = trainer._answers(scenes, targets, 2, torch.Generator().manual_seed(5))
+    generator, soft = torch.Generator().manual_seed(5), targets.soft.flatten(0, 1)
+    points, _ = first_prompts(targets.masks.flatten(0, 1), generator)
+    with loop.fast(torch.device("cpu")):
+        embeddings = loop.embed(other.sam, scenes.pictures, scenes.ids, TINY.frame)
+        logits, scores = loop.decode(other.sam, embeddings, points, None)
+        first = loop.losses(logits, scores, soft)
+        found = logits[torch.arange(len(logits)), scores.argmax(1)].float().detach()
+        points = points.with_point(*corrections(found, soft, generator))
+        logits, scores = loop.decode(other.sam, embeddings, points, found[:, None].clamp(-32, 32))
+        total = (first.total + loop.losses(logits, scores, soft).total) / 2
+    total.backward()
+    torch.testing.assert_close(cost.total, total.detach())
+    pairs = zip(trainer.sam.parameters(), other.sam.parameters(), strict=True)
+    gradients = [(one.grad, two.grad) for one, two in pairs if two.grad is not None]
+    assert len(gradients) > 100
+    for one, two in gradients:
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3 * float(two.abs().max()) + 1e-8)
 
 
 def test_the_average_follows_the_weights():

@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
         """[B, Q, width] attends to [B, P, width]; ``key_bias`` [B, P] is added to the logits."""
-        q, k, v = (_split_heads(x) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
+        q, k, v = (split_heads(x) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
         logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         if key_bias is not None:
             logits = logits + key_bias[:, None, None]
@@ -38,7 +38,8 @@ class Attention(nn.Module):
         return out
 
 
-def _split_heads(x: Tensor) -> Tensor:
+def split_heads(x: Tensor) -> Tensor:
+    """[B, T, width] to [B, heads, T, width / heads]."""
     batch, tokens, width = x.shape
     return x.view(batch, tokens, HEADS, width // HEADS).transpose(1, 2)
 

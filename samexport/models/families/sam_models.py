@@ -75,6 +75,7 @@ def _edge_sam(name: str, word: str, *aliases: str) -> ModelSpec:
             f"{name}.pth", f"{_HUGGING_FACE}/spaces/chongzhou/EdgeSAM/resolve/main/weights/{name}.pth", None
         ),
         aliases=aliases,
+        size={"any_size": True},
         scores="stability",
         gains=_REPVIT_GAINS,
     )
@@ -191,6 +192,7 @@ _MODELS = (
         "RepViT-SAM: RepViT-M2.3 encoder, SAM's decoder",
         "rep_vit:repvit_m2_3",
         "rep_vit:RepViTEncoder",
+        size={"any_size": True},
         parameters=27_223_480,
         licence="Apache-2.0",
         source=CheckpointSource(
@@ -225,7 +227,14 @@ _MODELS = (
     _slim_sam("77", 9_723_528, "1OeWpfk5WhdlMz5VvYmb9gaE6suzHB0sp"),
     _test("tinyvit64", "tiny_vit:tiny_vit_test", "tiny_vit:TinyViTEncoder", any_size=True, unread=_CLASSIFIER),
     _test("vit64", "sam_vit:vit_test", "sam_vit:SamViTEncoder"),
-    _test("edge64", "rep_vit:edge_test", "rep_vit:EdgeViTEncoder", gains=_REPVIT_GAINS, scores="stability"),
+    _test(
+        "edge64",
+        "rep_vit:edge_test",
+        "rep_vit:EdgeViTEncoder",
+        any_size=True,
+        gains=_REPVIT_GAINS,
+        scores="stability",
+    ),
     _test(
         "efficientvit64",
         "efficient_vit:test",
@@ -235,7 +244,7 @@ _MODELS = (
     ),
     _test("nano64", "nano_sam:resnet_test", "nano_sam:NanoSamEncoder", gains=_RESNET_GAINS),
     _test("slim64", "sam_vit:slim_test", "sam_vit:SamViTEncoder"),
-    _test("repvit64", "rep_vit:repvit_test", "rep_vit:RepViTEncoder", gains=_REPVIT_GAINS),
+    _test("repvit64", "rep_vit:repvit_test", "rep_vit:RepViTEncoder", any_size=True, gains=_REPVIT_GAINS),
 )
 
 FAMILY = Family(
