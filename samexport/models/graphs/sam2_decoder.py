@@ -115,7 +115,8 @@ class Sam2Transformer(nn.Module):
         self, image: tuple[Tensor, ...], feat_s0: Tensor, feat_s1: Tensor, own: Tensor, bias: Tensor
     ) -> Decoded:
         """Tokens ``own`` [N, 6 + K, width] with key biases, and the image as :class:`Layer` takes it."""
-        return self.after_first(*self.layer0(own, own, bias, image), feat_s0, feat_s1, own, bias)
+        queries, tokens = self.layer0(own, own, bias, image)
+        return self.after_first(queries, tokens, feat_s0, feat_s1, own, bias)
 
     def after_first(
         self, queries: Tensor, tokens: Tensor, feat_s0: Tensor, feat_s1: Tensor, own: Tensor, bias: Tensor
