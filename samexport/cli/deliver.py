@@ -66,6 +66,7 @@ def deliver(
 
 def _list(as_json: bool) -> None:
     from samexport.exporter.deliver.folder import profiles
+    from samexport.exporter.deliver.refused import REFUSED
 
     keys = ("name", "title", "read", "tried", "size")
     found = [{"family": family, **{k: getattr(p, k) for k in keys}, "format": "onnx"} for family, p in profiles()]
@@ -76,6 +77,8 @@ def _list(as_json: bool) -> None:
         ("--for", "program", "takes", "read in", "tried"),
         [(f["name"], f["title"], _takes(f["family"], f["size"]), f["read"], f["tried"]) for f in found],
     )
+    for (name, family), why in REFUSED.items():
+        print(f"not {name} with {family}: {why}")
 
 
 def _takes(family: str, size: int | None) -> str:

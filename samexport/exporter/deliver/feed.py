@@ -107,7 +107,7 @@ def _ours(answer: Segmentation, host: Host) -> NDArray[np.bool_]:
 def decoder_inputs(
     host: Host, prompt: Prompt, framed: Framed, features: Sequence[NDArray[Any]], side: int
 ) -> dict[str, NDArray[Any]]:
-    """A prompt as the program feeds it: points and then the corners of a box, by the names of the decoder's inputs.
+    """A prompt as the program feeds it, by the names of the decoder's inputs: points and then the corners of a box.
 
     Args:
         host: the program's rules.
@@ -118,16 +118,19 @@ def decoder_inputs(
     """
     coords = [tuple(point) for point in prompt.points * framed.scale]
     labels = [float(label) for label in prompt.labels]
-    if prompt.box is not None:
-        coords += [tuple(corner) for corner in prompt.box.reshape(2, 2) * framed.scale]
+    corners = [] if prompt.box is None else [tuple(corner) for corner in prompt.box.reshape(2, 2) * framed.scale]
+    if corners and "boxes" not in host.decoder.values():
+        coords += corners
         labels += _BOX
     if host.padding == "always" or (host.padding == "without box" and prompt.box is None):
         coords, labels = [*coords, (0.0, 0.0)], [*labels, _PADDING]
+    points = np.reshape(coords, (1, -1, 2))
     outputs: tuple[Role, ...] = ("first", "second", "third")
     given: dict[Role, NDArray[Any]] = {
         **dict(zip(outputs, features, strict=False)),
-        "points": np.trunc([coords]) if host.whole else np.array([coords]),
+        "points": np.trunc(points) if host.whole else points,
         "labels": np.array([labels]),
+        "boxes": np.reshape(corners, (1, -1, 4)),
         "mask": np.zeros((1, 1, side, side)),
         "has mask": np.array([host.absent]),
         "size": np.array(framed.told),

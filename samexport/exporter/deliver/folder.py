@@ -14,6 +14,7 @@ from samexport.errors import BundleError, ConfigError, ParityFailed
 from samexport.exporter.deliver.adapt import write_adapted
 from samexport.exporter.deliver.feed import Compared, compare
 from samexport.exporter.deliver.profile import Profile, Values
+from samexport.exporter.deliver.refused import REFUSED
 from samexport.files import check_new_folder, new_folder, sha256, to_json
 from samexport.models.catalog import FAMILIES, load_plugins
 from samexport.runtimes.bundle import Bundle, Manifest, not_ours
@@ -35,6 +36,8 @@ def find_profile(name: str, family: str) -> Profile:
     own = {profile.name: profile for kind, profile in profiles() if kind == family}
     if name in own:
         return own[name]
+    if reason := REFUSED.get((name, family)):
+        raise ConfigError(f"{reason}; `samexport deliver --list` shows who takes what")
     if name in {profile.name for _, profile in profiles()}:
         raise ConfigError(f"{name} takes no models of the family {family}; `samexport deliver --list` shows who does")
     raise ConfigError(f"there is no program {name!r}; for {family} there are {', '.join(own) or 'none'}")

@@ -36,8 +36,9 @@ class Framed:
 Outputs = Mapping[str, NDArray[Any]]
 """A decoder's, by name and in its order."""
 
-Role = Literal["first", "second", "third", "points", "labels", "mask", "has mask", "size"]
-"""What a program feeds: the encoder's outputs, points, their labels, an absent mask, its flag, the size it tells."""
+Role = Literal["first", "second", "third", "points", "labels", "boxes", "mask", "has mask", "size"]
+"""What a program feeds: the encoder's outputs, points, their labels, boxes if not as points, an absent mask, its flag,
+the size it tells."""
 
 
 @dataclass(frozen=True)

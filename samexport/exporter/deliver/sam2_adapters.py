@@ -30,56 +30,70 @@ def values(manifest: Manifest) -> Values:
 
 _EMBED, _FINE, _MIDDLE = "float[1,$C,$G,$G] $embed", "float[1,$C0,$L,$L] $fine", "float[1,$C1,$E,$E] $middle"
 
-
-def encoder(order: str) -> str:
-    """ONNX text of the encoder: normalised outside; ``order`` of its outputs, by the names ``embed fine middle``."""
-    outputs = ", ".join({"embed": _EMBED, "fine": _FINE, "middle": _MIDDLE}[name] for name in order.split())
-    return f"""(float[1,3,$S,$S] $input) => ({outputs}) {{
-  std = Constant <value = float[1,3,1,1] {{$STD}}> ()
-  mean = Constant <value = float[1,3,1,1] {{$MEAN}}> ()
+_NORMALISED = """
+  std = Constant <value = float[1,3,1,1] {$STD}> ()
+  mean = Constant <value = float[1,3,1,1] {$MEAN}> ()
   pixels = Mul ($input, std)
   framed = Add (pixels, mean)
+"""
+PIXELS = """
+  framed = Identity ($input)
+"""
+
+
+def encoder(order: str, prepared: str = _NORMALISED) -> str:
+    """ONNX text of the encoder.
+
+    Args:
+        order: of its outputs, by the names ``embed fine middle``.
+        prepared: from ``$input`` to ``framed``, 0..255; it was normalised outside, or is in 0..255 already.
+    """
+    outputs = ", ".join({"embed": _EMBED, "fine": _FINE, "middle": _MIDDLE}[name] for name in order.split())
+    return f"""(float[1,3,$S,$S] $input) => ({outputs}) {{{prepared}
   $embed, $fine, $middle, vision = samexport.image_encoder (framed)
 }}"""
 
 
-_INPUTS = f"""({_EMBED}, {_FINE}, {_MIDDLE}, float[prompts,num_points,2] point_coords,
+_FEATURES = f"({_EMBED}, {_FINE}, {_MIDDLE}"
+_INPUTS = (
+    _FEATURES
+    + """, float[prompts,num_points,2] point_coords,
  float[prompts,num_points] point_labels, float[prompts,1,$L,$L] mask_input, float[1] has_mask_input"""
+)
 
-_ANSWER = """
-  axis1 = Constant <value = int64[1] {1}> ()
-  rows_and_columns = Constant <value = int64[2] {2, 3}> ()
+_CLOSED = sam_adapters.closed("""
+  kept = Identity (labels_in)
+  settled = Identity (padded)
+""")
+_PROMPTS = (
+    _CLOSED
+    + """
   zero = Constant <value = float {0}> ()
   unit = Constant <value = float {1}> ()
-  half = Constant <value = float {0.5}> ()
   one_and_half = Constant <value = float {1.5}> ()
   point_from = Constant <value = float {-0.5}> ()
-  padding = Constant <value = float {-1}> ()
-  absent = Constant <value = float {-2}> ()
-  one_slot = Constant <value = int64[6] {0, 0, 0, 0, 1, 0}> ()
-  is_padding = Equal (point_labels, padding)
-  padding_counts = Cast <to = 1> (is_padding)
-  paddings = ReduceSum <keepdims = 1> (padding_counts, axis1)
-  padded = Greater (paddings, half)
-  last = Where (padded, absent, padding)
-  labels = Concat <axis = 1> (point_labels, last)
-  coords = Pad (point_coords, one_slot)
-  is_point = Greater (point_labels, point_from)
+  rows_and_columns = Constant <value = int64[2] {2, 3}> ()
+  is_point = Greater (labels, point_from)
   point_counts = Cast <to = 1> (is_point)
   points = ReduceSum <keepdims = 1> (point_counts, axis1)
   several = Greater (points, one_and_half)
+"""
+)
+_DECODED = """
   flag_in = Clip (has_mask_input, zero, unit)
   no_flags = Sub (points, points)
   flag_rows = Add (no_flags, flag_in)
   flags = Squeeze (flag_rows, axis1)
   all_masks, all_scores, object_score, object_pointers =
     samexport.mask_decoder_with_mask ($embed, $fine, $middle, coords, labels, mask_input, flags)
+"""
+_CHOSEN = """
   from_mask = Constant <value = int64[1] {0}> ()
   first_mask = Slice (all_masks, from_mask, axis1, axis1)
-  above = Constant <value = float {$DELTA}> ()
-  below = Constant <value = float {-$DELTA}> ()
-  surely = Greater (first_mask, above)
-  likely = Greater (first_mask, below)
+  surely_above = Constant <value = float {$DELTA}> ()
+  likely_above = Constant <value = float {-$DELTA}> ()
+  surely = Greater (first_mask, surely_above)
+  likely = Greater (first_mask, likely_above)
   surely_counts = Cast <to = 1> (surely)
   likely_counts = Cast <to = 1> (likely)
   inner = ReduceSum <keepdims = 0> (surely_counts, rows_and_columns)
@@ -103,22 +117,42 @@ _ANSWER = """
   answer = ReduceSum <keepdims = 1> (only_masks, axis1)
   iou_predictions = ReduceSum <keepdims = 1> (only_scores, axis1)
 """
+_GIVEN = """
+  coords_in = Identity (point_coords)
+  labels_in = Identity (point_labels)
+"""
+_ANSWER = _PROMPTS + _DECODED + _CHOSEN
 
 LOW_RES_DECODER = (
     _INPUTS
     + """)
 => (float[prompts,1,$L,$L] masks, float[prompts,1] iou_predictions) {
 """
+    + _GIVEN
     + _ANSWER
     + "  masks = Identity (answer)\n}"
 )
 """The mask at low resolution, which the program scales to the picture."""
+
+USLS_DECODER = (
+    LOW_RES_DECODER.replace(")\n=>", ", float[2] orig_im_size)\n=>")
+    .replace("float[prompts,1,$L,$L] mask_input", "float[1,1,$L,$L] mask_input")
+    .replace(
+        "  masks = Identity (answer)",
+        """
+  loud = Constant <value = float {65536}> ()
+  masks = Mul (answer, loud)""",
+    )
+)
+"""The same, told a size that it does not need and one absent mask for all prompts; logits are scaled up, since usls
+rounds those below 1/255 to nothing."""
 
 FRAME_DECODER = (
     _INPUTS
     + """)
 => (float[prompts,1,$S,$S] masks, float[prompts,1] iou_predictions, float[prompts,1,$L,$L] low_res_masks) {
 """
+    + _GIVEN
     + _ANSWER
     + """
   low_res_masks = Identity (answer)
@@ -133,6 +167,7 @@ PICTURE_DECODER = (
     + """, int64[2] orig_im_size)
 => (float[prompts,1,height,width] masks, float[prompts,1] iou_predictions, float[prompts,1,$L,$L] low_res_masks) {
 """
+    + _GIVEN
     + _ANSWER
     + """
   low_res_masks = Identity (answer)
@@ -144,3 +179,87 @@ PICTURE_DECODER = (
 }"""
 )
 """The mask at the size of the picture, which was stretched."""
+
+CROPPED_DECODER = (
+    _INPUTS
+    + """, int32[2] orig_im_size)
+=> (uint8[1,1,patch_height,patch_width] masks, float[1,1] iou_predictions, float[1,1,$L,$L] low_res_masks,
+ int64[1] xtl, int64[1] ytl, int64[1] xbr, int64[1] ybr) {
+  sides = Cast <to = 1> (orig_im_size)
+  long_side = ReduceMax <keepdims = 1> (sides)
+  rows_then_columns = Div (long_side, sides)
+  x_then_y = Constant <value = int64[2] {1, 0}> ()
+  stretching = Gather <axis = 0> (rows_then_columns, x_then_y)
+  coords_in = Mul (point_coords, stretching)
+  labels_in = Identity (point_labels)
+"""
+    + _ANSWER
+    + """
+  low_res_masks = Identity (answer)
+  ones = Constant <value = int64[2] {1, 1}> ()
+  picture_hw = Cast <to = 7> (orig_im_size)
+  picture_sizes = Concat <axis = 0> (ones, picture_hw)
+  picture_mask = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (answer, , , picture_sizes)
+"""
+    + sam_adapters.RECTANGLE
+    + "}"
+).replace("[prompts,", "[1,")
+"""The mask's rectangle; points were scaled by one factor, and are stretched here as the picture was."""
+
+TRANSFORMERS_DECODER = (
+    _FEATURES
+    + """, float[1,point_batch,num_points,2] input_points, int64[1,prompts,num_points] input_labels,
+ float[1,num_boxes,4] input_boxes)
+=> (float[1,prompts,3] iou_scores, float[1,prompts,3,$L,$L] pred_masks, float[1,prompts,1] object_score_logits) {
+  first = Constant <value = int64[1] {0}> ()
+  one = Constant <value = int64[1] {1}> ()
+  two = Constant <value = int64[1] {2}> ()
+  three = Constant <value = int64[1] {3}> ()
+  corners_of = Constant <value = int64[3] {-1, 2, 2}> ()
+  corner_labels = Constant <value = float[1,2] {2, 3}> ()
+  point_slot = Constant <value = int64[6] {0, 0, 0, 0, 1, 0}> ()
+  label_slot = Constant <value = int64[4] {0, 0, 0, 1}> ()
+  nothing = Constant <value = float {-2}> ()
+  some = Constant <value = float {0.5}> ()
+  ignored_below = Constant <value = float {-5}> ()
+  labels_flat = Squeeze (input_labels, first)
+  labels_given = Cast <to = 1> (labels_flat)
+  ignored = Less (labels_given, ignored_below)
+  labels_known = Where (ignored, nothing, labels_given)
+  labels_padded = Pad (labels_known, label_slot, nothing)
+  slots = Shape (labels_padded)
+  points_flat = Squeeze (input_points, first)
+  points_padded = Pad (points_flat, point_slot)
+  points_sizes = Concat <axis = 0> (slots, two)
+  points_of_all = Expand (points_padded, points_sizes)
+  prompt_count = Slice (slots, first, one)
+  box_sizes = Shape (input_boxes)
+  box_count = Slice (box_sizes, one, two)
+  missing = Sub (prompt_count, box_count)
+  box_slots = Concat <axis = 0> (first, first, missing, first)
+  boxes_flat = Squeeze (input_boxes, first)
+  boxes_of_all = Pad (boxes_flat, box_slots)
+  corners = Reshape (boxes_of_all, corners_of)
+  halves = Slice (boxes_flat, first, two, one)
+  no_marks = Sub (halves, halves)
+  whole = Constant <value = float {1}> ()
+  marks = Add (no_marks, whole)
+  marks_of_all = Pad (marks, box_slots)
+  has_box = Greater (marks_of_all, some)
+  labels_of_boxes = Where (has_box, corner_labels, nothing)
+  coords_in = Concat <axis = 1> (points_of_all, corners)
+  labels_in = Concat <axis = 1> (labels_padded, labels_of_boxes)
+"""
+    + _CLOSED
+    + """
+  all_masks, all_scores, object_scores, object_pointers =
+    samexport.mask_decoder ($embed, $fine, $middle, coords, labels)
+  to_mask = Constant <value = int64[1] {4}> ()
+  three_masks = Slice (all_masks, one, to_mask, one)
+  three_scores = Slice (all_scores, one, to_mask, one)
+  pred_masks = Unsqueeze (three_masks, first)
+  iou_scores = Unsqueeze (three_scores, first)
+  object_score_logits = Unsqueeze (object_scores, first)
+}"""
+)
+"""Points [1, P, K, 2] or boxes [1, P, 4] or one of each, none as 0 of them; the three masks of an ambiguous prompt."""

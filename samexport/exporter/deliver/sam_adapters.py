@@ -97,44 +97,68 @@ PIXELS = """(float[1,3,$S,$S] $input) => (float[1,$C,$G,$G] $output) {
 }"""
 """0..255, as the bundle has it."""
 
+SHARE = """(float[1,3,$S,$S] $input) => (float[1,$C,$G,$G] $output) {
+  white = Constant <value = float {255}> ()
+  framed = Mul ($input, white)
+  $output = samexport.encoder (framed)
+}"""
+"""0..1, the mean as padding."""
+
 TRANSFORMERS_ENCODER = NORMALISED.replace(") {", ", float[1,1,1,1] image_positional_embeddings) {").replace(
     "\n}", "\n  image_positional_embeddings = Constant <value = float[1,1,1,1] {0}> ()\n}"
 )
 """transformers.js encodes anew on every call unless the encoder returns positional embeddings; our decoder has them."""
 
-PROMPTS = """
+_COUNTED = """
   axis1 = Constant <value = int64[1] {1}> ()
-  zero = Constant <value = float {0}> ()
   half = Constant <value = float {0.5}> ()
-  corner = Constant <value = float {1.5}> ()
   padding = Constant <value = float {-1}> ()
   absent = Constant <value = float {-2}> ()
-  live_from = Constant <value = float {-1.5}> ()
   one_slot = Constant <value = int64[6] {0, 0, 0, 0, 1, 0}> ()
-  is_corner = Greater (labels_in, corner)
-  corner_counts = Cast <to = 1> (is_corner)
-  corners = ReduceSum <keepdims = 1> (corner_counts, axis1)
-  boxed = Greater (corners, half)
   is_padding = Equal (labels_in, padding)
   padding_counts = Cast <to = 1> (is_padding)
   paddings = ReduceSum <keepdims = 1> (padding_counts, axis1)
   padded = Greater (paddings, half)
-  beside_box = And (is_padding, boxed)
-  kept = Where (beside_box, absent, labels_in)
-  settled = Or (boxed, padded)
+"""
+_CLOSED = """
   last = Where (settled, absent, padding)
   labels = Concat <axis = 1> (kept, last)
   coords = Pad (coords_in, one_slot)
 """
-"""``coords_in`` [N, K, 2] and ``labels_in`` [N, K] to prompts with SAM's padding point where SAM's predictor has it."""
 
-ANSWER = """
+
+def closed(rule: str) -> str:
+    """ONNX text that closes ``coords_in`` [N, K, 2] and ``labels_in`` [N, K] with a padding point where one is due.
+
+    Args:
+        rule: from ``padded`` (a prompt has one already) to ``settled`` (it needs none) and ``kept``, its labels.
+    """
+    return _COUNTED + rule + _CLOSED
+
+
+PROMPTS = closed("""
+  corner = Constant <value = float {1.5}> ()
+  live_from = Constant <value = float {-1.5}> ()
+  is_corner = Greater (labels_in, corner)
+  corner_counts = Cast <to = 1> (is_corner)
+  corners = ReduceSum <keepdims = 1> (corner_counts, axis1)
+  boxed = Greater (corners, half)
+  beside_box = And (is_padding, boxed)
+  kept = Where (beside_box, absent, labels_in)
+  settled = Or (boxed, padded)
+""")
+"""``coords_in`` and ``labels_in`` to prompts with SAM's padding point where SAM's predictor has it."""
+
+_DECODED = """
+  zero = Constant <value = float {0}> ()
   unit = Constant <value = float {1}> ()
+  flag = Clip (has_mask, zero, unit)
+  all_masks, all_scores = samexport.decoder_with_mask (embeddings, coords, labels, mask_input, flag)
+"""
+_CHOSEN = """
   two_and_half = Constant <value = float {2.5}> ()
   clear_row = Constant <value = float[1,4] {$CLEAR}> ()
   vague_row = Constant <value = float[1,4] {$VAGUE}> ()
-  flag = Clip (has_mask, zero, unit)
-  all_masks, all_scores = samexport.decoder_with_mask (embeddings, coords, labels, mask_input, flag)
   is_live = Greater (labels, live_from)
   live_counts = Cast <to = 1> (is_live)
   tokens = ReduceSum <keepdims = 1> (live_counts, axis1)
@@ -146,6 +170,7 @@ ANSWER = """
   low_res_masks = Gather <axis = 1> (all_masks, best_of)
   iou_predictions = Gather <axis = 1> (all_scores, best_of)
 """
+ANSWER = _DECODED + _CHOSEN
 """One prompt to the one mask that answers it."""
 
 FRAME = """
@@ -179,6 +204,29 @@ PICTURE = (
 """
 )
 """The mask at the size ``size`` [2] of the picture, as SAM's predictor scales it."""
+
+RECTANGLE = """
+  above = Greater (picture_mask, zero)
+  inside_counts = Cast <to = 1> (above)
+  over_columns = Constant <value = int64[3] {0, 1, 3}> ()
+  over_rows = Constant <value = int64[3] {0, 1, 2}> ()
+  row_sums = ReduceSum <keepdims = 0> (inside_counts, over_columns)
+  column_sums = ReduceSum <keepdims = 0> (inside_counts, over_rows)
+  row_flags = Clip (row_sums, zero, unit)
+  column_flags = Clip (column_sums, zero, unit)
+  ytl = ArgMax <axis = 0, keepdims = 1> (row_flags)
+  xtl = ArgMax <axis = 0, keepdims = 1> (column_flags)
+  ybr = ArgMax <axis = 0, keepdims = 1, select_last_index = 1> (row_flags)
+  xbr = ArgMax <axis = 0, keepdims = 1, select_last_index = 1> (column_flags)
+  patch_from = Concat <axis = 0> (ytl, xtl)
+  patch_to_inclusive = Concat <axis = 0> (ybr, xbr)
+  patch_to = Add (patch_to_inclusive, ones)
+  patch = Slice (inside_counts, patch_from, patch_to, rows_and_columns)
+  white = Constant <value = float {255}> ()
+  bright = Mul (patch, white)
+  masks = Cast <to = 2> (bright)
+"""
+"""``picture_mask`` to its rectangle in 0 and 255, and where that lies."""
 
 _INPUTS = """(float[1,$C,$G,$G] $embeddings, float[1,num_points,2] point_coords, float[1,num_points] point_labels,
  float[1,1,$L,$L] mask_input, """
@@ -227,29 +275,26 @@ CROPPED_DECODER = (
     ).replace("$embeddings", "image_embeddings")
     + _TWO
     + PICTURE
-    + """
-  above = Greater (picture_mask, zero)
-  inside_counts = Cast <to = 1> (above)
-  over_columns = Constant <value = int64[3] {0, 1, 3}> ()
-  over_rows = Constant <value = int64[3] {0, 1, 2}> ()
-  row_sums = ReduceSum <keepdims = 0> (inside_counts, over_columns)
-  column_sums = ReduceSum <keepdims = 0> (inside_counts, over_rows)
-  row_flags = Clip (row_sums, zero, unit)
-  column_flags = Clip (column_sums, zero, unit)
-  ytl = ArgMax <axis = 0, keepdims = 1> (row_flags)
-  xtl = ArgMax <axis = 0, keepdims = 1> (column_flags)
-  ybr = ArgMax <axis = 0, keepdims = 1, select_last_index = 1> (row_flags)
-  xbr = ArgMax <axis = 0, keepdims = 1, select_last_index = 1> (column_flags)
-  patch_from = Concat <axis = 0> (ytl, xtl)
-  patch_to_inclusive = Concat <axis = 0> (ybr, xbr)
-  patch_to = Add (patch_to_inclusive, ones)
-  patch = Slice (inside_counts, patch_from, patch_to, rows_and_columns)
-  white = Constant <value = float {255}> ()
-  bright = Mul (patch, white)
-  masks = Cast <to = 2> (bright)
-}"""
+    + RECTANGLE
+    + "}"
 )
 """The mask's rectangle alone, 0 and 255, and where it lies, last row and column included."""
+
+LOW_RES_DECODER = (
+    """(float[1,$C,$G,$G] image_embeddings, float[1,num_points,2] point_coords, float[1,num_points] point_labels)
+=> (float[1,1,$L,$L] masks, float[1,1] scores) {
+  coords_in = Identity (point_coords)
+  labels_in = Identity (point_labels)
+"""
+    + PROMPTS
+    + "  all_masks, all_scores = samexport.decoder (image_embeddings, coords, labels)\n"
+    + _CHOSEN
+    + """
+  masks = Identity (low_res_masks)
+  scores = Identity (iou_predictions)
+}"""
+)
+"""Neither earlier masks nor sizes: the mask at low resolution, which the program scales to the picture."""
 
 OPENVINO_DECODER = (
     _INPUTS.replace("$embeddings", "image_embeddings")
@@ -258,6 +303,7 @@ OPENVINO_DECODER = (
 """
     + _PREPARED.replace("$embeddings", "image_embeddings")
     + """
+  zero = Constant <value = float {0}> ()
   unit = Constant <value = float {1}> ()
   flag = Clip (has_mask, zero, unit)
   low_res_masks, iou_predictions = samexport.decoder_with_mask (embeddings, coords, labels, mask_input, flag)

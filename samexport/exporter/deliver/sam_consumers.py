@@ -245,4 +245,33 @@ PROFILES = (
             "It takes the best of masks 1 to 3 for boxes too.",
         ),
     ),
+    _sam(
+        name="ai-hub",
+        title="Qualcomm AI Hub",
+        tried="qai_hub_models' SAMApp on the processor and MobileSAM with demo weights: the masks were samexport's, IoU"
+        " at least 0.9999",
+        read="qai_hub_models 0.65.0 (models/mobilesam, models/templates/sam)",
+        files={
+            "encoder.onnx": _named(adapters.SHARE, "image", "image_embeddings"),
+            "decoder.onnx": adapters.LOW_RES_DECODER,
+        },
+        host=Host(
+            hosts.in_square_share,
+            "image",
+            {n: r for n, r in _OFFICIAL.items() if r in ("first", "points", "labels")},
+            hosts.only_low_res,
+            padding="never",
+            prompts="points",
+        ),
+        same_hw=_square,
+        graphs=("encoder", "decoder"),
+        size=None,
+        load=(
+            "Upload each file to AI Hub Workbench and compile it with sizes for every axis: `image` 1x3x${S}x${S},",
+            "`image_embeddings` 1x${C}x${G}x${G}, `point_coords` 1xNx2, `point_labels` 1xN; AI Hub's own has N = 1.",
+            "Or give both to qai_hub_models' SAMApp 0.65.0 as encoder and decoder; its `ResizeLongestSide` must not be",
+            "that of segment-anything 1.0, which takes batch and channels of a tensor as the picture's size.",
+            "AI Hub changes layers for its NPU; here they are as in the bundle. No Qualcomm device was tried.",
+        ),
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,15 @@ def normalised(pixels: NDArray[Any], size: int, mean: Sequence[float], std: Sequ
     return tensor
 
 
-def _pillow(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
+def pillow(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """[H, W, 3] to [h, w, 3] by Pillow's bilinear filter on whole numbers, which widens when it shrinks."""
     return np.asarray(Image.fromarray(image).resize((hw[1], hw[0]), Image.Resampling.BILINEAR))
+
+
+def pillow_floats(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.float32]:
+    """[H, W, 3] to [h, w, 3] by Pillow's bilinear filter on floats, which widens when it shrinks."""
+    channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]
+    return np.stack([np.asarray(c.resize((hw[1], hw[0]), Image.Resampling.BILINEAR)) for c in channels], axis=-1)
 
 
 def _longest(image_hw: tuple[int, int], size: int) -> tuple[int, int]:
@@ -78,7 +86,17 @@ def in_square(image: NDArray[np.uint8], size: int) -> Framed:
     """The long side scaled by Pillow, normalised by SAM's mean and deviation, zeros as padding."""
     hw = _longest(_hw(image), size)
     scale = np.array([hw[1] / image.shape[1], hw[0] / image.shape[0]])
-    return Framed(normalised(_pillow(image, hw), size, MEAN, STD), scale, _hw(image), _hw(image))
+    return Framed(normalised(pillow(image, hw), size, MEAN, STD), scale, _hw(image), _hw(image))
+
+
+def in_square_share(image: NDArray[np.uint8], size: int) -> Framed:
+    """The long side scaled on whole numbers by a filter that widens, 0..1, SAM's mean as padding."""
+    framed = in_square(image, size)
+    return replace(framed, tensor=_unnormalised(framed.tensor) / np.float32(255))
+
+
+def _unnormalised(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+    return tensor * np.array(STD, np.float32)[:, None, None] + np.array(MEAN, np.float32)[:, None, None]
 
 
 def first_mask(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
@@ -92,7 +110,7 @@ def in_square_usls(image: NDArray[np.uint8], size: int) -> Framed:
     factor = size / max(image.shape[:2])
     hw = round(image.shape[0] * factor), round(image.shape[1] * factor)
     pixels = np.full((size, size, 3), 114, np.uint8)
-    pixels[: hw[0], : hw[1]] = _pillow(image, hw)
+    pixels[: hw[0], : hw[1]] = pillow(image, hw)
     return Framed(normalised(pixels, size, USLS_MEAN, USLS_STD), np.array([factor] * 2), _hw(image), _hw(image))
 
 
@@ -119,7 +137,7 @@ def in_rectangle(image: NDArray[np.uint8], size: int) -> Framed:
     """Stretched to the file's own 684x1024, whole numbers."""
     hw = canvas(size)
     scale = np.array([hw[1] / image.shape[1], hw[0] / image.shape[0]])
-    return Framed(_pillow(image, hw).transpose(2, 0, 1)[None], scale, _hw(image), hw)
+    return Framed(pillow(image, hw).transpose(2, 0, 1)[None], scale, _hw(image), hw)
 
 
 def out_of_rectangle(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
@@ -133,9 +151,8 @@ def out_of_rectangle(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
 def in_square_raw(image: NDArray[np.uint8], size: int) -> Framed:
     """The long side scaled by Pillow, 0..255, the mean as padding: the handler that is delivered with the files."""
     framed = in_square(image, size)
-    tensor = framed.tensor * np.array(STD, np.float32)[:, None, None] + np.array(MEAN, np.float32)[:, None, None]
     factor = size / max(image.shape[:2])
-    return Framed(tensor, np.array([factor] * 2), _hw(image), _hw(image))
+    return Framed(_unnormalised(framed.tensor), np.array([factor] * 2), _hw(image), _hw(image))
 
 
 def patched(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
@@ -171,9 +188,16 @@ def neighbours(image: NDArray[Any], hw: tuple[int, int]) -> NDArray[np.float32]:
 def best_of_three(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
     """The mask with the best score, scaled to the frame, cut, scaled to the picture."""
     scores, masks = outputs["iou_scores"][0, 0], outputs["pred_masks"][0, 0]
-    low = masks[scores.argmax()]
-    place = FrameMap(framed.image_hw, Preprocess(4 * low.shape[0]))
-    return upscale_mask(low, place)
+    return _out_of_square(masks[scores.argmax()], framed)
+
+
+def only_low_res(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:
+    """The only mask, scaled to the frame, cut, scaled to the picture."""
+    return _out_of_square(outputs["masks"][0, 0], framed)
+
+
+def _out_of_square(low: NDArray[Any], framed: Framed) -> NDArray[np.bool_]:
+    return upscale_mask(low, FrameMap(framed.image_hw, Preprocess(4 * low.shape[0])))
 
 
 def best_after_first(outputs: Outputs, framed: Framed) -> NDArray[np.bool_]:

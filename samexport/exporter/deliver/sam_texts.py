@@ -77,7 +77,14 @@ spec:
       mountMode: volume
 """
 
-CVAT_MAIN = '''"""CVAT's serverless function: a picture in, its embedding out; the decoder runs in the browser."""
+CVAT_FUNCTION_2 = (
+    CVAT_FUNCTION.replace("pth-facebookresearch-sam-vit-h", "pth-facebookresearch-sam2-hiera-large")
+    .replace("min_pos_points: 1", "min_pos_points: 0")
+    .replace("min_neg_points: 0\n", "min_neg_points: 0\n    startswith_box_optional: true\n")
+    .replace("At least one point inside the object; points outside it are optional.", "A box, points inside, or both.")
+)
+
+_CVAT_MAIN = '''"""CVAT's serverless function: a picture in, its embedding out; the decoder runs in the browser."""
 
 import base64
 import io
@@ -88,27 +95,48 @@ import onnxruntime
 from PIL import Image
 
 SIZE = $S
-MEAN = np.array([$MEAN], np.float32)
-
+<consts>
 
 def init_context(context):
     context.user_data.encoder = onnxruntime.InferenceSession("encoder.onnx", providers=["CPUExecutionProvider"])
 
 
 def framed(picture):
-    scale = SIZE / max(picture.size)
+<framed>
+
+def handler(context, event):
+    picture = Image.open(io.BytesIO(base64.b64decode(event.body["image"]))).convert("RGB")
+    found = context.user_data.encoder.run(list(ANSWERS.values()), {"image": framed(picture)})
+    blobs = (base64.b64encode(value.astype(np.float32).tobytes()).decode() for value in found)
+    body = json.dumps(dict(zip(ANSWERS, blobs)))
+    return context.Response(body=body, headers={}, content_type="application/json", status_code=200)
+'''
+
+CVAT_MAIN = _CVAT_MAIN.replace(
+    "<consts>",
+    """MEAN = np.array([$MEAN], np.float32)
+ANSWERS = {"blob": "image_embeddings"}
+""",
+).replace(
+    "<framed>",
+    """    scale = SIZE / max(picture.size)
     width, height = (max(1, int(side * scale + 0.5)) for side in picture.size)
     pixels = np.tile(MEAN, (SIZE, SIZE, 1))
     pixels[:height, :width] = picture.resize((width, height), Image.Resampling.BILINEAR)
     return pixels.transpose(2, 0, 1)[None]
+""",
+)
 
-
-def handler(context, event):
-    picture = Image.open(io.BytesIO(base64.b64decode(event.body["image"]))).convert("RGB")
-    embeddings = context.user_data.encoder.run(None, {"image": framed(picture)})[0]
-    body = json.dumps({"blob": base64.b64encode(embeddings.astype(np.float32).tobytes()).decode()})
-    return context.Response(body=body, headers={}, content_type="application/json", status_code=200)
-'''
+CVAT_MAIN_2 = _CVAT_MAIN.replace(
+    "<consts>",
+    """ANSWERS = {name: name for name in ("image_embed", "high_res_feats_0", "high_res_feats_1")}
+""",
+).replace(
+    "<framed>",
+    """    channels = (channel.convert("F") for channel in picture.split())
+    return np.stack([np.asarray(c.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for c in channels])[None]
+""",
+)
 
 DARKTABLE = """{
  "id": "mask-samexport-$NAME",
@@ -144,3 +172,14 @@ TRANSFORMERS_PREPROCESSOR = """{
  "pad_size": {"height": $S, "width": $S}
 }
 """
+
+TRANSFORMERS_CONFIG_2 = TRANSFORMERS_CONFIG.replace(
+    '"sam",', '"sam2",\n "vision_config": {"num_feature_levels": 3},'
+).replace("SamModel", "Sam2Model")
+
+TRANSFORMERS_PREPROCESSOR_2 = (
+    TRANSFORMERS_PREPROCESSOR.replace("SamProcessor", "Sam2Processor")
+    .replace("SamImageProcessor", "Sam2ImageProcessor")
+    .replace('{"longest_edge": $S}', '{"height": $S, "width": $S}')
+    .replace('"do_pad": true,\n "pad_size": {"height": $S, "width": $S}', '"do_pad": false')
+)

@@ -1,10 +1,13 @@
 """`samexport deliver`: each program's names, order, types and masks; what is refused; what a wrong file leads to."""
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
 from functools import partial
 from string import Template
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -30,7 +33,7 @@ ALL = {
     for family, profile in profiles()
 }
 deliver = partial(delivering.deliver, threads=1)
-F, I64, U8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
+F, I32, I64, U8 = (getattr(onnx.TensorProto, name) for name in ("FLOAT", "INT32", "INT64", "UINT8"))
 NAME = "test-tinyvit64"
 
 _PROMPT = [("image_embeddings", F, (1, 64, 4, 4)), ("point_coords", F, (1, None, 2)), ("point_labels", F, (1, None))]
@@ -75,6 +78,10 @@ CONTRACTS = {
         [*_PROMPT, _EARLIER[0], ("has_mask_input", F, (1, 1)), ("orig_size", I64, (1, 2))],
         [("upscaled_masks", F, (1, 4, None, None)), *((n, t, (1, 4, *shape[2:])) for n, t, shape in _SCORED)],
     ),
+    "ai-hub": (
+        "encoder.onnx", [("image", F, _FRAME)], _EMBEDDED, "decoder.onnx", _PROMPT,
+        [("masks", F, (1, 1, 16, 16)), ("scores", F, (1, 1))],
+    ),
 }  # fmt: skip
 
 NAME2 = "test-hiera64_sparse"
@@ -86,6 +93,14 @@ _SAMEXPORTER = [("image_embed", F, _FEATURES["embed"]), ("high_res_feats_0", F, 
 _SAMEXPORTER += [("high_res_feats_1", F, _FEATURES["middle"])]
 _OSAM2 = [("image_embeddings", F, _FEATURES["embed"]), ("high_res_features1", F, _FEATURES["fine"])]
 _OSAM2 += [("high_res_features2", F, _FEATURES["middle"])]
+_USLS2, _JS2 = (
+    [(name, *feature[1:]) for name, feature in zip(names, _OSAM2, strict=True)]
+    for names in (
+        ("image_embeddings", "high_res_features_0", "high_res_features_1"),
+        ("image_embeddings.2", "image_embeddings.0", "image_embeddings.1"),
+    )
+)
+_ONE = [(name, kind, (1, *shape[1:])) for name, kind, shape in _MANY]
 _LABELLING2 = (
     f"{NAME2}.encoder.onnx", [("image", F, _FRAME)], [*_SAMEXPORTER[1:], _SAMEXPORTER[0]], f"{NAME2}.decoder.onnx",
     [*_SAMEXPORTER, *_MANY, _FLAG], [("masks", F, (None, 1, 16, 16)), ("iou_predictions", F, (None, 1))],
@@ -100,8 +115,34 @@ CONTRACTS |= {
     ),
     "darktable sam2": (
         f"{NAME2}/encoder.onnx", [("image", F, _FRAME)], _SAMEXPORTER, f"{NAME2}/decoder.onnx",
-        [*_SAMEXPORTER, *((n, t, (1, *shape[1:])) for n, t, shape in _MANY), _FLAG],
-        [("masks", F, (1, 1, 64, 64)), *_SCORED],
+        [*_SAMEXPORTER, *_ONE, _FLAG], [("masks", F, (1, 1, 64, 64)), *_SCORED],
+    ),
+    "rectlabel sam2": (
+        f"{NAME2}_preprocess.onnx", [("input", F, _FRAME)], _OSAM2, f"{NAME2}.onnx",
+        [*_OSAM2, *_MANY, _FLAG, ("orig_im_size", I64, (2,))],
+        [("masks", F, (None, 1, None, None)), *((n, t, (None, *shape[1:])) for n, t, shape in _SCORED)],
+    ),
+    "usls sam2": (
+        f"{NAME2}-encoder.onnx", [("images", F, _FRAME)], _USLS2, f"{NAME2}-decoder.onnx",
+        [*_USLS2, *_MANY[:2], _ONE[2], _FLAG, ("orig_im_size", F, (2,))],
+        [("masks", F, (None, 1, 16, 16)), ("iou_predictions", F, (None, 1))],
+    ),
+    "cvat sam2": (
+        "function/encoder.onnx", [("image", F, _FRAME)], _SAMEXPORTER, "decoder.onnx",
+        [*_SAMEXPORTER, *_ONE, _FLAG, ("orig_im_size", I32, (2,))],
+        [("masks", U8, (1, 1, None, None)), *_SCORED, *((n, I64, (1,)) for n in ("xtl", "ytl", "xbr", "ybr"))],
+    ),
+    "transformers-js sam2": (
+        "onnx/vision_encoder.onnx", [("pixel_values", F, _FRAME)], [*_JS2[1:], _JS2[0]],
+        "onnx/prompt_encoder_mask_decoder.onnx",
+        [
+            *_JS2, ("input_points", F, (1, None, None, 2)), ("input_labels", I64, (1, None, None)),
+            ("input_boxes", F, (1, None, 4)),
+        ],
+        [
+            ("iou_scores", F, (1, None, 3)), ("pred_masks", F, (1, None, 3, 16, 16)),
+            ("object_score_logits", F, (1, None, 1)),
+        ],
     ),
 }  # fmt: skip
 
@@ -153,7 +194,7 @@ def test_the_program_gets_the_masks_of_the_bundle(name, delivered):
     assert min(same.iou.values()) >= 0.999
     boxed = {"points": set(), "point or box": {"a box"}, "any": {"a box", "a box and a click"}}
     assert {what for what in same.iou if "box" in what} == boxed[ALL[name].host.prompts]
-    if name in ("osam", "transformers-js"):  # those scale pictures as SAM does
+    if name in ("osam", "transformers-js", "cvat sam2"):  # those scale pictures as SAM does
         assert min(golden.iou.values()) >= 0.999
     assert all(f"{iou:.4f}" in (folder / "README.md").read_text() for iou in golden.iou.values())
     listed = json.loads((folder / "samexport.json").read_text())["files"]
@@ -220,13 +261,29 @@ def test_cvat_gets_the_rectangle_of_the_mask(delivered):
     assert np.array_equal(patch[0, 0], 255 * whole[top : bottom + 1, left : right + 1])
 
 
-def test_cvats_function_frames_a_picture_as_we_do(delivered, tiny_bundle):
-    code = (delivered("cvat")[0] / "function" / "main.py").read_text()
+@pytest.mark.parametrize(
+    ("name", "fixture", "blobs"),
+    [
+        ("cvat", "tiny_bundle", ["blob"]),
+        ("cvat sam2", "sam2_bundle", ["image_embed", "high_res_feats_0", "high_res_feats_1"]),
+    ],
+)
+def test_cvats_function_frames_and_encodes_a_picture_as_we_do(name, fixture, blobs, delivered, request):
+    function, bundle = delivered(name)[0] / "function", request.getfixturevalue(fixture)
     space = {}
-    exec(compile(code.replace("import onnxruntime\n", ""), "main.py", "exec"), space)
-    picture = load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).picture
-    framed = space["framed"](Image.fromarray(picture))
-    assert np.array_equal(framed, to_frame(picture, tiny_bundle.manifest.frame))
+    exec(compile((function / "main.py").read_text(), "main.py", "exec"), space)
+    golden = load_golden(bundle.folder, bundle.manifest.frame).picture
+    framed = to_frame(golden, bundle.manifest.frame)
+    assert np.array_equal(space["framed"](Image.fromarray(golden)), framed)
+    file = io.BytesIO()
+    Image.fromarray(golden).save(file, "PNG")
+    encoder = session(function / "encoder.onnx")
+    context = SimpleNamespace(user_data=SimpleNamespace(encoder=encoder), Response=SimpleNamespace)
+    event = SimpleNamespace(body={"image": base64.b64encode(file.getvalue())})
+    sent = json.loads(space["handler"](context, event).body)
+    assert list(sent) == blobs
+    for text, value in zip(sent.values(), encoder.run(None, {"image": framed}), strict=True):
+        assert base64.b64decode(text) == value.tobytes()
 
 
 @pytest.mark.parametrize("hw", [(43, 64), (64, 43), (20, 30)])
@@ -305,6 +362,87 @@ def test_sam_2_answers_a_batch_of_prompts_as_it_answers_each(delivered):
     assert all(np.allclose(a[0], b[0], atol=1e-4) for a, b in zip(both, padded, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "decoder", "names"), [("rectlabel", f"{NAME2}.onnx", _OSAM2), ("usls", f"{NAME2}-decoder.onnx", _USLS2)]
+)
+def test_one_absent_mask_does_for_several_boxes(name, decoder, names, delivered):
+    decode = session(delivered(f"{name} sam2")[0] / decoder)
+    rng = np.random.default_rng(3)
+    features = {name: rng.normal(size=shape).astype(np.float32) for name, _, shape in names}
+    size = np.array([40, 30], np.int64 if name == "rectlabel" else np.float32)
+    corners = np.array([[[5, 6], [40, 50]], [[20, 10], [60, 30]]], np.float32)
+
+    def ask(coords):
+        labels = np.tile(np.array([[2, 3]], np.float32), (len(coords), 1))
+        absent = {
+            "mask_input": np.zeros((1, 1, 16, 16), np.float32),
+            "has_mask_input": np.zeros(1, np.float32),
+            "orig_im_size": size,
+        }
+        return decode.run(None, {**features, "point_coords": coords, "point_labels": labels, **absent})[:2]
+
+    both = ask(corners)
+    for number in (0, 1):
+        alone = ask(corners[number : number + 1])
+        for a, b in zip(both, alone, strict=True):
+            assert np.allclose(a[number], b[0], atol=1e-4 * max(1, np.abs(b).max()))
+    assert not np.allclose(both[1][0], both[1][1])
+
+
+def test_transformers_js_sends_no_points_as_zero_of_them_and_boxes_apart(delivered):
+    run = session(delivered("transformers-js sam2")[0] / "onnx/prompt_encoder_mask_decoder.onnx").run
+    rng = np.random.default_rng(3)
+    features = {name: rng.normal(size=shape).astype(np.float32) for name, _, shape in _JS2}
+
+    def ask(points, labels, boxes):
+        return run(
+            None,
+            features
+            | {
+                "input_points": np.reshape(points, (1, len(points), -1, 2)).astype(np.float32),
+                "input_labels": np.reshape(labels, (1, len(labels), -1)).astype(np.int64),
+                "input_boxes": np.reshape(boxes, (1, len(boxes), 4)).astype(np.float32),
+            },
+        )
+
+    def same(several, number, alone):
+        return all(np.allclose(a[0, number], b[0, 0], atol=1e-4) for a, b in zip(several, alone, strict=True))
+
+    boxes = [[5, 6, 40, 50], [20, 10, 60, 30]]
+    both = ask([[]], [[], []], boxes)
+    assert [part.shape[:2] for part in both] == [(1, 2)] * 3
+    assert all(same(both, number, ask([[]], [[]], [box])) for number, box in enumerate(boxes))
+    # corners are points of two kinds, and padding of prompts of unequal length is left out
+    corners = [[[x0, y0], [x1, y1]] for x0, y0, x1, y1 in boxes]
+    assert all(same(both, number, ask([pair], [[2, 3]], [])) for number, pair in enumerate(corners))
+    clicks = ask([[[30, 20], [9, 9]], [[10, 40], [0, 0]]], [[1, 0], [1, -10]], [])
+    assert same(clicks, 0, ask([[[30, 20], [9, 9]]], [[1, 0]], []))
+    assert same(clicks, 1, ask([[[10, 40]]], [[1]], []))
+    beside = ask([[[30, 20]]], [[1]], boxes[:1])
+    assert same(beside, 0, ask([[[30, 20], *corners[0]]], [[1, 2, 3]], []))
+    assert not same(both, 0, beside)
+
+
+def test_cvats_points_are_stretched_as_its_picture_was(delivered):
+    run = session(delivered("cvat sam2")[0] / "decoder.onnx").run
+    rng = np.random.default_rng(3)
+    features = {name: rng.normal(size=shape).astype(np.float32) for name, _, shape in _SAMEXPORTER}
+
+    def ask(point, size):
+        given = {
+            "point_coords": np.array([[point]]),
+            "point_labels": np.ones((1, 1)),
+            "mask_input": np.zeros((1, 1, 16, 16)),
+            "has_mask_input": np.zeros(1),
+        }
+        inputs = {name: value.astype(np.float32) for name, value in given.items()}
+        return run(["low_res_masks"], features | inputs | {"orig_im_size": np.array(size, np.int32)})[0]
+
+    # of the square's 64 pixels the plugin uses half in height, or in width
+    assert np.allclose(ask([20, 15], (32, 64)), ask([20, 30], (64, 64)), atol=1e-4)
+    assert np.allclose(ask([10, 30], (64, 32)), ask([20, 30], (64, 64)), atol=1e-4)
+
+
 def test_a_model_without_mask_0_never_answers_with_it(tiny_bundle):
     values = sam_adapters.values(replace(tiny_bundle.manifest, mask_outputs=(1, 2, 3)))
     assert values["CLEAR"] == values["VAGUE"] == "-1000, 0, 0, 0"
@@ -378,6 +516,26 @@ def test_bundles_that_a_program_cannot_use_are_refused_with_the_remedy(tiny_bund
         find_profile("nothing", "sam")
     with pytest.raises(ConfigError, match="osam takes no models of the family toy"):
         find_profile("osam", "toy")
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "why"),
+    [
+        ("sam2-studio", "sam", r"0dd708d\) runs SAM 2 only"),
+        (
+            "sam2-studio",
+            "sam2",
+            r"0dd708d\) has CoreML models built into it that encode prompts and decode masks in two",
+        ),
+        ("ai-hub", "sam2", r"0\.65\.0\) encodes prompts in the file that encodes the picture"),
+        ("model-api", "sam2", r"0\.4\.7\) has classes for SAM 1 only"),
+    ],
+)
+def test_what_a_program_cannot_take_at_all_is_refused_with_the_version_that_was_read(name, family, why, run):
+    with pytest.raises(ConfigError, match=why) as refused:
+        find_profile(name, family)
+    assert "\n" not in str(refused.value)
+    assert f"not {name} with {family}: " in run("deliver", "--list")[1]
 
 
 def test_half_precision_and_a_split_decoder_are_served_where_they_can_be(half_bundle, tmp_path):
