@@ -111,7 +111,7 @@ def write_graph(path, tensors, operators, outputs):
         tensor.name, tensor.buffer = name.encode(), 0
         tensor.shape = np.array(value.shape if constant else value, np.int32)
         if constant:
-            tensor.type = {"float32": 0, "int32": 2, "int64": 4}[value.dtype.name]
+            tensor.type = {"float32": 0, "float16": 1, "int32": 2, "int64": 4}[value.dtype.name]
             buffer = schema.BufferT()
             buffer.data = np.frombuffer(value.tobytes(), np.uint8)
             model.buffers.append(buffer)

@@ -95,7 +95,7 @@ def test_objects_are_followed_on_onnx_files_as_on_the_forms(model, sam2_bundle):
 def test_tflite_file_takes_windows_in_entry_points_and_fills_them_up(model, tmp_path):
     name = "encoder_routed"
     graph, path = graph_of(name), tmp_path / f"{name}.tflite"
-    to_tflite.convert(graph, form(model, name), path)
+    assert to_tflite.convert(graph, form(model, name), path).of("gpu") == ()
     with LiteRtRuntime(path, graph, threads=1) as runtime:
         assert [entry.name for entry in runtime.entry_points] == ["windows_1", "windows_2"]
         runtime.entry_points = runtime.entry_points[1:]
@@ -105,18 +105,29 @@ def test_tflite_file_takes_windows_in_entry_points_and_fills_them_up(model, tmp_
             runtime.run(inputs_of(graph, {"W": 3}))
 
 
-def test_tflite_file_computes_what_the_form_computes(model, tmp_path):
-    name = "memory_encoder"
-    graph, path = graph_of(name, N=1), tmp_path / f"{name}.tflite"
+# one file of one size in each format, of the graphs that converters had trouble with
+PRUNED = ("memory_attention_pruned", {"N": 1, "F": 1, "R": 2, "M": 3})
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("memory_encoder", {"N": 1}), PRUNED])
+def test_tflite_file_computes_what_the_form_computes(model, tmp_path, name, sizes):
+    graph, path = graph_of(name, **sizes), tmp_path / f"{name}.tflite"
     to_tflite.convert(graph, form(model, name), path)
     with LiteRtRuntime(path, graph, threads=1) as runtime:
         assert_same(runtime, form(model, name), graph, inputs_of(graph, {}))
 
 
-def test_coreml_package_computes_what_the_form_computes(model, tmp_path):
-    name = "mask_decoder"
-    graph, path = graph_of(name, N=1, K=3), tmp_path / f"{name}.mlpackage"
+@pytest.mark.parametrize(("name", "sizes"), [("mask_decoder", {"N": 1, "K": 3}), PRUNED])
+def test_coreml_package_computes_what_the_form_computes(model, tmp_path, name, sizes):
+    graph, path = graph_of(name, **sizes), tmp_path / f"{name}.mlpackage"
     texts = PackageTexts("samexport", "Apache-2.0", "0.1.0")
     to_coreml.convert(graph, form(model, name), path, to_coreml.CoreMLOptions("fp32"), texts)
     with MilRuntime(path, graph, precision="fp32") as runtime:
         assert_same(runtime, form(model, name), graph, inputs_of(graph, {}))
+
+
+@pytest.mark.parametrize("spec", [SPEC, find_model("hiera_b+", features=("sparse",))], ids=lambda s: s.name)
+def test_the_usual_size_of_every_axis_is_one_that_the_graph_takes(spec):
+    for graph in spec.graphs:
+        for axis in graph.axes:
+            assert axis.low <= axis.usual <= axis.high, (graph.name, axis.name)

@@ -96,13 +96,17 @@ def convert(
     Raises:
         ConfigError: the weights do not fit into a TFLite file.
         MissingDependency: the converter is not installed, or its environment cannot be made.
-        ExportFailed: the converter refuses the graph, or ``target`` is gpu and an operation would leave it.
+        ExportFailed: the converter refuses the graph, or ``target`` is gpu and an operation would leave it, or is known
+            to give something else on some phones (``tflite_traps``).
         OSError: the disk is full.
         KeyboardInterrupt: Ctrl-C, within seconds.
     """
     size = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
     if size > _LARGEST:
         raise ConfigError(f"{graph.name} has {size / 1e9:.1f} GB of weights, a TFLite file holds 2.1; use ONNX")
+    if options.target == "gpu" and (whole := [t.name for t in graph.inputs if not t.dtype.startswith("float")]):
+        picks = f"{graph.name} picks rows by whole numbers ({', '.join(whole)})"
+        raise ExportFailed(f"{picks}, which GPU delegates do not; leave out --target gpu")
     try:
         with silent(output=True), interruptible():
             _write(graph, module, path, options)
@@ -116,9 +120,11 @@ def convert(
         why = f"{type(error).__name__}: {reason(error)}"
         raise ExportFailed(f"{graph.name} cannot be converted to TFLite: {why}") from error
     found = lint(path)
-    refused = found.of("gpu")
-    if options.target == "gpu" and refused:
+    if options.target == "gpu" and (refused := found.of("gpu")):
         raise ExportFailed(f"{graph.name}: {len(refused)} operations would leave the GPU, first {refused[0]}")
+    if options.target == "gpu" and found.traps:
+        traps = f"{len(found.traps)} places are wrong on some phones' GPUs, first {found.traps[0]}"
+        raise ExportFailed(f"{graph.name}: {traps}")
     if metadata is not None:
         append_metadata(path, metadata)
     return found

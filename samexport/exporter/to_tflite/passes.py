@@ -6,6 +6,7 @@
   every tensor as batch, height, width, channels; some constants broadcast there differently than on the CPU, and
   PAD takes the wrong axes, both without an error (rules and how they were found: ``tflite_lint``).
 - MEAN keeps the axis that it reduces, which the converter drops and restores with a RESHAPE.
+- In files for a GPU tensors of three dimensions get a fourth (``rank``).
 - A product with more batches than LiteRT's WebGPU accelerator can start is split (it returns zeros otherwise).
 - GATHER of one constant place, which GPUs do not know, becomes SLICE and RESHAPE.
 - RESHAPE after RESHAPE and SLICE after SLICE are one; what nobody reads is removed.
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from samexport.exporter.to_tflite.graph import Graph, Shape
+from samexport.exporter.to_tflite.rank import lift
 from samexport.runtimes.formats.tflite import constant_bytes
 from samexport.runtimes.formats.tflite_lint import (
     ELEMENTWISE,
@@ -36,7 +38,8 @@ _RANK = 4
 def improve(model: Any, *, gpu: bool = False) -> None:
     """Apply every rewrite to every subgraph of ``ModelT``, in place.
 
-    With ``gpu`` products that are too large for a GPU are split, which costs copies on a CPU.
+    With ``gpu`` no tensor of three dimensions is read twice, and products that are too large for a GPU are split, which
+    costs copies on a CPU.
     """
     for subgraph in model.subgraphs:
         graph = Graph(model, subgraph)
@@ -45,6 +48,7 @@ def improve(model: Any, *, gpu: bool = False) -> None:
         subgraph.operators = [new for old in subgraph.operators for new in _four_dimensional(graph, old)]
         _keep_reduced_axis(graph)
         if gpu:
+            lift(graph)
             subgraph.operators = [new for old in subgraph.operators for new in _split_product(graph, old)]
         _merge_chains(graph)
         _drop_unread(graph)

@@ -23,6 +23,8 @@ KEPT_SHARE, OLD_FRAMES = 0.05, 5
 
 CHOSEN = Axis("W", "windows", traced=3, usual=8)
 KEPT = Axis("M", "kept", traced=6, usual=1020)
+LEAST_KEPT = 64
+"""Room in files of fixed sizes for the tokens of small maps, of which 0.05 is next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _encoder_graphs(encoder: GraphSpec, cut: Cut) -> tuple[GraphSpec, ...]:
     )
     routed = TensorSpec("routed", ("W", *tokens), f"to be put in the place of rows of {passed}")
     merged = TensorSpec("merged", (count, *tokens), f"{passed}, those that were routed in their places")
-    axes = (replace(CHOSEN, high=count),)
+    axes = (replace(CHOSEN, usual=min(CHOSEN.usual, count), high=count),)
     return (
         GraphSpec(
             ENCODER_STEM,
@@ -103,7 +105,7 @@ def pruned_attention(attention: GraphSpec, layers: int) -> GraphSpec:
     return GraphSpec(
         MEMORY_ATTENTION_PRUNED, "a frame as objects remember it, of old frames a few tokens",
         (vision, *added, *pointers), (*attention.outputs, saliency),
-        (*attention.axes, replace(KEPT, usual=OLD_FRAMES * kept_tokens(int(cells)))),
+        (*attention.axes, replace(KEPT, usual=max(LEAST_KEPT, OLD_FRAMES * kept_tokens(int(cells))))),
     )  # fmt: skip
 
 

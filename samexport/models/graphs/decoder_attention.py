@@ -145,6 +145,25 @@ class TokenToImage(nn.Module):
         return _join(seen @ self.value) @ self.out + self.out_bias
 
 
+class KnownTokenToImage(nn.Module):
+    """:class:`TokenToImage` of tokens [1, T, width] that are known: all that they ask is a constant, on the right.
+
+    GPUs take constants there alone.
+    """
+
+    def __init__(self, attention: TokenToImage, tokens: Tensor) -> None:
+        super().__init__()
+        with torch.no_grad():
+            query = attention.query(tokens)
+            self.asked = frozen((query @ attention.key).flatten(0, 2).T)
+            self.places = frozen((query @ attention.key_pe).flatten(0, 2).T)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The weights of image tokens [N, P, width], [N, heads * T, P]."""
+        weights: Tensor = (image @ self.asked + self.places).transpose(1, 2).softmax(-1)
+        return weights
+
+
 class ImageToToken(nn.Module):
     """Image-to-token attention: the softmax runs over the few tokens, the scores are [N, heads, T, P].
 

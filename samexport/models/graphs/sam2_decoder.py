@@ -8,7 +8,8 @@ SAM 2 adds:
 - The maps of strides 4 and 8 are added while the pixels of a cell are still together, so they are brought into that
   order, once for all prompts.
 - SAM 2's padding point is a slot with label -1 like any other; it follows clicks and boxes. A mask alone has none.
-- In a frame that is tracked each object has an embedding of its own and no prompt. Its two tokens say "no point".
+- In a frame that is tracked each object has an embedding of its own and no prompt. Its two tokens say "no point", so
+  what the tokens make of each other before they see the image is a constant, and what they ask of it is, too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from samexport.models.architectures.sam import Sam
 from samexport.models.architectures.sam2 import Sam2
 from samexport.models.architectures.sam2_mask_decoder import Sam2MaskDecoder
 from samexport.models.graphs.decoder import Layer, MaskEmbedding, Masks, Prologue, PromptTokens
-from samexport.models.graphs.decoder_attention import Positions, TokenToImage
+from samexport.models.graphs.decoder_attention import KnownTokenToImage, Positions, TokenToImage
 from samexport.models.graphs.layers import LayerNorm, frozen
 
 OWN_TOKENS = 2 + MASK_TOKENS
@@ -115,6 +116,12 @@ class Sam2Transformer(nn.Module):
     ) -> Decoded:
         """Tokens ``own`` [N, 6 + K, width] with key biases, and the image as :class:`Layer` takes it."""
         queries, tokens = self.layer0(own, own, bias, image)
+        return self.after_first(queries, tokens, feat_s0, feat_s1, own, bias)
+
+    def after_first(
+        self, queries: Tensor, tokens: Tensor, feat_s0: Tensor, feat_s1: Tensor, own: Tensor, bias: Tensor
+    ) -> Decoded:
+        """What follows the first layer."""
         queries, tokens = self.layer1(queries, own, bias, (tokens,))
         # only the decoder's own tokens are read from here on
         queries, own = queries[:, :OWN_TOKENS], own[:, :OWN_TOKENS]
@@ -172,11 +179,25 @@ class Sam2TrackedDecoder(nn.Module):
         self.bias = frozen(torch.zeros(1, self.own.shape[1]))
         self.no_mask = frozen(prompts.no_mask_embed.weight)
         self.transformer = Sam2Transformer(model, shared=False)
+        with torch.no_grad():
+            self.begun = frozen(self.transformer.layer0.among_tokens(self.own, self.own, self.bias))
+        self.asks = KnownTokenToImage(cast(TokenToImage, self.transformer.layer0.to_image), self.begun + self.own)
 
     def forward(self, image_embed: Tensor, feat_s0: Tensor, feat_s1: Tensor) -> Decoded:
         """Decode."""
-        count = image_embed.shape[0]
-        tokens = image_embed.flatten(2).transpose(1, 2) + self.no_mask
-        own, bias = self.own.expand(count, -1, -1), self.bias.expand(count, -1)
-        out: Decoded = self.transformer((tokens,), feat_s0, feat_s1, own, bias)
+        image, own, bias = self.given(image_embed)
+        queries, image, _ = self.first(image, own, bias)
+        out: Decoded = self.transformer.after_first(queries, image, feat_s0, feat_s1, own, bias)
         return out
+
+    def given(self, image_embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The image's tokens; the decoder's own of each object and their key biases."""
+        count = image_embed.shape[0]
+        image = image_embed.flatten(2).transpose(1, 2) + self.no_mask
+        return image, self.own.expand(count, -1, -1), self.bias.expand(count, -1)
+
+    def first(self, image: Tensor, own: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and image after the first layer, and the weights with which the tokens saw the image."""
+        layer, weights = self.transformer.layer0, self.asks(image)
+        seen = cast(TokenToImage, layer.to_image).mix(weights, image)
+        return *layer.with_image(self.begun, seen, own, bias, (image,)), weights

@@ -18,6 +18,7 @@ What differs from ``architectures/sam2_memory.py``, and why it is the same funct
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -74,13 +75,20 @@ class Fold(nn.Module):
         return x @ self.weight + self.bias
 
 
+def in_chunks(queries: Tensor, chunk: int) -> Sequence[Tensor]:
+    """``queries`` [N, P, C] as parts of ``chunk``, or as they are: converters do not split into one."""
+    return (queries,) if queries.shape[1] <= chunk else torch.split(queries, chunk, dim=1)
+
+
 def attend(queries: Tensor, keys: Tensor, values: Tensor, chunk: int) -> Tensor:
     """Attention of [1 or N, P, C] to [N, L, C] without a scale, ``chunk`` queries at a time."""
     turned = keys.transpose(-1, -2)
-    if queries.shape[1] <= chunk:
-        # converters do not split into one
-        return (queries @ turned).softmax(-1) @ values
-    return torch.cat([(part @ turned).softmax(-1) @ values for part in torch.split(queries, chunk, dim=1)], dim=1)
+    return joined([(part @ turned).softmax(-1) @ values for part in in_chunks(queries, chunk)])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """What was made of :func:`in_chunks`, one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 class Memory(nn.Module):

@@ -5,7 +5,8 @@ What differs from ``architectures/sam2_sparse.py``, and why it is the same funct
 - The bypass is computed for every window, in the first part, where it costs nothing; the host puts the rows that were
   routed in their places, so no graph gathers or scatters windows.
 - Tokens beyond the map, and those of rows that are no windows, are told by ``inside``. In inner global blocks their
-  keys carry a bias of ABSENT in one more channel, which meets a 1 in the queries, and their results become 0. So all
+  keys carry a bias of ABSENT in one more channel, which meets a 1 in the queries (their projection makes it, since
+  phones' GPUs pad with zeros alone), and their results become 0. So all
   tokens of the chosen windows are one sequence, and nothing depends on how many of them are inside.
 - The queries of those blocks go in parts of each window, so their number is fixed and the scores are never all in
   memory.
@@ -29,10 +30,10 @@ from samexport.models.architectures.sam2 import Sam2
 from samexport.models.architectures.sam2_memory import MEMORY_WIDTH
 from samexport.models.architectures.sam2_sparse import routing
 from samexport.models.graphs.decoder_attention import ABSENT, TokenToImage
-from samexport.models.graphs.layers import merge, partition
+from samexport.models.graphs.layers import frozen, merge, partition
 from samexport.models.graphs.sam2_decoder import OWN_TOKENS, Sam2TrackedDecoder, Sam2Transformer
 from samexport.models.graphs.sam2_encoder import Attention, Layout, Sam2ImageEncoder
-from samexport.models.graphs.sam2_memory import MemoryLayer, Sam2MemoryAttention
+from samexport.models.graphs.sam2_memory import MemoryLayer, Sam2MemoryAttention, in_chunks, joined
 
 _QUERY_PARTS = 4
 # the tokens for presence, IoU and masks, and the first of the prompt
@@ -59,12 +60,21 @@ class Stem(Sam2ImageEncoder):
             if i in self.ends:
                 stages.append(x)
         whole = self.after.to(x, Layout(self.after.side, 0))
-        windows = partition(F.pad(whole, (0, 0, 0, self.padding, 0, self.padding)), self.window)
-        return (*self.fine(*stages), windows, *(() if self.bypass is None else (self.bypass(windows),)))
+        padded = F.pad(whole, (0, 0, 0, self.padding, 0, self.padding))
+        # the bypass does not read the windows: phones' GPUs give wrong results where an output is read again
+        passed = () if self.bypass is None else (partition(self.bypass(padded), self.window),)
+        return (*self.fine(*stages), partition(padded, self.window), *passed)
 
 
 class InsideAttention(Attention):
     """Global attention of windows [K, T, C]; ``bias`` [K, T, 1] is added to the scores of keys."""
+
+    def __init__(self, attention: hiera.Attention, side: int, window: int) -> None:
+        super().__init__(attention, side, window)
+        # one more channel for each head, which is 1 for every token
+        weight = self.q.reshape(len(self.q), self.heads, self.depth)
+        self.q = frozen(F.pad(weight, (0, 1)).flatten(1))
+        self.q_bias = frozen(F.pad(self.q_bias.reshape(self.heads, self.depth), (0, 1), value=1.0).flatten())
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
         """Attend."""
@@ -74,14 +84,13 @@ class InsideAttention(Attention):
         keys, values = torch.cat([self._all_heads(k), shared], dim=-1).transpose(-1, -2), self._all_heads(v)
         mixed = []
         for part in torch.split(q, -(-tokens // _QUERY_PARTS), dim=1):
-            queries = F.pad(self._all_heads(part), (0, 1), value=1.0)
-            read = ((queries @ keys).softmax(-1) @ values).transpose(1, 2)
-            mixed.append(read.reshape(count, part.shape[1], part.shape[2]))
+            read = ((self._all_heads(part) @ keys).softmax(-1) @ values).transpose(1, 2)
+            mixed.append(read.reshape(count, part.shape[1], self.heads * self.depth))
         return torch.cat(mixed, dim=1) @ self.out + self.out_bias
 
     def _all_heads(self, x: Tensor) -> Tensor:
         """[K, t, heads * depth] to [1, heads, K * t, depth]."""
-        return x.reshape(1, -1, self.heads, self.depth).transpose(1, 2)
+        return x.reshape(1, -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)
 
 
 class RoutedBlock(nn.Module):
@@ -151,11 +160,11 @@ class PrunedLayer(MemoryLayer):
         x = self.itself(x)
         queries, turned = self.queries(x), keys.transpose(-1, -2)
         mixed, seen = [], []
-        for part in torch.split(queries, self.chunk, dim=1):
+        for part in in_chunks(queries, self.chunk):
             scores = part @ turned
             mixed.append(scores.softmax(-1) @ tokens)
             seen.append(scores[..., :cells].softmax(-1).sum(1, keepdim=True))
-        return self.updated(x, torch.cat(mixed, dim=1)), torch.cat(seen, dim=1).sum(1) / queries.shape[1]
+        return self.updated(x, joined(mixed)), joined(seen).sum(1) / queries.shape[1]
 
     def kept_keys(self, placed: Tensor, cell: Tensor, bias: Tensor) -> Tensor:
         """Keys [N, M, width + 1] of tokens [N, M, 64] whose places are the cells [N, M]."""
@@ -210,15 +219,14 @@ class SalientDecoder(Sam2TrackedDecoder):
     def forward(self, image_embed: Tensor, feat_s0: Tensor, feat_s1: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Decode."""
         count, _, side, _ = image_embed.shape
-        image = image_embed.flatten(2).transpose(1, 2) + self.no_mask
-        own, bias = self.own.expand(count, -1, -1), self.bias.expand(count, -1)
+        image, own, bias = self.given(image_embed)
         parts: Sam2Transformer = self.transformer
-        queries, looked = own, []
-        for layer in (parts.layer0, parts.layer1):
-            queries, attention = layer.among_tokens(queries, own, bias), cast(TokenToImage, layer.to_image)
-            weights = attention.weights(queries + own, image)
-            looked.append(_mean(weights, own.shape[1]))
-            queries, image = layer.with_image(queries, attention.mix(weights, image), own, bias, (image,))
+        queries, image, first = self.first(image, own, bias)
+        layer, attention = parts.layer1, cast(TokenToImage, parts.layer1.to_image)
+        queries = layer.among_tokens(queries, own, bias)
+        weights = attention.weights(queries + own, image)
+        looked = [_mean(first, own.shape[1]), _mean(weights, own.shape[1])]
+        queries, image = layer.with_image(queries, attention.mix(weights, image), own, bias, (image,))
         queries, own = queries[:, :_WATCHED], own[:, :_WATCHED]
         weights = parts.final.weights(queries + own, image)
         looked.append(_mean(weights, _WATCHED))

@@ -159,9 +159,10 @@ def choose(buckets: Sequence[Bucket], prompts: int, points: int, slots: Slots = 
     if not roomy:
         most = max(bucket.points for bucket in buckets)
         if points <= most:
-            role = slots[0][0]
-            room = max(dict(bucket.slots).get(role, 0) for bucket in buckets)
-            what = "memories of an object" if role == "memories" else role
+            most_of = {role: max(dict(bucket.slots).get(role, 0) for bucket in buckets) for role, _ in slots}
+            role = next((role for role, size in slots if size > most_of[role]), slots[0][0])
+            room = most_of[role]
+            what = {"memories": "memories of an object", "kept": "kept tokens"}.get(role, role)
             raise ConfigError(f"this file takes at most {room} {what}, got {dict(slots)}")
         raise ConfigError(f"this file takes at most {most} points a prompt, got {points}; export it with more --points")
     fitting = [bucket for bucket in roomy if bucket.prompts >= prompts]

@@ -8,7 +8,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from samexport.models.families.sam2_sparse import ENCODER_STEM
+from samexport.models.families.sam2_sparse import ENCODER_ROUTED, ENCODER_STEM
+from samexport.runtimes.adapters.entry_points import window_rooms
 from samexport.runtimes.base import Tensors
 from samexport.runtimes.families.sam2_sparse_tracker import SparseTracker
 from samexport.runtimes.families.sam2_tracker import TrackedFrame
@@ -40,6 +41,9 @@ def follow_sparse(session: Session, clip: Clip, seed: int) -> Iterator[Followed]
     count = session.graphs.bundle.graph(ENCODER_STEM).outputs[2].shape[0] if ENCODER_STEM in here else 0
     most = int(count) // 2 or None
     tracker = cast(SparseTracker, session.tracker(sparse={"windows": bool(count), "most": most}))
+    if count:
+        # a file of fixed sizes sees as many, and any other one can
+        tracker.rooms = window_rooms(session.graphs.bundle.graph(ENCODER_ROUTED))
     # its score, far from all others, is what differences of later scores are measured against
     tracker.add(0, 1, np.roll(_mask(clip), seed * clip[0].shape[1] // 8, axis=1))
     for picture in clip:
@@ -78,13 +82,16 @@ def _margin_of_windows(tracker: SparseTracker) -> float:
         wanted[looked] = True
     if sparse.most is not None and wanted.sum() > sparse.most:
         margins.append(_gap(sums[wanted], sparse.most))
+        return min(margins)
+    seen = tracker.chosen[1] if tracker.chosen else np.flatnonzero(wanted)
+    margins.append(_gap(sums[~wanted], len(seen) - int(wanted.sum())))
     return min(margins)
 
 
 def _gap(values: NDArray[np.float32], count: int) -> float:
     """By what share the last of the ``count`` largest is above the next one."""
     ordered = np.sort(values)[::-1]
-    return float(1 - ordered[count] / ordered[count - 1]) if count < len(ordered) else np.inf
+    return float(1 - ordered[count] / ordered[count - 1]) if 0 < count < len(ordered) else np.inf
 
 
 def _click(clip: Clip, seed: int) -> Prompt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class SparseTracker(Tracker):
         chosen: the windows for a frame, as (frame, ids).
         looked: with ``quirks`` the attention of frames since it was last asked.
         decoded: what the decoder made of the last frame.
+        rooms: the numbers of windows that are seen; empty for any. It begins with what a file of fixed sizes takes.
     """
 
     def __init__(self, *args: Any, sparse: Sparse, **options: Any) -> None:
@@ -132,7 +134,7 @@ class SparseTracker(Tracker):
 
     def _wanted(self, frame: int) -> Ids | None:
         """The windows to route; None for the dense encoder."""
-        routed = self.sparse.windows and self.sparse.quirks and not self._rooms
+        routed = self.sparse.windows and self.sparse.quirks and not self.rooms
         every = np.arange(self.windows.count) if routed else None
         if self.chosen is None or self.chosen[0] != frame or self._prompted:
             return every
@@ -162,15 +164,15 @@ class SparseTracker(Tracker):
         """As many as are allowed, filled up with further windows where a file takes certain numbers alone."""
         if self.sparse.most is not None and len(ids) > self.sparse.most:
             ids = np.sort([each for each in ranked if each in ids][: self.sparse.most])
-        if not self._rooms or len(ids) in self._rooms:
+        if not self.rooms or len(ids) in self.rooms:
             return ids
-        room = min((room for room in self._rooms if room > len(ids)), default=self.windows.count)
+        room = min((room for room in self.rooms if room > len(ids)), default=self.windows.count)
         others = [each for each in ranked if each not in ids]
         return np.sort(np.concatenate([ids, others[: room - len(ids)]]).astype(np.int64))
 
-    @property
-    def _rooms(self) -> list[int]:
-        """How many windows a file of fixed sizes takes; empty for any number."""
+    @cached_property
+    def rooms(self) -> Sequence[int]:
+        """See above."""
         entries = self._open(ENCODER_ROUTED).bounds
         return [dict(entry.slots)["windows"] for entry in entries if not entry.flexible]
 

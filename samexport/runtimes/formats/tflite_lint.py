@@ -1,7 +1,8 @@
 """A static look at a .tflite: which operations would leave a delegate, or run there with another result.
 
 Nothing is run. The GPU rules are what LiteRT's WebGPU accelerator accepts (``litert_gpu`` asks it for real) and
-what phones' GPU and NPU delegates are known to refuse; the XNNPACK rules are those that cost time on a CPU.
+what phones' GPU and NPU delegates are known to refuse; the XNNPACK rules are those that cost time on a CPU. What
+single phones compute wrongly is apart (``tflite_traps``): files for a CPU are not judged by it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from samexport.runtimes.formats.tflite import constant_bytes, operator_names, read_model, shape_of
+from samexport.runtimes.formats.tflite_traps import TRAPS, Wires
 
 Shape = tuple[int, ...]
 Delegate = Literal["gpu", "xnnpack"]
@@ -59,11 +61,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Lint:
-    """What the linter saw: operations of each entry point by kind, the highest rank, and the findings."""
+    """What the linter saw: operations of each entry point by kind, the highest rank, and the findings.
+
+    ``traps`` are the rules of :data:`TRAPS` that a file for a GPU must keep, ``warnings`` the others.
+    """
 
     operations: dict[str, dict[str, int]]
     max_rank: int
     findings: tuple[Finding, ...]
+    traps: tuple[Finding, ...] = ()
+    warnings: tuple[Finding, ...] = ()
 
     @property
     def total(self) -> int:
@@ -88,6 +95,7 @@ def lint(path: Path) -> Lint:
     model = read_model(path)
     names = {s.subgraphIndex: s.signatureKey.decode() for s in model.signatureDefs or ()}
     operations, findings, ranks = {}, [], [0]
+    traps: dict[bool, list[Finding]] = {True: [], False: []}
     for number, subgraph in enumerate(model.subgraphs):
         name = names.get(number, f"subgraph_{number}")
         kinds = [operator_kind(model, operator) for operator in subgraph.operators]
@@ -98,7 +106,12 @@ def lint(path: Path) -> Lint:
             tensor = subgraph.tensors[operator.outputs[0]].name.decode()
             for delegate, wrong, reason in look.reasons():
                 findings.append(Finding(delegate, name, place, kind, tensor, reason, wrong))
-    return Lint(operations, max(ranks), tuple(findings))
+        wires = Wires(model, subgraph, kinds)
+        for trap in TRAPS.values():
+            for place, index, reason in trap.find(wires):
+                tensor, seen = subgraph.tensors[index].name.decode(), f"{reason} ({trap.seen})"
+                traps[trap.refused].append(Finding("gpu", name, place, kinds[place], tensor, seen, wrong_result=True))
+    return Lint(operations, max(ranks), tuple(findings), tuple(traps[True]), tuple(traps[False]))
 
 
 def operator_kind(model: Any, operator: Any) -> str:

@@ -7,16 +7,16 @@ them, frame after frame, each reading what its own earlier frames left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samexport.models.spec import TensorSpec
 from samexport.runtimes.base import Tensors
-from samexport.runtimes.parity.compare import Tier, compare_masks, compare_output
+from samexport.runtimes.parity.compare import Tier, compare_masks, compare_output, intersection_over_union
 from samexport.runtimes.session import Session
-from samexport.runtimes.verdicts import Check, Row
+from samexport.runtimes.verdicts import Check, Row, Verdict
 
 _SEEDS = 3
 _CLEAR = 2e-3
@@ -87,11 +87,18 @@ def _joined(frames: Sequence[Followed], seed: int) -> Clip:
 def compare_clip(
     check: Check, clip: Clip, follow: Follow, session: Session, frames: Frames, limits: Tier
 ) -> Iterable[Row]:
-    """A row for the masks of all frames, each for itself, and one for each of the other numbers."""
+    """A row for the masks of all frames, each for itself, and one for each of the other numbers.
+
+    The row of the masks tells their mean IoU as well where it passes.
+    """
     followed = follow(session, frames, clip.seed)
     found = _joined([next(followed) for _ in clip.masks], clip.seed)
     expected, actual = (each.masks.reshape(-1, *each.masks.shape[2:]) for each in (clip, found))
-    rows = [compare_masks(check, "masks", expected, actual, limits)]
+    row = compare_masks(check, "masks", expected, actual, limits)
+    if row.verdict is Verdict.PASS:
+        ious = intersection_over_union(expected, actual)
+        row = replace(row, reason=f"IoU of {len(ious)} masks: mean {ious.mean():.5f}, worst {ious.min():.5f}")
+    rows = [row]
     for name, values in clip.numbers.items():
         if values.dtype == np.bool_:
             one, other = (each.reshape(1, len(each), -1) for each in (values, found.numbers[name]))

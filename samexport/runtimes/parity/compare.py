@@ -76,7 +76,9 @@ def signal_to_noise(expected: Array, actual: Array) -> float:
     return 20 * float(np.log10(signal / noise)) if signal else float("-inf")
 
 
-def compare_output(check: Check, spec: TensorSpec, expected: Array, actual: Array, limits: Tier) -> Row:
+def compare_output(
+    check: Check, spec: TensorSpec, expected: Array, actual: Array, limits: Tier, span: float | None = None
+) -> Row:
     """Judge one output against the reference.
 
     Args:
@@ -85,6 +87,7 @@ def compare_output(check: Check, spec: TensorSpec, expected: Array, actual: Arra
         expected: the reference.
         actual: same shape, or the check fails.
         limits: the tolerances.
+        span: max - min of the output where ``expected`` is a part of it.
     """
     if expected.shape != actual.shape:
         return _fail(check, spec, f"shape {list(actual.shape)}, expected {list(expected.shape)}")
@@ -95,7 +98,7 @@ def compare_output(check: Check, spec: TensorSpec, expected: Array, actual: Arra
     if not expected.size:
         return _fail(check, spec, f"empty, shape {list(expected.shape)}: nothing was compared")
     error = np.abs(expected.astype(np.float64) - actual)
-    span = float(expected.max() - expected.min()) or 1.0
+    span = span or float(expected.max() - expected.min()) or 1.0
     snr = signal_to_noise(expected, actual)
     reasons = []
     # each limit is written so that NaN fails it

@@ -89,6 +89,7 @@ class Case:
         graphs: run in order, each fed by name.
         inputs, expected, strides, made: of the first frame, see :class:`Step`.
         later: the other frames.
+        spans: of a case that is a part of another one, the ranges of that one's outputs: two scores alone may be close.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Case:
     strides: dict[str, int] = field(default_factory=dict)
     made: dict[str, Made] = field(default_factory=dict)
     later: tuple[Step, ...] = ()
+    spans: dict[str, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -121,7 +123,8 @@ class Case:
         inputs = {n: _rows(v, count) if n in prompts else v for n, v in self.inputs.items()}
         expected = {n: _rows(v, count) for n, v in self.expected.items()}
         name = f"{count}x{self.counts(graph)[1]} (repeats {self.name})"
-        return Case(name, self.graphs, inputs, expected, self.strides)
+        spans = {n: float(np.ptp(v)) for n, v in self.expected.items()}
+        return Case(name, self.graphs, inputs, expected, self.strides, spans=spans)
 
 
 def _rows(value: NDArray[Any], count: int) -> NDArray[Any]:

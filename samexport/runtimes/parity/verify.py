@@ -339,13 +339,14 @@ def _check(
         for name, tensors in inputs.items():
             fed[name].append(tensors)
         actual = expected_of(runtimes, case.graphs, outputs, step.expected)
-        yield from compare_step(here, step, graphs, actual, recipes(bundle, case.graphs))
+        yield from compare_step(here, step, graphs, actual, recipes(bundle, case.graphs), case.spans)
 
 
 def compare_step(
-    check: Check, step: Step | Case, graphs: Sequence[GraphSpec], actual: Tensors, recipes_used: Sequence[str]
-) -> Iterator[Row]:
-    """Judge the outputs of a chain of graphs, in the loosest tier of the recipes that took part."""
+    check: Check, step: Step | Case, graphs: Sequence[GraphSpec], actual: Tensors, recipes_used: Sequence[str],
+    spans: Mapping[str, float] | None = None,
+) -> Iterator[Row]:  # fmt: skip
+    """Judge the outputs of a chain of graphs, in the loosest tier of the recipes that took part; see ``Case.spans``."""
     limits = tier(*recipes_used)
     yield from check_names(check, step.expected, actual)
     if "ranked_boxes" in {spec.role for spec in graphs[-1].outputs}:
@@ -354,4 +355,4 @@ def compare_step(
     for spec in (spec for graph in graphs for spec in graph.outputs):
         if spec.name in step.expected and spec.name in actual:
             found = step.sample(spec.name, actual[spec.name])
-            yield compare_output(check, spec, step.expected[spec.name], found, limits)
+            yield compare_output(check, spec, step.expected[spec.name], found, limits, (spans or {}).get(spec.name))

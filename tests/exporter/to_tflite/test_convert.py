@@ -155,6 +155,12 @@ def test_a_file_for_the_gpu_with_another_operation_is_refused(tmp_path):
         convert(graph_of((4, 8)), Sorts(), tmp_path / "x.tflite", TfliteOptions(target="gpu"))
 
 
+def test_a_graph_that_picks_rows_by_whole_numbers_is_refused_for_the_gpu_before_any_work(tmp_path):
+    graph = find_model("test.hiera64_sparse").graph("memory_attention_pruned")
+    with pytest.raises(ExportFailed, match=r"picks rows by whole numbers \(kept_cell\).*leave out --target gpu$"):
+        convert(graph, Refuses(), tmp_path / "x.tflite", TfliteOptions(target="gpu"))
+
+
 def test_a_converter_that_fails_is_one_line(tmp_path):
     with pytest.raises(ExportFailed, match=r"^toy cannot be converted to TFLite: RuntimeError: reason$"):
         convert(graph_of((4, 8)), Refuses(), tmp_path / "x.tflite")

@@ -7,10 +7,12 @@ import pytest
 
 from samexport.errors import ParityFailed
 from samexport.models.catalog import find_family
+from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.families import sam2_tracker
 from samexport.runtimes.families.sam2_clip import follow, follow_sparse
 from samexport.runtimes.families.sam2_sparse_tracker import SparseTracker
 from samexport.runtimes.host.memory import Bank, Read
+from samexport.runtimes.parity import verify
 from samexport.runtimes.parity.clip import Followed, clip_frames, compare_clip, make_clip
 from samexport.runtimes.parity.compare import LOOP_TIER
 from samexport.runtimes.parity.golden_files import load_golden, save_golden
@@ -164,3 +166,27 @@ def test_a_clip_is_stored_with_the_cases(golden, sam2_bundle, tmp_path):
 def test_a_family_without_memory_has_no_clip(tiny_bundle):
     assert find_family("sam").loops == ()
     assert load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).clips == {}
+
+
+@pytest.mark.parametrize(("file_format", "runtime"), [("onnx", "onnxruntime"), ("tflite", "litert"), ("coreml", "mil")])
+def test_clips_are_followed_on_bundles_of_every_format(sam2_bundle, golden, monkeypatch, file_format, runtime):
+    """The files are those in ONNX: what is shown is that the loops are run, on the runtime of the format."""
+    files = tuple(replace(each, file_format=file_format) for each in sam2_bundle.manifest.artifacts)
+    bundle = replace(sam2_bundle, manifest=replace(sam2_bundle.manifest, artifacts=files))
+    asked, opened = set(), Bundle.open
+
+    def open_onnx(self, graph, *, runtime=None, threads=None):
+        asked.add(runtime)
+        return opened(sam2_bundle, graph, threads=threads)
+
+    monkeypatch.setattr(Bundle, "open", open_onnx)
+    monkeypatch.setattr(verify, "lint_rows", lambda *_: ())
+    rows = list(compare_cases(bundle, replace(golden, cases=()), threads=1))
+    for name in golden.clips:
+        followed = [row for row in rows if row.check.case == name]
+        assert {row.verdict for row in followed} == {Verdict.PASS}
+        assert {row.check.runtime for row in followed} == asked == {runtime}
+        masks = next(row for row in followed if row.output == "masks")
+        mean, worst = (float(word) for word in masks.reason.replace(",", "").split()[5::2])
+        assert worst == pytest.approx(masks.mask_iou, abs=1e-5)
+        assert worst <= mean <= 1
