@@ -3,7 +3,7 @@ import pytest
 
 from samexport.errors import ConfigError
 from samexport.models.families.detector import sampler_graph
-from samexport.models.spec import TensorSpec
+from samexport.models.spec import Axis, GraphSpec, TensorSpec
 from samexport.runtimes.parity.compare import (
     TIERS,
     check_names,
@@ -14,6 +14,8 @@ from samexport.runtimes.parity.compare import (
     signal_to_noise,
     tier,
 )
+from samexport.runtimes.parity.golden import Case
+from samexport.runtimes.parity.verify import compare_step
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 CHECK = Check("case")
@@ -261,3 +263,19 @@ def test_a_border_that_moves_a_little_is_rounding(name, verdict):
 
 def test_the_loosest_recipe_of_a_chain_judges_it():
     assert tier("fp32", "fp16") is tier("fp16", "fp32") is TIERS["fp16"]
+
+
+def test_a_part_of_a_case_is_judged_by_the_range_of_the_whole():
+    spec = TensorSpec("scores", ("N",), "")
+    graph = GraphSpec("step", "", (TensorSpec("points", ("N", 1), ""),), (spec,), (Axis("N", "prompts", 3, 3),))
+    whole = Case(
+        "3x1", ("step",), {"points": np.zeros((3, 1), np.float32)}, {"scores": np.float32([10.2, 10.2001, 10.9])}
+    )
+    part = whole.repeated(graph, 2)
+    assert part.expected["scores"].tolist() == pytest.approx([10.2, 10.2001])
+    assert part.spans == {"scores": pytest.approx(0.7, rel=1e-5)}
+    most = TIERS["fp32"].max_error * part.spans["scores"]
+    for error, verdict in ((0.9 * most, Verdict.PASS), (1.1 * most, Verdict.FAIL)):
+        found = part.expected["scores"] + np.float32([0, error])
+        rows = list(compare_step(CHECK, part, [graph], {"scores": found}, ("fp32",), part.spans))
+        assert [row.verdict for row in rows] == [verdict]
