@@ -84,8 +84,10 @@ _DECODED = """
   no_flags = Sub (points, points)
   flag_rows = Add (no_flags, flag_in)
   flags = Squeeze (flag_rows, axis1)
+  no_masks = Unsqueeze (no_flags, rows_and_columns)
+  mask_rows = Add (mask_input, no_masks)
   all_masks, all_scores, object_score, object_pointers =
-    samexport.mask_decoder_with_mask ($embed, $fine, $middle, coords, labels, mask_input, flags)
+    samexport.mask_decoder_with_mask ($embed, $fine, $middle, coords, labels, mask_rows, flags)
 """
 _CHOSEN = """
   from_mask = Constant <value = int64[1] {0}> ()
@@ -134,9 +136,10 @@ LOW_RES_DECODER = (
 )
 """The mask at low resolution, which the program scales to the picture."""
 
+_MASKS, _ONE_MASK = (f"float[{count},1,$L,$L] mask_input" for count in ("prompts", "1"))
 USLS_DECODER = (
     LOW_RES_DECODER.replace(")\n=>", ", float[2] orig_im_size)\n=>")
-    .replace("float[prompts,1,$L,$L] mask_input", "float[1,1,$L,$L] mask_input")
+    .replace(_MASKS, _ONE_MASK)
     .replace(
         "  masks = Identity (answer)",
         """
@@ -179,6 +182,9 @@ PICTURE_DECODER = (
 }"""
 )
 """The mask at the size of the picture, which was stretched."""
+
+BOXES_DECODER = PICTURE_DECODER.replace(_MASKS, _MASKS.replace("prompts", "given_masks"))
+"""The same, with one absent mask for all prompts, or one for each."""
 
 CROPPED_DECODER = (
     _INPUTS

@@ -142,7 +142,7 @@ PROFILES = (
         read="sam-cpp-macos d739926 (sam.cpp, SAM2) and 3f774e0 (test.cpp)",
         files={
             "${NAME}_preprocess.onnx": _named(adapters.encoder("embed fine middle"), *_OSAM_NAMES),
-            "${NAME}.onnx": _named(adapters.PICTURE_DECODER, *_OSAM_NAMES),
+            "${NAME}.onnx": _named(adapters.BOXES_DECODER, *_OSAM_NAMES),
         },
         host=replace(_FROM_OPENCV, whole=True),
         size=1024,

@@ -34,7 +34,7 @@ def cells(places: Tensor) -> tuple[Tensor, Tensor]:
 
     As meshgrid, which exporters decompose.
     """
-    size = len(places)
+    size = places.shape[0]
     return places[:, None].expand(size, size), places.expand(size, size)
 
 

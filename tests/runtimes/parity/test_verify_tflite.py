@@ -160,7 +160,9 @@ def test_an_operation_that_would_leave_the_gpu_is_named_and_fails_a_file_for_it(
     assert row.verdict is Verdict.SKIPPED
     for_gpu = tuple(replace(a, options={"target": "gpu"}) for a in copy.manifest.artifacts)
     rows = verify_bundle(replace(copy, manifest=replace(copy.manifest, artifacts=for_gpu))).failures
-    assert [str(r.check) for r in rows] == ["decoder lint"]
+    assert {str(r.check) for r in rows} <= {f"{name} lint" for name in tflite_bundle.graph_names}
+    # the others are traps of phones' GPUs, which a file for the CPU may have
+    assert [str(r.check) for r in rows if "GATHER" in r.reason] == ["decoder lint"]
 
 
 def test_the_linter_is_in_manifest_and_card(tflite_bundle):
