@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from samexport.exporter.to_tflite.graph import Graph, Shape
-from samexport.exporter.to_tflite.rank import lift
 from samexport.runtimes.formats.tflite import constant_bytes
 from samexport.runtimes.formats.tflite_lint import (
     ELEMENTWISE,
@@ -38,8 +37,7 @@ _RANK = 4
 def improve(model: Any, *, gpu: bool = False) -> None:
     """Apply every rewrite to every subgraph of ``ModelT``, in place.
 
-    With ``gpu`` no tensor of three dimensions is read twice, and products that are too large for a GPU are split, which
-    costs copies on a CPU.
+    With ``gpu`` products that are too large for a GPU are split, which costs copies on a CPU.
     """
     for subgraph in model.subgraphs:
         graph = Graph(model, subgraph)
@@ -48,7 +46,6 @@ def improve(model: Any, *, gpu: bool = False) -> None:
         subgraph.operators = [new for old in subgraph.operators for new in _four_dimensional(graph, old)]
         _keep_reduced_axis(graph)
         if gpu:
-            lift(graph)
             subgraph.operators = [new for old in subgraph.operators for new in _split_product(graph, old)]
         _merge_chains(graph)
         _drop_unread(graph)

@@ -71,7 +71,7 @@ class Trap:
     find: Callable[[Wires], Found]
 
 
-def shared_of_rank_3(wires: Wires) -> Found:
+def _shared_of_rank_3(wires: Wires) -> Found:
     """Computed tensors of three dimensions that several operations read."""
     for tensor, readers in wires.readers.items():
         if len(wires.shape(tensor)) == _HELD_RANK - 1 and len(readers) > 1 and not wires.constant(tensor):
@@ -112,7 +112,7 @@ def _half_elsewhere(wires: Wires) -> Found:
 
 
 TRAPS: Mapping[str, Trap] = {
-    "shared rank 3": Trap("LiteRT issue 8619, a decoder on Mali: mask correlation 0.27", True, shared_of_rank_3),
+    "shared rank 3": Trap("LiteRT issue 8619, a decoder on Mali: mask correlation 0.27", False, _shared_of_rank_3),
     "softmax of a constant": Trap("LiteRT samples, SAM 3 on Metal", False, _softmax_of_constant),
     "output read again": Trap("MoViNet on Mali: a convolution scaled by 2.5", True, _output_read_again),
     "input passed on": Trap("MoViNet on Mali: it reads zero", True, _input_passed_on),
