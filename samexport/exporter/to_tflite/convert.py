@@ -123,7 +123,7 @@ def convert(
     if options.target == "gpu" and (refused := found.of("gpu")):
         raise ExportFailed(f"{graph.name}: {len(refused)} operations would leave the GPU, first {refused[0]}")
     if options.target == "gpu" and found.traps:
-        traps = f"{len(found.traps)} places are wrong on some phones' GPUs, first {found.traps[0]}"
+        traps = f"{len(found.traps)} places may be wrong on some phones' GPUs, first {found.traps[0]}"
         raise ExportFailed(f"{graph.name}: {traps}")
     if metadata is not None:
         append_metadata(path, metadata)
