@@ -39,10 +39,15 @@ def distill(
             metavar="FILE", help="The weights that the bundle was made from; repeats.", rich_help_panel=TEACHER
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="How many.", rich_help_panel=TRAINING)] = 10_000,
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Pictures a step.", rich_help_panel=TRAINING)] = 8,
+    steps: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="How many.", rich_help_panel=TRAINING)] = 10_000,
+    batch: Annotated[
+        int, typer.Option(min=1, max=1024, metavar="NUMBER", help="Pictures a step.", rich_help_panel=TRAINING)
+    ] = 8,
     held_out: Annotated[
-        int, typer.Option(min=1, help="Pictures to measure on, the last by name.", rich_help_panel=TRAINING)
+        int,
+        typer.Option(
+            min=1, metavar="NUMBER", help="Pictures to measure on, the last by name.", rich_help_panel=TRAINING
+        ),
     ] = 8,
     through_decoder: Annotated[
         bool,
@@ -54,8 +59,12 @@ def distill(
             "--coupled", help="Teach the teacher's masks alone, decoder and all, to compare.", rich_help_panel=TRAINING
         ),
     ] = False,
-    learning_rate: Annotated[float, typer.Option(min=1e-8, max=1, help="Its peak.", rich_help_panel=TRAINING)] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of weights and order.", rich_help_panel=TRAINING)] = 0,
+    learning_rate: Annotated[
+        float, typer.Option(min=1e-8, max=1, metavar="NUMBER", help="Its peak.", rich_help_panel=TRAINING)
+    ] = 1e-3,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31, metavar="NUMBER", help="Of weights and order.", rich_help_panel=TRAINING)
+    ] = 0,
     device: Device = None,
 ) -> None:
     """Train a small encoder to give a large one's embeddings; the decoder stays the large one's (MobileSAM's recipe).
@@ -70,7 +79,11 @@ def distill(
         raise ConfigError(f"{images} is no folder; --images names one with pictures")
     paths = tuple(Path(str(source.path)) for source in find_pictures([str(images)]))
     if len(paths) <= held_out:
-        raise ConfigError(f"{images} has {len(paths)} pictures, of which --held-out keeps {held_out}; none is left")
+        raise ConfigError(
+            f"{images} has {len(paths)} pictures, of which --held-out keeps {held_out}; none is left, keep fewer"
+        )
+    if out.resolve() == images.resolve():
+        raise FileError(f"{out} has the pictures; --out names another folder")
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; --out names a folder")
     if (out / "student.safetensors").exists():

@@ -33,11 +33,17 @@ def train_demo(
         typer.Option(metavar="TIME", help="How long to train, such as 9m or 2h.", rich_help_panel=TRAINING),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="How many steps to train, instead of a time.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            min=1, metavar="NUMBER", help="How many steps to train, instead of a time.", rich_help_panel=TRAINING
+        ),
     ] = None,
     device: Device = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of weights, scenes and prompts.", rich_help_panel=TRAINING)
+        int,
+        typer.Option(
+            min=0, max=2**32 - 1, metavar="NUMBER", help="Of weights, scenes and prompts.", rich_help_panel=TRAINING
+        ),
     ] = 0,
     encoder: Annotated[
         str, typer.Option(metavar="NAME", help="What is trained.", rich_help_panel=TRAINING)
@@ -91,13 +97,16 @@ def train_demo(
 
 def draw_scenes(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder to make.", rich_help_panel=OUTPUT)],
-    count: Annotated[int, typer.Option(min=1, help="How many.", rich_help_panel=TRAINING)] = 200,
+    count: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="How many.", rich_help_panel=TRAINING)] = 200,
     size: Annotated[
         int, typer.Option(min=64, max=4096, metavar="PIXELS", help="Their long side.", rich_help_panel=TRAINING)
     ] = 1024,
-    objects: Annotated[int, typer.Option(min=1, max=200, help="Most objects in one.", rich_help_panel=TRAINING)] = 40,
+    objects: Annotated[
+        int, typer.Option(min=1, max=200, metavar="NUMBER", help="Most objects in one.", rich_help_panel=TRAINING)
+    ] = 40,
     first: Annotated[
-        int, typer.Option(min=0, max=1 << 30, help="Number of the first one.", rich_help_panel=TRAINING)
+        int,
+        typer.Option(min=0, max=1 << 30, metavar="NUMBER", help="Number of the first one.", rich_help_panel=TRAINING),
     ] = 0,
 ) -> None:
     """Draw scenes that train-demo never sees, as PNG files with COCO annotations for `samexport eval`.

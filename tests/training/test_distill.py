@@ -215,7 +215,7 @@ def test_a_student_of_another_frame_is_refused(teacher_name, student, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--held-out", "7"), "has 7 pictures, of which --held-out keeps 7; none is left"),
+        (("--held-out", "7"), "has 7 pictures, of which --held-out keeps 7; none is left, keep fewer"),
         (("--images", "nowhere"), "nowhere is no folder"),
         (("--device", "tpu"), "--device is cuda or cpu, not 'tpu'"),
         (("--student", "nothing"), "no encoder is called 'nothing'"),
@@ -232,3 +232,11 @@ def test_what_cannot_be_is_one_line(options, message, pictures, teacher, tmp_pat
     assert code == 2
     assert message in one_line_error(err)
     assert not (tmp_path / "o/student.safetensors").exists()
+
+
+def test_nothing_is_written_among_the_pictures(pictures, teacher, run):
+    before = sorted(pictures.iterdir())
+    options = ("--teacher", teacher, "--images", pictures, "--out", pictures, "--held-out", "2", *OPTIONS)
+    code, _, err = run("distill", *options)
+    assert (code, sorted(pictures.iterdir())) == (2, before)
+    assert "has the pictures; --out names another folder" in one_line_error(err)

@@ -1,6 +1,7 @@
 """The weights that come with the package."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -45,6 +46,15 @@ def test_a_bundle_of_them_is_loaded_again_without_a_file(demo):
     network, info = demo
     again = reload_model(SPEC, info)
     assert all(value.equal(again.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+def test_a_bundle_of_them_takes_copies_of_their_files(demo, tmp_path):
+    network, info = demo
+    copies = [Path(shutil.copy(path, tmp_path)) for path in demo_checkpoint(SPEC)]
+    again = reload_model(SPEC, info, copies[::-1])
+    assert all(value.equal(again.state_dict()[key]) for key, value in network.state_dict().items())
+    with pytest.raises(ConfigError, match="the bundle was made from"):
+        reload_model(SPEC, replace(info, sha256=str(info.sha256).replace("a", "b")), copies)
 
 
 def test_the_card_says_what_they_are(demo):

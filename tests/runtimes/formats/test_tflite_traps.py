@@ -119,6 +119,8 @@ def test_an_export_for_a_gpu_ends_at_a_trap(tmp_path, monkeypatch):
     tensor = TensorSpec("x", (1, 2), "any")
     graph = GraphSpec("toy", "any", (tensor,), (TensorSpec("y", (1, 2), "any"),))
     module = type("Module", (), {"state_dict": dict})()
-    with pytest.raises(ExportFailed, match=r"^toy: 1 places may be wrong on some phones' GPUs, first main operator 0 ABS"):
+    with pytest.raises(
+        ExportFailed, match=r"^toy: 1 places may be wrong on some phones' GPUs, first main operator 0 ABS"
+    ):
         to_tflite.convert(graph, module, tmp_path / "x.tflite", TfliteOptions(target="gpu"))
     assert to_tflite.convert(graph, module, tmp_path / "y.tflite").traps
