@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -53,11 +54,10 @@ def run_eval_video(
         raise ConfigError(f"{request.root} has no sequence {unknown[0]!r}")
     wanted = [each for each in found if not request.sequences or each.name in request.sequences]
     bundle = open_bundle(request.bundle)
-    session = open_session(graphs := OpenGraphs(bundle, runtime=runtime, threads=threads))
     scores: list[ObjectScores] = []
     failed: SamExportError | None = None
-    try:
-        open_tracker = partial(session.tracker, sparse=request.sparse)
+    with closing(OpenGraphs(bundle, runtime=runtime, threads=threads)) as graphs:
+        open_tracker = partial(open_session(graphs).tracker, sparse=request.sparse)
         open_tracker()  # refuses a bundle without it before the clips are read
         if warning := bundle.manifest.weights.warning:
             print(f"this bundle has {warning}")
@@ -69,8 +69,6 @@ def run_eval_video(
                 except SamExportError as error:
                     failed = error
                     print(f"{sequence.name} is left out: {error}", file=sys.stderr)
-    finally:
-        graphs.close()
     if scores:
         _print(scores)
     if scores and out is not None:

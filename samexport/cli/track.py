@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -164,8 +165,8 @@ def run_track(request: TrackRequest, outputs: Outputs, *, runtime: str | None, t
     prompts = request.prompts()
     check_outputs(outputs, [request.video, *request.files])
     bundle = open_bundle(request.bundle)
-    session = open_session(graphs := OpenGraphs(bundle, runtime=runtime, threads=threads))
-    try:
+    with closing(OpenGraphs(bundle, runtime=runtime, threads=threads)) as graphs:
+        session = open_session(graphs)
         open_tracker = partial(session.tracker, sparse=request.sparse)
         open_tracker()  # refuses a bundle without it before the clip is read
         clip = open_clip(request.video, last=request.last)
@@ -189,8 +190,6 @@ def run_track(request: TrackRequest, outputs: Outputs, *, runtime: str | None, t
                 print(line)
         for path, what in written.items():
             print(f"wrote {path}: {what}")
-    finally:
-        graphs.close()
 
 
 class _Speed:

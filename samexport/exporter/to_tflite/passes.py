@@ -6,7 +6,6 @@
   every tensor as batch, height, width, channels; some constants broadcast there differently than on the CPU, and
   PAD takes the wrong axes, both without an error (rules and how they were found: ``tflite_lint``).
 - MEAN keeps the axis that it reduces, which the converter drops and restores with a RESHAPE.
-- In files for a GPU tensors of three dimensions get a fourth (``rank``).
 - A product with more batches than LiteRT's WebGPU accelerator can start is split (it returns zeros otherwise).
 - GATHER of one constant place, which GPUs do not know, becomes SLICE and RESHAPE.
 - RESHAPE after RESHAPE and SLICE after SLICE are one; what nobody reads is removed.

@@ -12,7 +12,6 @@ from typing import Any
 from samexport.runtimes.formats.tflite import constant_bytes, shape_of
 
 _FLOAT16 = 1
-_HELD_RANK = 4
 _WITH_WEIGHTS = frozenset({"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"})
 _SUMS = frozenset({"ADD", "SUB"})
 
@@ -74,7 +73,7 @@ class Trap:
 def _shared_of_rank_3(wires: Wires) -> Found:
     """Computed tensors of three dimensions that several operations read."""
     for tensor, readers in wires.readers.items():
-        if len(wires.shape(tensor)) == _HELD_RANK - 1 and len(readers) > 1 and not wires.constant(tensor):
+        if len(wires.shape(tensor)) == 3 and len(readers) > 1 and not wires.constant(tensor):
             place = wires.maker.get(tensor, readers[0])
             yield place, tensor, f"{list(wires.shape(tensor))} of three dimensions is read by {len(readers)} operations"
 
