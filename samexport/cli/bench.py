@@ -197,13 +197,15 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def plain_export(bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...] = ()) -> Bundle:
-    """The straightforward export of a bundle's model: what the baselines of a benchmark run."""
+def plain_export(
+    bundle: Bundle, folder: Path, checkpoints: tuple[Path, ...] = (), names: tuple[str, ...] = ()
+) -> Bundle:
+    """The straightforward export of a bundle's model, or of some graphs: what the baselines of a benchmark run."""
     from samexport.benchmarks.contenders.baselines import write_baselines
     from samexport.exporter.to_onnx import torchscript
     from samexport.exporter.to_onnx.convert import convert_plainly
 
-    return write_baselines(bundle, folder, convert_plainly, checkpoints, trace=torchscript.convert)
+    return write_baselines(bundle, folder, convert_plainly, checkpoints, trace=torchscript.convert, names=names)
 
 
 def _print_results(results: Results) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -77,7 +78,7 @@ def _measured(
     spec: ModelSpec, file_format: str, runtimes: tuple[str, ...], threads: int, seconds: float
 ) -> list[EncoderRow]:
     from samexport.benchmarks.command import BenchRequest, run_bench
-    from samexport.benchmarks.results.encoders import ANSWER, rows_of
+    from samexport.benchmarks.results.encoders import ANSWER, RIVALS, rows_of
     from samexport.exporter.formats import FORMATS
     from samexport.exporter.pipeline import ExportOptions, export_bundle
     from samexport.models.catalog import find_family
@@ -87,8 +88,9 @@ def _measured(
         bundle, _ = export_bundle(
             ExportOptions(spec.name, Path(folder) / "bundle", random_seed=DEFAULT_SEED, target=target)
         )
+        first = (find_family(spec.family).first,)
         request = BenchRequest(
-            (bundle.folder,), Path(folder) / "results", runtimes, (find_family(spec.family).first,), (ANSWER,), (1,),
-            threads=(threads,), seconds=seconds, repeat=5,
+            (bundle.folder,), Path(folder) / "results", runtimes, first, (ANSWER,), (1,), threads=(threads,),
+            rivals=RIVALS if file_format == "onnx" else (), seconds=seconds, repeat=5,
         )  # fmt: skip
-        return rows_of(bundle, run_bench(request, plain_export))
+        return rows_of(bundle, run_bench(request, partial(plain_export, names=first)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pkgutil import resolve_name
 
 from torch import nn
@@ -37,10 +37,12 @@ def build_graph(
     return spec.graph(name), builders[name](network, spec, small).eval().requires_grad_(False)
 
 
-def plain_graphs(network: nn.Module, spec: ModelSpec) -> dict[str, tuple[GraphSpec, nn.Module]]:
-    """Every graph of the untouched architecture, and its module: the reference."""
+def plain_graphs(
+    network: nn.Module, spec: ModelSpec, wanted: Collection[str] = ()
+) -> dict[str, tuple[GraphSpec, nn.Module]]:
+    """Every graph of the untouched architecture, or those that are wanted, and its module: the reference."""
     names: Mapping[str, Builder] = resolve_name(find_family(spec.family).plain)
-    has = {graph.name for graph in spec.graphs}
+    has = {graph.name for graph in spec.graphs if not wanted or graph.name in wanted}
     return {name: build_graph(network, spec, name, plain=True) for name in names if name in has}
 
 

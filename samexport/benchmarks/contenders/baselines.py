@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -97,8 +97,9 @@ def torch_bundle(bundle: Bundle, checkpoints: Sequence[Path] = (), *, detector: 
 
 
 def write_baselines(
-    bundle: Bundle, folder: Path, convert: Convert, checkpoints: Sequence[Path] = (), *, trace: Convert | None = None
-) -> Bundle:
+    bundle: Bundle, folder: Path, convert: Convert, checkpoints: Sequence[Path] = (), *, trace: Convert | None = None,
+    names: Collection[str] = (),
+) -> Bundle:  # fmt: skip
     """Write the untouched architectures as ONNX files: the straightforward export of the same weights.
 
     Args:
@@ -107,6 +108,7 @@ def write_baselines(
         convert: the exporter.
         checkpoints: where the bundle's weights are, unless they are random.
         trace: another exporter; what it writes stands beside, and what it refuses is left out.
+        names: which graphs; empty for all.
 
     Raises:
         ConfigError, CheckpointError: see :func:`rebuild`.
@@ -116,7 +118,7 @@ def write_baselines(
 
     spec, network = rebuild(bundle.manifest, checkpoints)
     artifacts, graphs = [], []
-    for name, (graph, module) in plain_graphs(network, spec).items():
+    for name, (graph, module) in plain_graphs(network, spec, names).items():
         path = folder / f"{name}.plain.onnx"
         nodes = convert(graph, module, path)
         size = sum(p.stat().st_size for p in folder.glob(f"{path.name}*"))

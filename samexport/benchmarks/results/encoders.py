@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from samexport.benchmarks.contenders.baselines import TORCHSCRIPT
 from samexport.benchmarks.results.plots import STYLE, new_figure, saved
 from samexport.benchmarks.results.rows import Amount, Count, Results, Status, from_plain
 from samexport.errors import ConfigError, FileError
@@ -16,11 +17,16 @@ from samexport.runtimes.bundle import Bundle
 
 ANSWER = "next click"
 """The task that is timed beside the encoder: one click on a picture that is encoded already, up to its mask."""
+RIVALS = ("plain", TORCHSCRIPT)
+"""What an ONNX encoder is called in turns with: the untouched architecture, by torch's newer exporter, which samexport
+uses, and by the older one, which official exports use."""
 JSON, TABLE, PLOT = "encoders.json", "encoders.md", "encoders.png"
 _VERSION = 1
 _ABOUT = """Random weights of the real architecture: times and sizes do not depend on them; accuracy does, and is not
 here. `encode` is the encoder's file alone, `next click` everything from a click on a picture that is encoded to its
-mask on a photograph of 12 megapixels; medians in milliseconds. `max error` is the worst of all checks against PyTorch.
+mask on a photograph of 12 megapixels; medians in milliseconds. `of plain` is the median of the encoder's time by that
+of the untouched architecture, called in turns: by torch's newer exporter, then by its older one, which made most
+official files. `max error` is the worst of all checks against PyTorch.
 Another run adds its rows and replaces those of the same model, files and runtime.
 """
 
@@ -39,6 +45,7 @@ class EncoderRow:
         max_error: the worst of all checks against PyTorch, of the range of the output.
         linter: operations that would leave a delegate, for people; empty where the format has no linter.
         encode_ms, answer_ms: medians of the encoder's file and of :data:`ANSWER`; None where they were not measured.
+        of_plain, of_torchscript: the encoder's time by that of each of :data:`RIVALS`; None where there is none.
         created, cpu: when and where.
     """
 
@@ -56,6 +63,8 @@ class EncoderRow:
     linter: str = ""
     encode_ms: Amount | None = None
     answer_ms: Amount | None = None
+    of_plain: Amount | None = None
+    of_torchscript: Amount | None = None
     created: str = ""
     cpu: str = ""
 
@@ -83,12 +92,13 @@ def rows_of(bundle: Bundle, results: Results) -> list[EncoderRow]:
     for encoded in (row for row in done if row.job.graph == first):
         ran = (encoded.job.runtime, encoded.job.threads)
         answers = [r.measured.p50_ms for r in done if r.job.graph == ANSWER and (r.job.runtime, r.job.threads) == ran]
+        ratios = {p.second.options: p.ratio for p in results.pairs if p.first == encoded.job}
         made.append(
             EncoderRow(
                 spec.name, spec.parameters, spec.frame.size, encoded.gmac, artifact.file_format, artifact.recipe, *ran,
                 artifact.size / 1e6, sum(a.size for a in bundle.manifest.artifacts) / 1e6, max(checked, default=0.0),
-                "; ".join(linted), encoded.measured.p50_ms, next(iter(answers), None), results.created,
-                results.environment.cpu,
+                "; ".join(linted), encoded.measured.p50_ms, next(iter(answers), None),
+                ratios.get(""), ratios.get(f"converter={TORCHSCRIPT}"), results.created, results.environment.cpu,
             )
         )  # fmt: skip
     return made
@@ -120,7 +130,7 @@ def page(rows: Sequence[EncoderRow], command: str) -> str:
     """A Markdown page: the table, and how it came about."""
     columns = (
         "`--encoder`", "parameters", "encoder GMAC", "frame", "files", "encoder", "all files", "runtime", "encode",
-        "next click", "max error / range", "linter", "weights",
+        "next click", "of plain", "max error / range", "linter", "weights",
     )  # fmt: skip
     table = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *map(_line, rows)]
     machines = sorted({f"- {row.cpu}, {row.created[:10]}" for row in rows})
@@ -134,7 +144,8 @@ def _line(row: EncoderRow) -> str:
         f"`{spec.encoder}`", f"{row.parameters / 1e6:.1f} M", _number(row.gmac, ".1f"), str(row.side),
         f"{row.file_format} {row.recipe}", f"{row.encoder_mb:.1f} MB", f"{row.files_mb:.1f} MB",
         f"{row.runtime}, {row.threads} thread{'s' * (row.threads > 1)}", _number(row.encode_ms, ".0f"),
-        _number(row.answer_ms, ".0f"), f"{row.max_error:.1e}", row.linter, weights,
+        _number(row.answer_ms, ".0f"), ", ".join(_number(r, ".2f") for r in (row.of_plain, row.of_torchscript) if r),
+        f"{row.max_error:.1e}", row.linter, weights,
     )  # fmt: skip
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 

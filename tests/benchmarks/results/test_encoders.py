@@ -1,6 +1,7 @@
 """Encoders side by side: rows of a bundle and its results, what replaces what, the page, the command."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -19,12 +20,15 @@ from samexport.benchmarks.results.encoders import (
     rows_of,
 )
 from samexport.errors import ConfigError
-from tests.benchmarks.rows_of import results, row
+from samexport.exporter.to_onnx import convert as to_onnx
+from samexport.exporter.to_onnx import torchscript
+from tests.benchmarks.rows_of import job, pair, results, row
 from tests.command_line import one_line_error
 
 ROW = EncoderRow(
-    "mobilesam.tinyvit", 10_130_092, 1024, 37.45, "onnx", "fp32", "onnxruntime", 2, 27.8, 81.8, 9.7e-07, "", 101.4, 33.2
-)
+    "mobilesam.tinyvit", 10_130_092, 1024, 37.45, "onnx", "fp32", "onnxruntime", 2, 27.8, 81.8, 9.7e-07,
+    encode_ms=101.4, answer_ms=33.2, of_torchscript=0.914,
+)  # fmt: skip
 
 
 def test_a_row_joins_the_bundle_with_what_was_measured(tiny_bundle):
@@ -32,12 +36,17 @@ def test_a_row_joins_the_bundle_with_what_was_measured(tiny_bundle):
     measured = results(
         row(12.0, **encoder), row(3.0, graph=ANSWER, file="", prompts=1), row(20.0, **encoder, threads=1),
         row(40.0, **encoder, form="plain"),
+        pairs=[
+            pair(0.8, first=job(**encoder), second=job(form="plain", **encoder)),
+            pair(0.9, first=job(**encoder), second=job(form="plain", options="converter=torchscript", **encoder)),
+        ],
     )  # fmt: skip
     found = {made.threads: made for made in rows_of(tiny_bundle, measured)}
     assert {threads: (made.encode_ms, made.answer_ms) for threads, made in found.items()} == {
         2: (12.0, 3.0),
         1: (20.0, None),
     }
+    assert [(made.of_plain, made.of_torchscript) for made in found.values()] == [(0.8, 0.9), (None, None)]
     artifact = tiny_bundle.artifact("encoder")
     assert (found[2].model, found[2].file_format, found[2].recipe) == ("test.tinyvit64", "onnx", "fp32")
     assert found[2].encoder_mb == artifact.size / 1e6
@@ -64,9 +73,9 @@ def test_another_file_is_refused(tmp_path, text):
 def test_the_page_has_a_line_a_row_with_the_licence_of_the_weights():
     text = page([ROW, replace(ROW, model="test.nano64", gmac=None, answer_ms=None)], "samexport compare-encoders")
     first, second = (line for line in text.splitlines() if line.startswith(("| `tiny", "| `nano")))
-    assert first.split(" | ")[:11] == [
+    assert first.split(" | ")[:12] == [
         "| `tinyvit`", "10.1 M", "37.5", "1024", "onnx fp32", "27.8 MB", "81.8 MB", "onnxruntime, 2 threads", "101",
-        "33", "9.7e-07",
+        "33", "0.91", "9.7e-07",
     ]  # fmt: skip
     assert "](https://" in first
     assert second.split(" | ")[2] == second.split(" | ")[9] == ""
@@ -77,7 +86,13 @@ def test_the_plot_is_a_picture_also_of_nothing():
 
 
 @pytest.mark.usefixtures("converted", "no_probe")
-def test_the_command_exports_measures_and_keeps_what_is_there(run, tmp_path):
+def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, tmp_path, monkeypatch):
+    def copy(graph, _, path):
+        shutil.copy(tiny_bundle.folder / tiny_bundle.artifact(graph.name).path, path)
+        return 1
+
+    monkeypatch.setattr(to_onnx, "convert_plainly", copy)
+    monkeypatch.setattr(torchscript, "convert", copy)
     known = replace(ROW, file_format="tflite")
     (tmp_path / JSON).write_text(encoders.text_of([known]))
     arguments = ("test.tinyvit64", "--runtime", "onnxruntime", "--seconds", 0.1, "--out", tmp_path)
@@ -86,6 +101,7 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tmp_path):
     made, kept = read(tmp_path / JSON)
     assert kept == known
     assert made.encode_ms > 0 < made.answer_ms
+    assert made.of_plain > 0 < made.of_torchscript
     assert {file.name for file in tmp_path.iterdir()} == {JSON, TABLE, PLOT}
     code, _, err = run("compare-encoders", "tinyvat", "--out", tmp_path)
     assert code == 2
