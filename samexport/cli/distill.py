@@ -16,6 +16,7 @@ from samexport.errors import ConfigError, FileError
 if TYPE_CHECKING:
     from samexport.models.architectures.sam import Sam
     from samexport.models.spec import ModelSpec, WeightsInfo
+    from samexport.training.storage import StoredPicture
 
 TEACHER = "Teacher"
 
@@ -25,7 +26,10 @@ def distill(
         Path,
         typer.Option(metavar="PATH", help="A bundle, or a file of weights.", rich_help_panel=TEACHER),
     ],
-    images: Annotated[Path, typer.Option(metavar="FOLDER", help="Pictures; no labels.", rich_help_panel=TRAINING)],
+    images: Annotated[
+        str,
+        typer.Option(metavar="FOLDER", help="Pictures; no labels. Or s3://bucket/folder.", rich_help_panel=TRAINING),
+    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Checkpoint, report, cache.", rich_help_panel=OUTPUT)],
     student: Annotated[
         str, typer.Option(metavar="NAME", help="What is trained.", rich_help_panel=TRAINING)
@@ -66,23 +70,26 @@ def distill(
         int, typer.Option(min=0, max=2**31, metavar="NUMBER", help="Of weights and order.", rich_help_panel=TRAINING)
     ] = 0,
     device: Device = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="The teacher sees the pictures on a Ray cluster.", rich_help_panel=TRAINING),
+    ] = False,
 ) -> None:
     """Train a small encoder to give a large one's embeddings; the decoder stays the large one's (MobileSAM's recipe).
 
     The teacher sees each picture once: its embeddings stay in the folder's cache, so that a run that was stopped does
     not compute them again. The folder gets student.safetensors, for --checkpoint of every export. Runs on several
-    processes under torchrun.
+    processes under torchrun; --ray fills the cache on the cluster of RAY_ADDRESS, or on this machine's processes
+    (extra [ray], which also reads pictures by addresses that Arrow knows: s3, gs, hdfs, file).
     """
     if coupled and through_decoder:
         raise ConfigError("--coupled teaches masks alone; leave --through-decoder out")
-    if not images.is_dir():
-        raise ConfigError(f"{images} is no folder; --images names one with pictures")
-    paths = tuple(Path(str(source.path)) for source in find_pictures([str(images)]))
+    paths = _pictures(images)
     if len(paths) <= held_out:
         raise ConfigError(
             f"{images} has {len(paths)} pictures, of which --held-out keeps {held_out}; none is left, keep fewer"
         )
-    if out.resolve() == images.resolve():
+    if out.resolve() == Path(images).resolve():
         raise FileError(f"{out} has the pictures; --out names another folder")
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; --out names a folder")
@@ -92,7 +99,10 @@ def distill(
     from samexport.models.catalog import find_model
     from samexport.training.cache import EmbeddingCache
     from samexport.training.distill import DistillSettings, check_pair, distil, encoding
+    from samexport.training.storage import need_ray
 
+    if ray:
+        need_ray()
     chosen = torch_device(device)
     network, spec, weights = _teacher(teacher, teacher_encoder, tuple(checkpoint or ()))
     small = find_model(student, spec.frame.size)
@@ -105,13 +115,23 @@ def distill(
     )
     out.mkdir(parents=True, exist_ok=True)
     with ProgressBar() as bar:
-        found = distil(network, small, cache, settings, out, bar.update)
+        found = distil(network, small, cache, settings, out, bar.update, by_ray=ray)
     if found is not None:
         print(
             f"beside the teacher: mean square error {found.error:.5f}, IoU {found.click:.3f} of one click,"
             f" {found.box:.3f} of a box"
         )
         print(f"wrote {out}; export it with --encoder {student} --checkpoint {out / 'student.safetensors'}")
+
+
+def _pictures(images: str) -> tuple[Path | StoredPicture, ...]:
+    from samexport.training.storage import is_stored, stored_pictures
+
+    if is_stored(images):
+        return stored_pictures(images)
+    if not Path(images).is_dir():
+        raise ConfigError(f"{images} is no folder; --images names one with pictures")
+    return tuple(Path(str(source.path)) for source in find_pictures([images]))
 
 
 def _teacher(path: Path, encoder: str, files: tuple[Path, ...]) -> tuple[Sam, ModelSpec, WeightsInfo]:

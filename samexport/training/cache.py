@@ -17,6 +17,7 @@ from samexport.files import new_file, read_bytes, read_json, sha256, to_json, wr
 from samexport.models.spec import Preprocess
 from samexport.runtimes.host.frames import FrameMap, to_frame
 from samexport.runtimes.host.image import read_image
+from samexport.training.storage import StoredPicture
 
 INDEX = "cache.json"
 _SHARD = 64
@@ -38,17 +39,22 @@ class Framed:
     inside: tuple[tuple[int, int], ...]
 
 
-def read_framed(paths: Sequence[Path], frame: Preprocess) -> Framed:
+def read_framed(paths: Sequence[Path | StoredPicture], frame: Preprocess) -> Framed:
     """Read pictures and put them into the frame; ImageError names the one that cannot be read."""
     pixels, inside = [], []
     ids = torch.full((len(paths), frame.size, frame.size), -1, dtype=torch.int16)
     for number, path in enumerate(paths):
-        picture = read_image(path)
+        picture = read_image(path if isinstance(path, Path) else path.open())
         placed = FrameMap((picture.shape[0], picture.shape[1]), frame).inside
         pixels.append(torch.from_numpy(np.ascontiguousarray(to_frame(picture, frame)))[0])
         ids[number, : placed[0], : placed[1]] = 0
         inside.append(placed)
     return Framed(torch.stack(pixels).float(), ids, tuple(inside))
+
+
+def embeddings(paths: Sequence[Path | StoredPicture], frame: Preprocess, encode: Callable[[Framed], Tensor]) -> Tensor:
+    """What ``encode`` makes of each picture, float16 [B, C, G, G] on the CPU; errors as :func:`read_framed`."""
+    return torch.cat([encode(read_framed([path], frame)).to("cpu", torch.float16) for path in paths]).contiguous()
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class EmbeddingCache:
     """
 
     folder: Path
-    paths: tuple[Path, ...]
+    paths: tuple[Path | StoredPicture, ...]
     identity: dict[str, Any]
     frame: Preprocess
     encode: Callable[[Framed], Tensor]
@@ -73,7 +79,7 @@ class EmbeddingCache:
         wanted = {
             "teacher": self.identity,
             "pictures": [path.name for path in self.paths],
-            "sizes": [path.stat().st_size for path in self.paths],
+            "sizes": [path.stat().st_size if isinstance(path, Path) else path.size for path in self.paths],
             "shard": _SHARD,
         }
         index = self.folder / INDEX
@@ -89,8 +95,12 @@ class EmbeddingCache:
         shards = range(rank, self.shards, world)
         for number, shard in enumerate(shards):
             if not self._whole(shard):
-                self._compute(shard)
+                self.store(shard, embeddings([self.paths[n] for n in self._part(shard)], self.frame, self.encode))
             done(number + 1, len(shards))
+
+    def missing(self) -> dict[int, range]:
+        """The shards that are not there or damaged, each with the numbers of its pictures."""
+        return {shard: self._part(shard) for shard in range(self.shards) if not self._whole(shard)}
 
     @property
     def shards(self) -> int:
@@ -123,12 +133,14 @@ class EmbeddingCache:
             path.exists() and told.exists() and read_bytes(told, limit=100).decode("ascii", "replace") == sha256(path)
         )
 
-    def _compute(self, shard: int) -> None:
+    def _part(self, shard: int) -> range:
+        return range(len(self.paths))[shard * _SHARD : (shard + 1) * _SHARD]
+
+    def store(self, shard: int, found: Tensor) -> None:
+        """Write a shard: float16 [B, C, G, G] of its pictures."""
         from safetensors.torch import save_file
 
-        paths = self.paths[shard * _SHARD : (shard + 1) * _SHARD]
-        found = [self.encode(read_framed([path], self.frame)).to("cpu", torch.float16) for path in paths]
         path = self._path(shard)
         with new_file(path, force=True) as private:
-            save_file({"embeddings": torch.cat(found).contiguous()}, private)
+            save_file({"embeddings": found}, private)
         write_text(path.with_suffix(".sha256"), sha256(path), force=True)

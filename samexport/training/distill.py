@@ -10,6 +10,8 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from samexport.training.cache import EmbeddingCache, Framed
 from samexport.training.loop import decode, embed, fast
 from samexport.training.losses import mask_ious, mask_losses
 from samexport.training.prompts import INSIDE, PAD, Points, boxes
+from samexport.training.storage import fill_by_ray
 
 STUDENT = "student.safetensors"
 REPORT = "report.json"
@@ -90,14 +93,13 @@ def embedding_error(found: Tensor, wanted: Tensor, inside: tuple[tuple[int, int]
 
 
 def encoding(teacher: Sam, frame: Preprocess, device: str) -> Callable[[Framed], Tensor]:
-    """What an :class:`EmbeddingCache` calls: pictures to the teacher's embeddings, on the device."""
+    """What an :class:`EmbeddingCache` calls: pictures to the teacher's embeddings, in single precision."""
     place = torch.device(device)
     network = teacher.to(place)
 
     @torch.no_grad()
     def encode(framed: Framed) -> Tensor:
-        with fast(place):
-            return embed(network, framed.pixels.to(place), framed.ids.to(place), frame)
+        return embed(network, framed.pixels.to(place), framed.ids.to(place), frame)
 
     return encode
 
@@ -199,7 +201,7 @@ class Distiller:
         by_box: list[Tensor] = []
         for framed, stored in self.cache.batches(held, 1):
             wanted = stored.to(self.device)
-            with torch.device(self.device), fast(self.device):
+            with torch.device(self.device):
                 found = self._embed(framed)
                 points = self._clicks(framed, (1 << 31) + len(errors))
                 target, scores = decode(self.teacher, wanted, points, None)
@@ -241,17 +243,23 @@ def distil(
     settings: DistillSettings,
     out: Path,
     shown: Callable[[str, int, int], None] = lambda *_: None,
+    *,
+    by_ray: bool = False,
 ) -> Agreement | None:
     """Fill the cache, train, measure, write ``student.safetensors`` and ``report.json``.
 
-    Under torchrun it runs in every process; the first one writes, and alone has a result.
+    Under torchrun it runs in every process; the first one writes, and alone has a result. ``by_ray`` has the cache
+    filled by a Ray cluster, as :func:`samexport.training.storage.fill_by_ray` does it, with its errors.
     """
     with _group(settings.device):
         distiller = Distiller(teacher, student, cache, settings)
         if distiller.rank == 0:
             cache.prepare()
         _wait()
-        cache.fill(distiller.rank, distiller.world, lambda done, whole: shown("the teacher's embeddings", done, whole))
+        if by_ray and distiller.rank == 0:
+            fill_by_ray(cache, teacher, settings.device, partial(shown, "the teacher's embeddings"))
+        _wait()
+        cache.fill(distiller.rank, distiller.world, partial(shown, "the teacher's embeddings"))
         _wait()
         curve = []
         for step, cost in distiller.run():
@@ -282,7 +290,8 @@ def _group(device: str) -> Iterator[None]:
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    # the others wait while the first one has the cache filled
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield
     finally:

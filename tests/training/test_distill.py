@@ -1,8 +1,10 @@
 """Decoupled distillation at 64 pixels."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import samexport
-from samexport.errors import ConfigError, FileError
+from samexport.errors import ConfigError, FileError, ImageError
 from samexport.models.catalog import find_model
 from samexport.models.loading import load_model
 from samexport.training import cache as caching
 from samexport.training.cache import EmbeddingCache, read_framed
 from samexport.training.distill import Distiller, DistillSettings, check_pair, embedding_error, encoding
+from samexport.training.storage import fill_by_ray, stored_pictures
 from tests.command_line import one_line_error
 
 SPEC = find_model("test.tinyvit64")
@@ -96,6 +99,34 @@ def test_the_cache_is_filled_once_by_several_processes_and_mended(pictures, tmp_
     assert len(calls) == 11
     wanted = read_framed([again.paths[3]], SPEC.frame).pixels[0, :, :4, :4]
     assert torch.equal(next(again.batches([3], 1))[1][0], wanted.half().float())
+
+
+def test_ray_fills_the_cache_with_what_a_plain_loop_computes(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_SHARD", 3)
+    network, _ = load_model(SPEC, random_seed=3)
+    paths = stored_pictures(pictures.as_uri())
+    assert [(p.name, p.size) for p in paths] == [(f"{n}.png", (pictures / f"{n}.png").stat().st_size) for n in range(7)]
+    alone = cache_of(tmp_path / "a", pictures, encoding(network, SPEC.frame, "cpu"))
+    shared = EmbeddingCache(tmp_path / "b", paths, {"model": "x"}, SPEC.frame, None)
+    for cache in (alone, shared):
+        cache.prepare()
+    alone.fill()
+    shutil.copytree(tmp_path / "a", tmp_path / "b", dirs_exist_ok=True)
+    (tmp_path / "b/shard-00000.safetensors").write_bytes(b"damaged")
+    (tmp_path / "b/shard-00002.safetensors").unlink()
+    told = []
+    fill_by_ray(shared, network, "cpu", lambda *heard: told.append(heard))
+    assert told == [(1, 2), (2, 2)]
+    assert not shared.missing()
+    for (framed, found), (same, wanted) in zip(shared.batches(range(7), 7), alone.batches(range(7), 7), strict=True):
+        assert torch.equal(framed.pixels, same.pixels)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    (tmp_path / "b/shard-00001.safetensors").unlink()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    wrong = replace(shared, paths=(*paths[:3], broken, *paths[4:]))
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        fill_by_ray(wrong, network, "cpu")
 
 
 def test_another_teachers_cache_is_left_alone(pictures, tmp_path):
@@ -217,6 +248,8 @@ def test_a_student_of_another_frame_is_refused(teacher_name, student, message):
     [
         (("--held-out", "7"), "has 7 pictures, of which --held-out keeps 7; none is left, keep fewer"),
         (("--images", "nowhere"), "nowhere is no folder"),
+        (("--images", "file:///nowhere"), "file:///nowhere cannot be opened"),
+        (("--images", "gopher://nowhere"), "give a folder such as s3://bucket/folder"),
         (("--device", "tpu"), "--device is cuda or cpu, not 'tpu'"),
         (("--student", "nothing"), "no encoder is called 'nothing'"),
         (("--checkpoint", "x.pt"), "--checkpoint goes with a bundle as --teacher"),
