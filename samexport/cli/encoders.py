@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +15,12 @@ import typer
 from samexport.cli.bench import plain_export
 from samexport.cli.options import DEFAULT_SEED, GRAPHS, OUTPUT, Threads, format_names
 from samexport.cli.terminal import print_written
-from samexport.errors import SamExportError
+from samexport.errors import ConfigError, SamExportError
 from samexport.installation import need_matplotlib
 
 if TYPE_CHECKING:
     from samexport.benchmarks.results.encoders import EncoderRow
+    from samexport.exporter.formats import Target
     from samexport.models.spec import ModelSpec
 
 
@@ -29,6 +31,15 @@ def compare_encoders(
     formats: Annotated[
         str, typer.Option("--format", metavar="NAME,NAME", help="onnx, tflite, coreml.", rich_help_panel=GRAPHS)
     ] = "onnx",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="In which numbers; repeats.",
+            show_default="fp32; of coreml fp16",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = None,
     runtime: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Repeats.", show_default="what runs here", rich_help_panel=GRAPHS),
@@ -43,27 +54,30 @@ def compare_encoders(
 ) -> None:
     """Export models with random weights, check them, and time encoder and click: one table and a plot.
 
-    A table that is there gets the rows of this run; those of the same model, format and runtime are replaced. One
-    model is made after the other and removed again; what was measured before an interruption stays.
+    A table that is there gets the rows of this run; those of the same model, format, recipe and runtime are replaced.
+    One model is made after the other and removed again; what was measured before an interruption stays. Recipes of
+    integers are not judged by masks here: those of random weights mean nothing.
     """
     from samexport.benchmarks.results.encoders import JSON, PLOT, TABLE, merged, page, plot, read, text_of
+    from samexport.exporter.formats import format_of
     from samexport.files import new_file, write_text
     from samexport.models.catalog import MODELS, find_model
 
     specs = [find_model(name) for name in models or [m.name for m in MODELS.values() if not m.hidden]]
-    names = format_names(formats)
+    targets = _targets(format_names(formats), recipe or ())
     rows = read(out / JSON) if (out / JSON).exists() else []
     need_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
     problems = []
     for spec in specs:
-        for name in names:
-            print(f"{spec.name}, {name}", file=sys.stderr)
+        for target in targets:
+            name = f"{spec.name}, {format_of(target).name} {target.recipe}"
+            print(name, file=sys.stderr)
             try:
-                rows = merged(rows, _measured(spec, name, tuple(runtime or ()), threads or 2, seconds))
+                rows = merged(rows, _measured(spec, target, tuple(runtime or ()), threads or 2, seconds))
             except SamExportError as error:
                 problems.append(error)
-                print(f"{spec.name}, {name}: {error}", file=sys.stderr)
+                print(f"{name}: {error}", file=sys.stderr)
                 continue
             write_text(out / JSON, text_of(rows), force=True)
             write_text(out / TABLE, page(rows, shlex.join(["samexport", *sys.argv[1:]])), force=True)
@@ -74,23 +88,34 @@ def compare_encoders(
         raise problems[0]
 
 
+def _targets(names: Sequence[str], recipes: Sequence[str]) -> list[Target]:
+    """Each format in each recipe that it has; ConfigError for a recipe that none of them has."""
+    from samexport.exporter.formats import FORMATS
+    from samexport.exporter.recipes import RECIPES
+
+    if not recipes:
+        return [FORMATS[name].options() for name in names]
+    for recipe in recipes:
+        if recipe not in RECIPES or not set(names) & set(RECIPES[recipe].formats):
+            raise ConfigError(f"{' and '.join(names)} have no recipe {recipe!r}; see `samexport list --recipes`")
+    return [FORMATS[name].options(recipe=r) for name in names for r in recipes if name in RECIPES[r].formats]
+
+
 def _measured(
-    spec: ModelSpec, file_format: str, runtimes: tuple[str, ...], threads: int, seconds: float
+    spec: ModelSpec, target: Target, runtimes: tuple[str, ...], threads: int, seconds: float
 ) -> list[EncoderRow]:
     from samexport.benchmarks.command import BenchRequest, run_bench
     from samexport.benchmarks.results.encoders import ANSWER, RIVALS, rows_of
-    from samexport.exporter.formats import FORMATS
+    from samexport.exporter.formats import format_of
     from samexport.exporter.pipeline import ExportOptions, export_bundle
     from samexport.models.catalog import find_family
 
     with TemporaryDirectory(prefix="samexport-encoders-", ignore_cleanup_errors=True) as folder:
-        target = FORMATS[file_format].options()
-        bundle, _ = export_bundle(
-            ExportOptions(spec.name, Path(folder) / "bundle", random_seed=DEFAULT_SEED, target=target)
-        )
+        options = ExportOptions(spec.name, Path(folder) / "bundle", random_seed=DEFAULT_SEED, target=target, max_drop=1)
+        bundle, _ = export_bundle(options)
         first = (find_family(spec.family).first,)
         request = BenchRequest(
             (bundle.folder,), Path(folder) / "results", runtimes, first, (ANSWER,), (1,), threads=(threads,),
-            rivals=RIVALS if file_format == "onnx" else (), seconds=seconds, repeat=5,
+            rivals=RIVALS if format_of(target).name == "onnx" else (), seconds=seconds, repeat=5,
         )  # fmt: skip
         return rows_of(bundle, run_bench(request, partial(plain_export, names=first)))

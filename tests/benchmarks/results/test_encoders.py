@@ -19,6 +19,7 @@ from samexport.benchmarks.results.encoders import (
     read,
     rows_of,
 )
+from samexport.cli.encoders import _targets
 from samexport.errors import ConfigError
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx import torchscript
@@ -103,7 +104,14 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
     assert made.encode_ms > 0 < made.answer_ms
     assert made.of_plain > 0 < made.of_torchscript
     assert {file.name for file in tmp_path.iterdir()} == {JSON, TABLE, PLOT}
-    code, _, err = run("compare-encoders", "tinyvat", "--out", tmp_path)
-    assert code == 2
-    assert "tinyvit" in one_line_error(err)
+    for wrong, message in ((("tinyvat",), "tinyvit"), (("tinyvit", "--recipe", "lut6"), "onnx have no recipe 'lut6'")):
+        code, _, err = run("compare-encoders", *wrong, "--out", tmp_path)
+        assert code == 2
+        assert message in one_line_error(err)
     assert len(json.loads((tmp_path / JSON).read_text())["rows"]) == 2
+
+
+def test_formats_take_the_recipes_that_they_have():
+    made = [(type(t).__name__, t.recipe) for t in _targets(("onnx", "coreml"), ("fp16", "dynamic_wi8_afp32"))]
+    assert made == [("OnnxOptions", "fp16"), ("OnnxOptions", "dynamic_wi8_afp32"), ("CoreMLOptions", "fp16")]
+    assert [t.recipe for t in _targets(("onnx", "coreml"), ())] == ["fp32", "fp16"]
