@@ -63,8 +63,11 @@ def evaluate(
         typer.Option(help="interior: farthest from the outside. random: seeded.", rich_help_panel=_PROMPTS),
     ] = "interior",
     sampler: Annotated[
-        Literal["grid", "detector"],
-        typer.Option(help="What proposes: a grid of clicks, or the bundle's own detector.", rich_help_panel=_PROMPTS),
+        Literal["grid", "detector", "boxes"],
+        typer.Option(
+            help="What proposes: a grid of clicks, the bundle's detector, or the annotated boxes.",
+            rich_help_panel=_PROMPTS,
+        ),
     ] = "grid",
     points_per_side: Annotated[
         int,

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from samexport.benchmarks.progress import Steps
 from samexport.cli.terminal import print_table, print_written
 from samexport.errors import ConfigError, FileError, ImageError, ParityFailed
@@ -27,6 +29,7 @@ from samexport.runtimes.accuracy.evaluate import (
     Scores,
     Values,
     box_prompt,
+    box_proposals,
     combine,
     grid_proposals,
     interior_click,
@@ -37,13 +40,13 @@ from samexport.runtimes.accuracy.evaluate import (
 from samexport.runtimes.accuracy.report import Cells, difference, judge, table, to_markdown
 from samexport.runtimes.bundle import MANIFEST, Bundle, SamplerInfo, open_bundle
 from samexport.runtimes.host.grid import GridOptions
-from samexport.runtimes.tasks.everything import DetectorBoxes, SegmentEverything
+from samexport.runtimes.tasks.everything import DetectorBoxes, GivenBoxes, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.torch_bundle import TorchBundle, plain_bundle
 
 PYTORCH = "PyTorch"
 PROMPTS = ("click", "box", "everything")
-DETECTOR, GRID = "detector", "grid"
+DETECTOR, GRID, BOXES = "detector", "grid", "boxes"
 DEFAULT_SEED = 7
 
 
@@ -53,7 +56,8 @@ class EvalRequest:
 
     ``bundle`` None evaluates PyTorch alone, then ``encoder`` names the model. Without ``seed`` the first
     ``max_images`` pictures are taken, and what is random has the seed :data:`DEFAULT_SEED`.
-    ``sampler`` makes the proposals: "detector", the bundle's own, or "grid". The checkpoints are those that the
+    ``sampler`` makes the proposals: "detector", the bundle's own, "grid", or "boxes", the
+    annotated ones as a detector's stand-in. The checkpoints are those that the
     bundle was exported with. ``max_drop`` is how far the bundle may fall below PyTorch.
 
     Raises:
@@ -82,8 +86,8 @@ class EvalRequest:
             raise ConfigError(f"--prompts is one or more of {','.join(PROMPTS)}, not {','.join(self.prompts)!r}")
         if self.click not in ("interior", "random"):
             raise ConfigError(f"--click is interior or random, not {self.click!r}")
-        if self.sampler not in (DETECTOR, GRID) or (self.sampler == DETECTOR and self.bundle is None):
-            raise ConfigError("--sampler is grid, or detector with a bundle that has one")
+        if self.sampler not in (DETECTOR, GRID, BOXES) or (self.sampler == DETECTOR and self.bundle is None):
+            raise ConfigError("--sampler is grid, boxes, or detector with a bundle that has one")
         if self.bundle is None and not (self.pytorch and self.encoder):
             raise ConfigError("nothing to evaluate; give a bundle, or --pytorch and --encoder")
         if self.bundle is not None and (self.encoder or self.random_weights):
@@ -277,7 +281,11 @@ def _proposer(request: EvalRequest, segmenter: Segmenter, options: Mapping[str, 
         yield None
     elif request.sampler == DETECTOR:
         with SegmentEverything(segmenter.bundle, DetectorBoxes(), **options) as everything:
-            yield everything.masks
+            yield lambda _, picture: everything.masks(picture)
+    elif request.sampler == BOXES:
+        none = GivenBoxes(np.zeros((0, 4)), np.zeros(0))
+        with SegmentEverything(segmenter.bundle, none, **options) as everything:
+            yield box_proposals(everything)
     else:
         # SAM's paper for proposals: no filters, and near duplicates stay
         grid = GridOptions(request.points_per_side, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.9)

@@ -52,7 +52,7 @@ def own_objects(tmp_path_factory):
     Image.fromarray(picture).save(folder / "first.png")
     options = GridOptions(8, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=0.9)
     with Segmenter(torch_bundle(find_model("test.tinyvit64"), random_seed=7)) as segmenter:
-        found = sorted(grid_proposals(segmenter, options)(picture), key=lambda p: -p.score)
+        found = sorted(grid_proposals(segmenter, options)(None, picture), key=lambda p: -p.score)
     assert len(found) > 10
     annotations = [
         {"id": rank, "image_id": 3, "segmentation": {**p.segmentation, "counts": p.segmentation["counts"].decode()}}
@@ -110,6 +110,21 @@ def test_the_bundles_own_detector_makes_the_proposals_in_both(evaluate, sampler_
     counts = [model["proposals"] for model in report["models"].values()]
     assert counts[0] == counts[1] > 10
     assert report["sampler"] == "detector"
+
+
+def test_annotated_boxes_make_one_proposal_an_object(evaluate, tiny_bundle, own_objects, tmp_path):
+    options, _ = own_objects
+    asked = ("--prompts", "box,everything", "--sampler", "boxes", "--out", tmp_path / "report.json")
+    code, _, err = evaluate(tiny_bundle.folder, *options[:4], *asked)
+    assert code == 0, err
+    (model,) = json.loads((tmp_path / "report.json").read_text())["models"].values()
+    assert model["proposals"] == OBJECTS
+    # each of ten thresholds above its IoU loses an object, unless another object's mask fits it
+    assert (
+        model["values"]["AR@10"]["all"]
+        == model["values"]["AR@1000"]["all"]
+        > 2 * model["values"]["mIoU box"]["all"] - 1.1
+    )
 
 
 def test_a_bundle_without_a_detector_has_no_proposals_of_it(evaluate, tiny_bundle, by_hand):

@@ -23,6 +23,7 @@ from samexport.runtimes.accuracy.annotations import AnnotatedImage, Instance
 from samexport.runtimes.host.grid import Decode, GridOptions, generate
 from samexport.runtimes.host.masks import Rle, decode_rle
 from samexport.runtimes.host.prompts import Prompt
+from samexport.runtimes.tasks.everything import GivenBoxes, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
 
 MAX_PROPOSALS = (10, 100, 1000)
@@ -54,8 +55,8 @@ class ScoredMask:
     score: float
 
 
-Propose = Callable[[NDArray[np.uint8]], Iterable[Proposal]]
-"""Everything in a picture, uint8 RGB [H, W, 3]."""
+Propose = Callable[[AnnotatedImage, NDArray[np.uint8]], Iterable[Proposal]]
+"""Everything in a picture, uint8 RGB [H, W, 3]; its annotations are for what stands in for a detector."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,7 @@ def score_picture(
     if prompts:
         segmenter.set_image(picture)
     ious = {name: _prompt_ious(segmenter, image.instances, make) for name, make in prompts.items()}
-    proposals = [] if propose is None else list(propose(picture))
+    proposals = [] if propose is None else list(propose(image, picture))
     if not np.isfinite([p.score for p in proposals]).all():
         raise ParityFailed("the score of a proposal is not a number (NaN or infinite)")
     found = None if propose is None else _found(image, proposals)
@@ -290,9 +291,25 @@ def grid_proposals(segmenter: Segmenter, options: GridOptions) -> Propose:
         segmenter.set_image(crop)
         return segmenter.decode_points
 
-    def propose(picture: NDArray[np.uint8]) -> list[ScoredMask]:
+    def propose(_: AnnotatedImage, picture: NDArray[np.uint8]) -> list[ScoredMask]:
         found = generate(picture, encode, segmenter.bundle.manifest.frame, options)
         # an empty mask has no stability, and is no proposal
         return [ScoredMask(m.segmentation, (m.predicted_iou + m.stability_score) / 2) for m in found if m.area > 0]
+
+    return propose
+
+
+def box_proposals(everything: SegmentEverything) -> Propose:
+    """Proposals from the annotated boxes, as if a detector had found each, ranked by predicted IoU.
+
+    What no detector can exceed with these masks; ``everything`` gets them as its ``sampling``.
+    """
+
+    def propose(image: AnnotatedImage, picture: NDArray[np.uint8]) -> list[ScoredMask]:
+        boxes = [instance.box for instance in image.instances if not instance.crowd]
+        if not boxes:
+            return []
+        everything.sampling = GivenBoxes(np.array(boxes, np.float64), np.ones(len(boxes)))
+        return [ScoredMask(m.segmentation, m.predicted_iou) for m in everything.masks(picture)]
 
     return propose

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from samexport.runtimes.accuracy.evaluate import (
     ScoredMask,
     average_recall,
     box_prompt,
+    box_proposals,
     grid_proposals,
     interior_click,
     measure,
@@ -94,7 +96,7 @@ def proposals(hw):
 
 
 def test_average_recall_by_hand(images):
-    scores = measure(images, Stub({}), {}, propose=lambda picture: proposals(picture.shape[:2]))
+    scores = measure(images, Stub({}), {}, propose=lambda _, picture: proposals(picture.shape[:2]))
     # of the thresholds 0.5, 0.55 .. 0.95 an IoU of 0.5 reaches one, 0.8 seven, 1 ten and 0.25 none
     assert scores.values == {
         "AR@10": pytest.approx({"all": 1 / 40, "small": 0.0, "medium": 1 / 10, "large": 0.0}),
@@ -105,7 +107,7 @@ def test_average_recall_by_hand(images):
 
 
 def test_no_proposal_is_no_recall_and_no_object_is_no_number(images):
-    values = measure(images[1:], Stub({}), {}, propose=lambda _: []).values
+    values = measure(images[1:], Stub({}), {}, propose=lambda *_: []).values
     assert values["AR@1000"] == {"all": 0.0, "small": 0.0, "medium": None, "large": None}
 
 
@@ -231,7 +233,7 @@ def test_grid_proposals_are_the_three_multimasks_ranked_by_predicted_iou_and_sta
     options = GridOptions(1, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0)
     found = {
         p.score: coco.decode(p.segmentation).astype(bool)
-        for p in grid_proposals(stub, options)(np.zeros((48, 64, 3), np.uint8))
+        for p in grid_proposals(stub, options)(None, np.zeros((48, 64, 3), np.uint8))
     }
     upscaled = upscale_logits(stub.logits, FrameMap((48, 64), stub.frame))
     expected = {}
@@ -241,6 +243,28 @@ def test_grid_proposals_are_the_three_multimasks_ranked_by_predicted_iou_and_sta
     assert sorted(found) == pytest.approx(sorted(expected), abs=1e-6)
     for score, other in zip(sorted(found), sorted(expected), strict=True):
         assert np.array_equal(found[score], expected[other])
+
+
+def test_annotated_boxes_stand_in_for_a_detector(images):
+    class Everything:
+        def masks(self, picture):
+            for box, score in zip(self.sampling.boxes, self.sampling.scores, strict=True):
+                mask = np.zeros(picture.shape[:2], np.uint8)
+                x0, y0, x1, y1 = np.rint(box).astype(int)
+                mask[y0:y1, x0:x1] = 1
+                yield SimpleNamespace(segmentation=coco.encode(np.asfortranarray(mask)), score=score, predicted_iou=x0)
+
+    everything = Everything()
+    scores = measure(images, Stub({}), {}, propose=box_proposals(everything))
+    objects = [[i for i in image.instances if not i.crowd] for image in images]
+    assert scores.proposals == np.mean([len(each) for each in objects])
+    assert everything.sampling.boxes.tolist() == [list(i.box) for i in objects[-1]]
+    found = {i: list(box_proposals(everything)(image, image.read())) for i, image in enumerate(images)}
+    assert [p.score for p in found[0]] == [round(i.box[0]) for i in objects[0]]
+    wanted = coco_eval(images, {image.id: found[i] for i, image in enumerate(images)})
+    assert scores.values["AR@1000"]["all"] == pytest.approx(wanted[1000][0])
+    assert scores.values["AR@1000"]["all"] > 0
+    assert list(box_proposals(everything)(replace(images[0], instances=()), images[0].read())) == []
 
 
 def coco_eval(images, proposals):
@@ -302,4 +326,4 @@ def test_an_answer_that_is_no_number_is_no_score(images, where):
 def test_a_proposal_without_a_score_is_no_proposal(images):
     bad = [ScoredMask(rle_of(SMALL, FIRST_HW), float("nan"))]
     with pytest.raises(ParityFailed, match="NaN"):
-        measure(images[:1], Stub({}), {}, propose=lambda _: bad)
+        measure(images[:1], Stub({}), {}, propose=lambda *_: bad)
