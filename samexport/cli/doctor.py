@@ -18,7 +18,14 @@ from samexport.runtimes.adapters.litert_gpu import find_driver, why_unavailable
 from samexport.runtimes.registry import availability, version
 
 _BASE = ("numpy", "pillow", "onnx", "pycocotools")
-_EXTRAS = {"export": ("torch", "onnxscript", "onnxslim", "safetensors", "requests"), "video": ("av",)}
+_EXTRAS = {
+    "export": ("torch", "onnxscript", "onnxslim", "safetensors", "requests"),
+    "bench": ("psutil", "matplotlib"),
+    "eval": ("scipy",),
+    "train": ("scikit-image", "matplotlib"),
+    "ray": ("ray", "pyarrow"),
+    "video": ("av",),
+}
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 

@@ -3,7 +3,9 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -332,6 +334,14 @@ def test_doctor_names_runtimes_and_remedies(run, monkeypatch):
     findings = {f["name"]: f for f in json.loads(run("doctor", "--json")[1])}
     assert findings["runtime: onnxruntime (onnx)"]["ok"] is False
     assert findings["runtime: onnxruntime (onnx)"]["remedy"].startswith("pip install")
+
+
+def test_doctor_looks_at_what_the_extras_need(run):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    names = {f["name"] for f in json.loads(run("doctor", "--json")[1])}
+    for extra in ("export", "bench", "eval", "train", "ray", "video"):
+        needed = {re.split(r"[^\w-]", line)[0] for line in project["optional-dependencies"][extra]} - {"samexport"}
+        assert {name.split(": ")[1] for name in names if name.startswith(f"{extra}: ")} >= needed
 
 
 def test_version(run):
