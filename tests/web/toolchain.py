@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from samexport.exporter.deliver.web import PACKAGE, VERSION
+from samexport.exporter.deliver.web_runtime import LITERT, ORT
 
 HERE = Path(__file__).parent
-PACKAGES = (f"{PACKAGE}@{VERSION}", "playwright-core@1.65.1", "typescript@7.0.2")
+PACKAGES = (ORT.wanted, LITERT.wanted, "playwright-core@1.65.1", "typescript@7.0.2")
 INSTALL = (
     "apt-get install nodejs npm chromium (Node 20.19 or later); "
     f"npm install --prefix DIR {' '.join(PACKAGES)}; export SAMEXPORT_WEB_TOOLS=DIR"
@@ -71,14 +71,12 @@ def served(folder, headers=None):
         server.server_close()
 
 
-def drive(folder, url, picture, steps, **job):
-    """Run ``browser.mjs``: what it found, plain data."""
+def drive(folder, jobs, **browser):
+    """Have one Chromium do the jobs of ``browser.mjs`` in turn: what each found, plain data."""
     require("playwright-core", browser=True)
-    tools = os.environ["SAMEXPORT_WEB_TOOLS"]
-    job |= {"url": url, "chromium": chromium(), "modules": str(Path(tools).absolute())}
-    job |= {"picture": picture and str(picture), "steps": steps}
-    path = folder / "job.json"
-    path.write_text(json.dumps(job))
+    modules = str(Path(os.environ["SAMEXPORT_WEB_TOOLS"]).absolute())
+    path = folder / "jobs.json"
+    path.write_text(json.dumps({"chromium": chromium(), "modules": modules, "jobs": jobs, **browser}))
     run = subprocess.run(["node", HERE / "browser.mjs", path], capture_output=True, text=True, timeout=550)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)

@@ -9,12 +9,12 @@ export class Client {
     this.next = 0;
     /** @type {Map<number, {resolve: (result: any) => void, reject: (error: Error) => void, progress: Progress}>} */
     this.waiting = new Map();
-    this.worker.addEventListener("message", ({ data: { id, progress, error, result } }) => {
+    this.worker.addEventListener("message", ({ data: { id, progress, error, name, result } }) => {
       const call = this.waiting.get(id);
       if (!call) return;
       if (progress) return call.progress(progress.done, progress.total, progress.what);
       this.waiting.delete(id);
-      if (error !== undefined) call.reject(new Error(error));
+      if (error !== undefined) call.reject(Object.assign(new Error(error), { name }));
       else call.resolve(result);
     });
     this.worker.addEventListener("error", (event) => {

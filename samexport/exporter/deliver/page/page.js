@@ -187,9 +187,10 @@ async function answer() {
   if (answering) return;
   answering = true;
   try {
+    let hint = "";
     for (let latest = null; latest !== view.prompt; ) {
       latest = view.prompt;
-      await answerOne(latest);
+      hint = await answerOne(latest, hint);
     }
   } catch (error) {
     fail(error);
@@ -199,20 +200,33 @@ async function answer() {
   }
 }
 
-/** @param {Prompt} latest */
-async function answerOne(latest) {
+/**
+ * What the model cannot answer is taken back: what was before is asked next.
+ * @param {Prompt} latest
+ * @param {string} hint what to say beside the answer; "" for what one says
+ * @returns {Promise<string>} why it was refused, or ""
+ */
+async function answerOne(latest, hint) {
   const mine = asked;
   let masks = [];
   if (latest.points.length || latest.box) {
-    const { found: mask, decode, mask: tracing } = await client.call("predict", { prompt: latest });
-    if (mine !== asked) return;
-    Object.assign(timings, { decode, mask: tracing });
-    masks = [mask];
+    try {
+      const { found: mask, decode, mask: tracing } = await client.call("predict", { prompt: latest });
+      if (mine !== asked) return "";
+      Object.assign(timings, { decode, mask: tracing });
+      masks = [mask];
+    } catch (error) {
+      const before = history.pop();
+      if (!(error instanceof Error && error.name === "Refused") || !before) throw error;
+      view.prompt = before;
+      return error.message;
+    }
   }
   found = masks;
   view.setMasks(found);
-  say("ready", found.length ? "Click again to correct it, or save the mask" : "Click on what you want");
+  say("ready", hint || (found.length ? "Click again to correct it, or save the mask" : "Click on what you want"));
   document.body.dataset.answered = String(Number(document.body.dataset.answered ?? 0) + 1);
+  return "";
 }
 
 /** @param {[number, number]} point @param {boolean} inside */

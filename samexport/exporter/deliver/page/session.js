@@ -1,20 +1,25 @@
-// The bundle's files on ONNX Runtime: encode a picture once, decode any prompts for it, find everything in it.
+// A bundle's graphs put together: encode a picture once, decode any prompts for it, find everything in it.
 
 import { letterbox, nms, postprocess } from "./host/detector.js";
+import { FrameMap } from "./host/frame.js";
 import { Place } from "./host/masks.js";
 import { toFrame } from "./host/picture.js";
-import { countTokens, hasBox, pack, selectMask } from "./host/prompts.js";
+import { checkRoom, countTokens, hasBox, pack, selectMask, stability } from "./host/prompts.js";
+import { runtimes } from "./runtimes/runtime.js";
 
 /** @typedef {import("./host/picture.js").Picture} Picture */
 /** @typedef {import("./host/prompts.js").Prompt} Prompt */
 /** @typedef {import("./host/masks.js").Runs} Runs */
+/** @typedef {import("./runtimes/runtime.js").Backend} Backend */
+/** @typedef {import("./runtimes/runtime.js").Graph} Graph */
+/** @typedef {import("./runtimes/runtime.js").Runner} Runner */
+/** @typedef {import("./runtimes/runtime.js").Runtime} Runtime */
+/** @typedef {import("./runtimes/runtime.js").Tensors} Tensors */
 
 /**
  * One mask and what led to it.
  * @typedef {Runs & {score: number, predicted: number, index: number | null, prompt: Prompt}} Found
  */
-
-/** @typedef {{name: string, file: string, bytes: number, inputs: string[], outputs: string[]}} Graph */
 
 /**
  * What the site says of its model; `samexport web` writes it.
@@ -23,36 +28,33 @@ import { countTokens, hasBox, pack, selectMask } from "./host/prompts.js";
  * @property {string} summary
  * @property {string} licence
  * @property {string} warning of weights that are no real ones, or ""
- * @property {import("./host/picture.js").Frame} frame
+ * @property {import("./host/frame.js").Frame} frame
+ * @property {import("./host/prompts.js").PromptRules} prompts
+ * @property {import("./host/prompts.js").AnswerRule} answer
  * @property {number[]} maskOutputs
  * @property {Graph} encoder
  * @property {Graph[]} decoder one graph, or the half that sees the picture and the half that sees prompts
  * @property {(Graph & {size: number, rgb: boolean, options: import("./host/detector.js").Options}) | null} sampler
  * @property {{pointsPerSide: number, batch: number, iou: number, stability: number, offset: number, nmsIou: number}} grid
- * @property {{version: string, folder: string}} runtime
+ * @property {{name: string, version: string, folder: string}} runtime
  */
-
-/** @typedef {"webgpu" | "wasm"} Backend */
 
 /** Prompts of one call. More are no faster, and take memory. */
 const BATCH = 16;
-const MAX_THREADS = 8;
-
-/** @typedef {Record<string, any>} Tensors of ONNX Runtime, by name */
+/** Threshold of the logits for the stability that ranks masks. */
+const OFFSET = 1;
 
 export class Session {
   /**
    * @param {Config} config
-   * @param {any} ort ONNX Runtime's module
-   * @param {Backend} backend
-   * @param {Record<string, any>} open a session of each graph
+   * @param {Runtime} runtime
+   * @param {Record<string, Runner>} open each graph
    */
-  constructor(config, ort, backend, open) {
+  constructor(config, runtime, open) {
     this.config = config;
-    this.ort = ort;
-    this.backend = backend;
+    this.backend = runtime.backend;
+    this.threads = runtime.threads;
     this.open = open;
-    this.threads = ort.env.wasm.numThreads;
     /** @type {Picture | null} */
     this.picture = null;
     /** @type {Tensors} */
@@ -69,33 +71,23 @@ export class Session {
    * @param {Backend | "auto"} wanted
    */
   static async create(config, base, files, wanted = "auto") {
-    const gpu = wanted !== "wasm" && (await hasGpu());
-    const folder = new URL(`${config.runtime.folder}/`, base).href;
-    const ort = await import(`${folder}${gpu ? "ort.webgpu.min.mjs" : "ort.wasm.min.mjs"}`);
-    ort.env.wasm.wasmPaths = folder;
-    // threads need memory that workers share, which browsers give to isolated pages alone
-    ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MAX_THREADS) : 1;
-    ort.env.logLevel = "error";
-    for (const backend of /** @type {Backend[]} */ (gpu ? ["webgpu", "wasm"] : ["wasm"])) {
-      /** @type {Record<string, any>} */
+    const starts = await runtimes(config.runtime, base, wanted);
+    for (const [number, start] of starts.entries()) {
+      /** @type {Record<string, Runner>} */
       const open = {};
       try {
-        for (const [name, file] of Object.entries(files)) {
-          open[name] = await ort.InferenceSession.create(new Uint8Array(file), {
-            executionProviders: [backend],
-            logSeverityLevel: 3,
-          });
-        }
-        const session = new Session(config, ort, backend, open);
+        const runtime = await start();
+        for (const graph of graphsOf(config)) open[graph.name] = await runtime.open(graph, new Uint8Array(files[graph.name]));
+        const session = new Session(config, runtime, open);
         // what a GPU does not compute shows when it is first asked, and shaders are compiled then
-        if (backend === "webgpu") await session.warmUp();
+        if (runtime.backend === "webgpu") await session.warmUp();
         return session;
       } catch (error) {
-        await Promise.all(Object.values(open).map((each) => each.release()));
-        if (backend === "wasm") throw error;
+        await Promise.all(Object.values(open).map((each) => each.close()));
+        if (number === starts.length - 1) throw error;
       }
     }
-    throw new Error("no backend");
+    throw new Error("no runtime");
   }
 
   async warmUp() {
@@ -107,18 +99,9 @@ export class Session {
   /**
    * @param {Graph} graph
    * @param {Tensors} given
-   * @returns {Promise<Tensors>}
    */
   run(graph, given) {
-    return this.open[graph.name].run(Object.fromEntries(graph.inputs.map((name) => [name, given[name]])), graph.outputs);
-  }
-
-  /**
-   * @param {Float32Array} values
-   * @param {number[]} shape
-   */
-  tensor(values, shape) {
-    return new this.ort.Tensor("float32", values, shape);
+    return this.open[graph.name].run(given);
   }
 
   /**
@@ -127,9 +110,8 @@ export class Session {
    */
   async setPicture(picture) {
     const { frame, encoder, decoder } = this.config;
-    dispose(this.encoded);
     this.encoded = {};
-    const image = this.tensor(toFrame(picture, frame), [1, 3, frame.size, frame.size]);
+    const image = { data: toFrame(picture, frame), shape: [1, 3, frame.size, frame.size] };
     this.encoded = await this.run(encoder, { image });
     for (const half of decoder.slice(0, -1)) Object.assign(this.encoded, await this.run(half, this.encoded));
     this.picture = picture;
@@ -143,24 +125,25 @@ export class Session {
   async decode(prompts) {
     const { picture, config } = this;
     if (!picture) throw new Error("there is no picture yet");
-    const packed = pack(prompts, picture.height, picture.width, config.frame.size);
-    const found = await this.run(/** @type {Graph} */ (config.decoder.at(-1)), {
+    const { frame, prompts: rules, answer, maskOutputs } = config;
+    const packed = pack(prompts, new FrameMap(picture.height, picture.width, frame), rules);
+    const decoder = /** @type {Graph} */ (config.decoder.at(-1));
+    prompts.forEach(({ box }, n) => checkRoom(countTokens(packed, n, rules), this.open[decoder.name].points, box !== null));
+    const found = await this.run(decoder, {
       ...this.encoded,
-      point_coords: this.tensor(packed.coords, [packed.prompts, packed.points, 2]),
-      point_labels: this.tensor(packed.labels, [packed.prompts, packed.points]),
+      point_coords: { data: packed.coords, shape: [packed.prompts, packed.points, 2] },
+      point_labels: { data: packed.labels, shape: [packed.prompts, packed.points] },
     });
-    /** @type {Float32Array} */
-    const scores = found.iou_predictions.data;
-    /** @type {Float32Array} */
-    const logits = found.low_res_masks.data;
-    if (!scores.every(Number.isFinite)) throw new Error("the model returned numbers that are none");
-    const [masks, side] = [scores.length / prompts.length, config.frame.lowRes ** 2];
+    const [predicted, logits] = [found.iou_predictions.data, found.low_res_masks.data];
+    if (!predicted.every(Number.isFinite)) throw new Error("the model returned numbers that are none");
+    const [masks, side] = [predicted.length / prompts.length, frame.lowRes ** 2];
     return prompts.map((_, n) => {
-      const own = scores.slice(n * masks, (n + 1) * masks);
-      const chosen = selectMask(own, countTokens(packed, n), config.maskOutputs, hasBox(packed, n));
       /** @param {number} index */
       const mask = (index) => logits.subarray((n * masks + index) * side, (n * masks + index + 1) * side);
-      return { scores: own, chosen, mask };
+      const own = predicted.slice(n * masks, (n + 1) * masks);
+      const scores = answer === "stability" ? own.map((_, index) => stability(mask(index), OFFSET, 0)) : own;
+      const clarity = { tokens: countTokens(packed, n, rules), boxed: hasBox(packed, n) };
+      return { scores, chosen: selectMask({ scores, mask, ...clarity }, maskOutputs, answer), mask };
     });
   }
 
@@ -194,7 +177,7 @@ export class Session {
     const { sampler } = this.config;
     if (!sampler || !this.picture) throw new Error("there is no detector or no picture");
     const { image, placed } = letterbox(this.picture, sampler.size, sampler.rgb);
-    const found = await this.run(sampler, { image: this.tensor(image, [1, 3, sampler.size, sampler.size]) });
+    const found = await this.run(sampler, { image: { data: image, shape: [1, 3, sampler.size, sampler.size] } });
     return postprocess(found.boxes.data, found.scores.data, placed, sampler.options);
   }
 
@@ -272,20 +255,16 @@ export function gridPoints(side, height, width) {
   ]);
 }
 
-/** @param {Tensors} tensors */
-function dispose(tensors) {
-  for (const tensor of Object.values(tensors)) tensor.dispose();
+/**
+ * Every graph of a site, in the order in which they are needed.
+ * @param {Config} config
+ * @returns {Graph[]}
+ */
+export function graphsOf({ encoder, decoder, sampler }) {
+  return [encoder, ...decoder, ...(sampler ? [sampler] : [])];
 }
 
 /** Let messages in. */
 function breathe() {
   return new Promise((resolve) => setTimeout(resolve));
-}
-
-async function hasGpu() {
-  try {
-    return Boolean(await /** @type {any} */ (navigator).gpu?.requestAdapter());
-  } catch {
-    return false;
-  }
 }

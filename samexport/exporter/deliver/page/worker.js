@@ -1,7 +1,7 @@
 // The session off the page's thread: messages in, answers and progress out.
 
 import { ofRgba } from "./host/picture.js";
-import { Session } from "./session.js";
+import { Session, graphsOf } from "./session.js";
 
 /** @typedef {import("./session.js").Config} Config */
 
@@ -15,7 +15,7 @@ const actions = {
     const base = new URL("./", import.meta.url);
     /** @type {Config} */
     const config = await (await get(new URL("config.json", base))).json();
-    const graphs = [config.encoder, ...config.decoder, ...(config.sampler ? [config.sampler] : [])];
+    const graphs = graphsOf(config);
     const total = graphs.reduce((sum, graph) => sum + graph.bytes, 0);
     /** @type {Record<string, ArrayBuffer>} */
     const files = {};
@@ -97,7 +97,7 @@ self.addEventListener("message", ({ data: { id, action, ...message } }) => {
       const result = await actions[action](message, (done, total, what) => answer({ progress: { done, total, what } }));
       answer({ result });
     } catch (error) {
-      answer({ error: error instanceof Error ? error.message : String(error) });
+      answer(error instanceof Error ? { error: error.message, name: error.name } : { error: String(error), name: "Error" });
     }
   };
   if (action === "stop") act();

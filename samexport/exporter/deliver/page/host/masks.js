@@ -1,32 +1,20 @@
 // Low-resolution logits into a mask of the picture, and masks into run lengths, PNG bytes' alpha and outlines.
 // As in samexport/runtimes/host/frames.py and masks.py.
 
-import { resizedSize } from "./picture.js";
+import { FrameMap } from "./frame.js";
+import { linear } from "./picture.js";
 
 /**
  * COCO's run lengths: `counts` of pixels outside and inside, in turn, column by column; `bbox` is x, y, width, height.
  * @typedef {{height: number, width: number, counts: Uint32Array, area: number, bbox: number[]}} Runs
  */
 
-/** @typedef {import("./picture.js").Frame} Frame */
+/** @typedef {import("./frame.js").Frame} Frame */
 
 /**
- * Bilinear with half-pixel centres, torch's `align_corners=False`: the first of two sources, and the second's weight.
- * @param {number} source
- * @param {number} target
- * @param {number} at
- * @returns {[number, number]}
- */
-function linear(source, target, at) {
-  const centre = Math.max(0, (at + 0.5) * (source / target) - 0.5);
-  const first = Math.min(Math.trunc(centre), source - 1);
-  return [first, centre - first];
-}
-
-/**
- * One axis of the way from logits to the picture: to the frame, padding cut off, to the picture; four sources each.
+ * One axis of the way from logits to the picture: to a square, padding cut off, to the picture; four sources each.
  * @param {number} lowRes
- * @param {number} size of the frame
+ * @param {number} size of the square
  * @param {number} resized how much of it is the picture
  * @param {number} original
  */
@@ -54,12 +42,12 @@ export class Place {
    * @param {Frame} frame
    */
   constructor(height, width, frame) {
-    const [down, across] = resizedSize(height, width, frame.size);
+    const { side, inside } = new FrameMap(height, width, frame).masks;
     this.height = height;
     this.width = width;
     this.lowRes = frame.lowRes;
-    this.rows = axis(frame.lowRes, frame.size, down, height);
-    this.columns = axis(frame.lowRes, frame.size, across, width);
+    this.rows = axis(frame.lowRes, side, inside[0], height);
+    this.columns = axis(frame.lowRes, side, inside[1], width);
   }
 
   /**
