@@ -93,9 +93,10 @@ def click(bundle: Bundle) -> Way:
     *halves, last = config(bundle)["decoder"]
     for half in halves:
         session = open_native(bundle.folder / bundle.artifact(half["name"]).path)
-        found = session.run(half["outputs"], {name: known[name] for name in half["inputs"]})
+        found = session.run(half["outputs"], {given["name"]: known[given["name"]] for given in half["inputs"]})
         known |= dict(zip(half["outputs"], found, strict=True))
-    return Way(bundle.folder / bundle.artifact(last["name"]).path, {name: known[name] for name in last["inputs"]})
+    inputs = [given["name"] for given in last["inputs"]]
+    return Way(bundle.folder / bundle.artifact(last["name"]).path, {name: known[name] for name in inputs})
 
 
 def all_ways(bundles: Sequence[Bundle]) -> dict[str, Way]:

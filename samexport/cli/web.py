@@ -21,14 +21,14 @@ def web(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="An unpacked onnxruntime-web of the pinned version.",
+            help="The unpacked npm package of the pinned version: onnxruntime-web, or @litertjs/core for TFLite.",
             show_default="npm gets it",
         ),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a static page that segments pictures in a browser, with an ONNX bundle of SAM's family.
+    """Write a static page that segments pictures in a browser, with an ONNX or TFLite bundle.
 
     Any web server can serve the folder. Pictures stay in the browser, and nothing comes from another host.
     """

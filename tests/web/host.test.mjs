@@ -8,13 +8,18 @@ import { pathToFileURL } from "node:url";
 
 const vectors = JSON.parse(readFileSync(process.env.VECTORS, "utf8"));
 const load = (name) => import(pathToFileURL(`${process.env.PAGE}/${name}.js`));
-const { ofRgba, resizedSize, resizeLongest, toFrame } = await load("host/picture");
-const { countTokens, hasBox, pack, selectMask } = await load("host/prompts");
+const { ofRgba, resize, toFrame } = await load("host/picture");
+const { FrameMap, resizedSize } = await load("host/frame");
+const { countTokens, hasBox, pack, selectMask, stability } = await load("host/prompts");
+const { choose, runInEntryPoints } = await load("host/entry_points");
 const { Place, eachRun, toCoco, toPath, toRuns } = await load("host/masks");
 const { letterbox, postprocess } = await load("host/detector");
 const { gridPoints } = await load("session");
 
-const FRAME = { size: 64, mean: [123.675, 116.28, 103.53], lowRes: 16 };
+const FRAME = {
+  size: 64, prompts: 64, lowRes: 16, resize: "longest", rounding: "nearest", filter: "bilinear",
+  padding: [123.675, 116.28, 103.53], white: 255,
+};
 
 function picture(height, width) {
   const rgb = new Uint8Array(3 * height * width);
@@ -83,8 +88,7 @@ test("pictures are resized to the bit as Pillow does", () => {
   assert.ok(vectors.resize.length > 8);
   for (const { height, width, size, resized, sha256: hash } of vectors.resize) {
     assert.deepEqual(resizedSize(height, width, size), resized);
-    const found = resizeLongest(picture(height, width), size);
-    assert.deepEqual([found.height, found.width, sha256(found.rgb)], [...resized, hash], `${width}x${height}`);
+    assert.equal(sha256(resize(picture(height, width), resized, "bilinear")), hash, `${width}x${height}`);
   }
 });
 
@@ -99,26 +103,85 @@ test("alpha is dropped", () => {
   assert.deepEqual([...rgb], [1, 2, 3, 4, 5, 6]);
 });
 
-test("prompts become the decoder's tensors", () => {
-  for (const { prompts, size, ...wanted } of vectors.pack) {
-    const own = prompts.map(({ points, labels, box }) => ({
-      points: labels.map((_, k) => [points[2 * k], points[2 * k + 1]]),
-      labels,
-      box: box.length ? box : null,
-    }));
-    const packed = pack(own, 27, 40, size);
-    close(packed.coords, wanted.point_coords);
-    assert.deepEqual([...packed.labels], wanted.point_labels);
-    assert.deepEqual(own.map((_, n) => countTokens(packed, n)), wanted.tokens);
-    assert.deepEqual(own.map((_, n) => hasBox(packed, n)), own.map(({ box }) => box !== null));
+test("every kind of frame holds pictures, points and masks", () => {
+  for (const { frame, height, width, seed, inside, prompted, image, mask } of vectors.frames) {
+    const place = new FrameMap(height, width, frame);
+    assert.deepEqual([place.inside, place.prompted], [inside, prompted]);
+    close(toFrame(picture(height, width), frame).filter((_, i) => i % 13 === 0), image);
+    const all = new Float32Array(height * width);
+    const values = logits(frame.lowRes, seed);
+    new Place(height, width, frame).upscale(values, [0, 0, width, height], (y, row) => all.set(row, y * width));
+    close(all.filter((_, i) => i % 97 === 0), mask);
   }
 });
 
-test("the same mask answers a prompt", () => {
-  for (const { scores, tokens, mask_outputs, mask } of vectors.select) {
-    assert.equal(selectMask(scores, tokens, mask_outputs, false), mask);
+const asPrompt = ({ points, labels, box }) => ({
+  points: labels.map((_, k) => [points[2 * k], points[2 * k + 1]]),
+  labels,
+  box: box.length ? box : null,
+});
+
+test("prompts become the decoder's tensors, each family's", () => {
+  for (const { prompts, rules, ...wanted } of vectors.packed) {
+    const packed = pack(prompts.map(asPrompt), new FrameMap(27, 40, FRAME), rules);
+    close(packed.coords, wanted.point_coords);
+    assert.deepEqual([...packed.labels], wanted.point_labels);
+    prompts.forEach(({ box }, n) => assert.equal(hasBox(packed, n), box.length > 0));
   }
-  assert.equal(selectMask([0.1, 0.9, 0.8, 0.7], 2, [0, 1, 2, 3], true), 0);
+});
+
+test("what a family does not take is refused", () => {
+  const { rules } = vectors.packed.find(({ family }) => family === "efficient_sam");
+  const given = (count, label) => [{ points: Array(count).fill([1, 1]), labels: Array(count).fill(label), box: null }];
+  const place = new FrameMap(27, 40, FRAME);
+  assert.equal(pack(given(6, 1), place, rules).points, 6);
+  assert.throws(() => pack(given(7, 1), place, rules), { name: "Refused" });
+  assert.throws(() => pack(given(1, 0), place, rules), { name: "Refused" });
+});
+
+test("the same mask answers a prompt, in each family", () => {
+  const seen = new Set();
+  for (const { family, prompts, rules, answer, outputs, logits, scores, ranked, chosen } of vectors.chosen) {
+    const packed = pack(prompts.map(asPrompt), new FrameMap(27, 40, FRAME), rules);
+    prompts.forEach((_, n) => {
+      const mask = (index) => Float32Array.from(logits.slice((4 * n + index) * 64, (4 * n + index + 1) * 64));
+      const own = scores.slice(4 * n, 4 * n + 4).map((score, index) => (answer === "stability" ? stability(mask(index), 1, 0) : score));
+      close(own, ranked.slice(4 * n, 4 * n + 4));
+      const prompt = { tokens: countTokens(packed, n, rules), boxed: hasBox(packed, n) };
+      assert.equal(selectMask({ scores: own, mask, ...prompt }, outputs, answer), chosen[n], `${family}, ${answer}, ${n}`);
+      seen.add(`${answer} ${chosen[n]}`);
+    });
+  }
+  for (const answer of ["sam", "stability", "sam2"]) assert.ok([0, 1, 2, 3].every((index) => seen.has(`${answer} ${index}`)));
+});
+
+test("files of fixed sizes answer any number of prompts", async () => {
+  for (const { prompts, points, entry } of vectors.choose) assert.equal(choose(vectors.entries, prompts, points).name, entry);
+  const inputs = [
+    { name: "image_embeddings", shape: [1, 64, 4, 4], fill: 0 },
+    { name: "point_coords", shape: ["N", "K", 2], fill: 0 },
+    { name: "point_labels", shape: ["N", "K"], fill: -2 },
+  ];
+  const { given, calls, scores } = vectors.chunked;
+  for (const tensor of Object.values(given)) tensor.data = Float32Array.from(tensor.data);
+  const called = [];
+  const found = await runInEntryPoints(inputs, given, vectors.entries, async (entry, { image_embeddings, point_coords, point_labels }) => {
+    assert.deepEqual(point_labels.shape, [entry.prompts, entry.points]);
+    called.push(entry.name);
+    const data = new Float32Array(4 * entry.prompts);
+    for (let n = 0; n < entry.prompts; n++) {
+      let total = image_embeddings.data[0];
+      for (let k = n * entry.points; k < (n + 1) * entry.points; k++) {
+        const [x, y, label] = [point_coords.data[2 * k], point_coords.data[2 * k + 1], point_labels.data[k]];
+        if (label !== -2) total += 3 * x + 5 * y + label;
+      }
+      data.fill(total, 4 * n, 4 * n + 4);
+    }
+    return { iou_predictions: { data, shape: [entry.prompts, 4] } };
+  });
+  assert.deepEqual(called, calls);
+  assert.deepEqual([...found.iou_predictions.data], scores);
+  assert.deepEqual(found.iou_predictions.shape, [23, 4]);
 });
 
 test("logits are scaled to the picture", () => {

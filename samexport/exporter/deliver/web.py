@@ -105,9 +105,7 @@ def check_fit(bundle: Bundle) -> None:
     if len(formats) != 1 or formats[0] not in RUNTIMES:
         raise BundleError(f"{name} is {', '.join(formats)}; the page runs ONNX, `samexport onnx` makes it, or TFLite")
     if manifest.family not in _FAMILIES:
-        raise BundleError(
-            f"the page does not know how {manifest.family}, the family of {manifest.model}, takes prompts"
-        )
+        raise BundleError(f"the page does not know how models of the family {manifest.family} take prompts")
     if len(set(_graphs(bundle)) - {SAMPLER}) < 2:
         raise BundleError(f"{name} has no encoder or no decoder; export the bundle again")
     if any(artifact.size > _LARGEST for artifact in manifest.artifacts) or any(
@@ -122,7 +120,7 @@ def check_fit(bundle: Bundle) -> None:
 
 def config(bundle: Bundle) -> dict[str, Any]:
     """What the page reads first, plain data; ``Config`` in ``page/session.js`` says what it is."""
-    manifest, rules = bundle.manifest, _FAMILIES[bundle.manifest.family]
+    manifest = bundle.manifest
     encoder, *decoder = (name for name in _graphs(bundle) if name != SAMPLER)
     package = _runtime(manifest)
     sampler, grid = manifest.sampler, GridOptions(points_per_side=_GRID_SIDE, points_per_batch=_GRID_BATCH)
@@ -132,15 +130,9 @@ def config(bundle: Bundle) -> dict[str, Any]:
         "licence": manifest.licence,
         "warning": manifest.weights.warning,
         "weights": asdict(manifest.weights),
-        "frame": _frame(manifest.frame),
-        "prompts": {
-            "boxFirst": rules.box_first,
-            "padding": rules.padding,
-            "slots": rules.slots,
-            "absent": {"label": rules.absent[0], "at": rules.absent[1]},
-            "background": rules.background,
-        },
-        "answer": "stability" if manifest.scores == "stability" else rules.answer,
+        "frame": frame_rules(manifest.frame),
+        "prompts": prompt_rules(manifest.family),
+        "answer": "stability" if manifest.scores == "stability" else _FAMILIES[manifest.family].answer,
         "maskOutputs": list(manifest.mask_outputs),
         "encoder": _graph(bundle, encoder),
         "decoder": [_graph(bundle, name) for name in decoder],
@@ -172,7 +164,8 @@ def _runtime(manifest: Manifest) -> WebRuntime:
     return RUNTIMES[manifest.artifacts[0].file_format]
 
 
-def _frame(frame: Preprocess) -> dict[str, Any]:
+def frame_rules(frame: Preprocess) -> dict[str, Any]:
+    """``Frame`` in ``page/host/frame.js``."""
     return {
         "size": frame.size,
         "prompts": frame.prompts,
@@ -182,6 +175,18 @@ def _frame(frame: Preprocess) -> dict[str, Any]:
         "filter": frame.filter,
         "padding": list(frame.mean) if frame.padding == "mean" else [0, 0, 0],
         "white": frame.white,
+    }
+
+
+def prompt_rules(family: str) -> dict[str, Any]:
+    """``PromptRules`` in ``page/host/prompts.js``; KeyError for a family that the page does not know."""
+    rules = _FAMILIES[family]
+    return {
+        "boxFirst": rules.box_first,
+        "padding": rules.padding,
+        "slots": rules.slots,
+        "absent": {"label": rules.absent[0], "at": rules.absent[1]},
+        "background": rules.background,
     }
 
 
