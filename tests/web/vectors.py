@@ -112,7 +112,7 @@ def prompting():
             values[::2, 0] += np.float32(0.01) * np.sign(values[::2, 0])
             predicted = rng.random((len(prompts), 4)).astype(np.float32)
             ranked = stability(values) if scores == "stability" else predicted
-            answer = {"stability": "stability"}.get(scores, {"efficient_sam": "best"}.get(family, family))
+            answer = "stability" if scores == "stability" else "sam2" if family == "sam2" else "sam"
             chosen.append(
                 {
                     **case,
@@ -133,8 +133,8 @@ def chunking():
     rng, calls = np.random.default_rng(2), []
     given = {
         "image_embeddings": np.full((1, 64, 4, 4), 2, np.float32),
-        "point_coords": rng.integers(0, 64, (23, 8, 2)).astype(np.float32),
-        "point_labels": np.full((23, 8), -2, np.float32),
+        "point_coords": rng.integers(0, 64, (23, 7, 2)).astype(np.float32),
+        "point_labels": np.full((23, 7), -2, np.float32),
     }
     for number, count in enumerate(rng.integers(1, 3, 23)):
         given["point_labels"][number, : 7 if number == 20 else count] = number % 4
@@ -144,7 +144,7 @@ def chunking():
         calls.append(bucket.name)
         x, y = np.moveaxis(inputs["point_coords"], -1, 0)
         labels = inputs["point_labels"]
-        total = ((3 * x + 5 * y + labels) * (labels != -2)).sum(axis=1) + inputs["image_embeddings"][0, 0, 0, 0]
+        total = ((1000 + 3 * x + 5 * y + labels) * (labels != -2)).sum(axis=1) + inputs["image_embeddings"][0, 0, 0, 0]
         return {"low_res_masks": np.zeros((bucket.prompts, 4, 16, 16)), "iou_predictions": np.tile(total, (4, 1)).T}
 
     found = run_in_buckets(graph, given, plan((1, 4, 16)), call)

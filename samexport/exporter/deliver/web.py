@@ -52,7 +52,7 @@ class _Rules:
     slots: int = 0
     absent: tuple[float, float] = (sam.ABSENT, 0)
     background: bool = True
-    answer: Literal["sam", "sam2", "best"] = "sam"
+    answer: Literal["sam", "sam2"] = "sam"
 
 
 _FAMILIES = {
@@ -61,7 +61,7 @@ _FAMILIES = {
     "sam2": _Rules((sam2.IMAGE_ENCODER, sam2.MASK_DECODER), box_first=True, padding="always", answer="sam2"),
     "efficient_sam": _Rules(
         box_first=True, padding="never", slots=efficient_sam.SLOTS, absent=(efficient_sam.ABSENT, -1),
-        background=False, answer="best",
+        background=False,
     ),
 }  # fmt: skip
 

@@ -19,10 +19,10 @@
  */
 
 /**
- * Which mask answers. `best`: of the best score. `sam`: mask 0 where the prompt is clear, which a box or two points are.
- * `stability`: as `sam` for boxes, else the mask that changes least with its threshold. `sam2`: as `sam`, but the best
- * one where mask 0 is unstable.
- * @typedef {"best" | "sam" | "stability" | "sam2"} AnswerRule
+ * Which mask answers. `sam`: mask 0 where the prompt is clear, which a box or two points are, else the best one of the
+ * others; a model that was not trained for mask 0 always has the best one. `stability`: as `sam` for boxes, else the mask
+ * that changes least with its threshold. `sam2`: as `sam`, but the best one of the others where mask 0 is unstable.
+ * @typedef {"sam" | "stability" | "sam2"} AnswerRule
  */
 
 /**
@@ -150,7 +150,7 @@ const [DELTA, STABLE] = [0.05, 0.98];
 export function selectMask({ scores, mask, tokens, boxed }, outputs, rule) {
   const best = (/** @type {number[]} */ among) =>
     among.reduce((best, index) => (scores[index] > scores[best] ? index : best), among[0] ?? 0);
-  if (rule === "best" || (rule === "stability" && !boxed)) return best(outputs);
+  if (rule === "stability" && !boxed) return best(outputs);
   const others = outputs.filter((index) => index !== 0);
   const clear = boxed || tokens >= 3;
   if (!clear || !outputs.includes(0)) return best(others);
