@@ -123,7 +123,7 @@ def config(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     encoder, *decoder = (name for name in _graphs(bundle) if name != SAMPLER)
     package = _runtime(manifest)
-    sampler, grid = manifest.sampler, GridOptions(points_per_side=_GRID_SIDE, points_per_batch=_GRID_BATCH)
+    grid = GridOptions(points_per_side=_GRID_SIDE, points_per_batch=_GRID_BATCH)
     return {
         "model": manifest.model,
         "summary": manifest.summary,
@@ -136,18 +136,7 @@ def config(bundle: Bundle) -> dict[str, Any]:
         "maskOutputs": list(manifest.mask_outputs),
         "encoder": _graph(bundle, encoder),
         "decoder": [_graph(bundle, name) for name in decoder],
-        "sampler": sampler
-        and {
-            **_graph(bundle, SAMPLER),
-            "size": sampler.image_size,
-            "rgb": sampler.rgb,
-            "options": {
-                "confidence": sampler.options.confidence,
-                "nmsIou": sampler.options.nms_iou,
-                "maxBoxes": sampler.options.max_boxes,
-                "border": sampler.options.border,
-            },
-        },
+        "sampler": _sampler(bundle),
         "grid": {
             "pointsPerSide": grid.points_per_side,
             "batch": grid.points_per_batch,
@@ -212,6 +201,23 @@ def _graph(bundle: Bundle, name: str) -> dict[str, Any]:
         "bytes": bundle.artifact(name).size,
         "inputs": [_input(graph, tensor) for tensor in graph.inputs],
         "outputs": [n for n in graph.output_names if name == SAMPLER or n in read or n in _ANSWERS],
+    }
+
+
+def _sampler(bundle: Bundle) -> dict[str, Any] | None:
+    sampler = bundle.manifest.sampler
+    if sampler is None:
+        return None
+    return {
+        **_graph(bundle, SAMPLER),
+        "size": sampler.image_size,
+        "rgb": sampler.rgb,
+        "options": {
+            "confidence": sampler.options.confidence,
+            "nmsIou": sampler.options.nms_iou,
+            "maxBoxes": sampler.options.max_boxes,
+            "border": sampler.options.border,
+        },
     }
 
 
