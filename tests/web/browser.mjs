@@ -35,6 +35,10 @@ async function visit(job) {
 
   async function settled() {
     await state("ready", "failed");
+    await checkState();
+  }
+
+  async function checkState() {
     if ((await page.getAttribute("body", "data-state")) === "failed") {
       throw new Error(`the page failed: ${await page.textContent("#said")}; ${said.join("; ")}`);
     }
@@ -49,7 +53,11 @@ async function visit(job) {
   async function answered(act) {
     const before = (await page.getAttribute("body", "data-answered")) ?? "0";
     await act();
-    await page.waitForFunction((old) => (document.body.dataset.answered ?? "0") !== old, before);
+    await page.waitForFunction(
+      (old) => document.body.dataset.state === "failed" || (document.body.dataset.answered ?? "0") !== old,
+      before,
+    );
+    await checkState();
   }
 
   async function take(step) {
