@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -107,6 +108,8 @@ def distill(
     network, spec, weights = _teacher(teacher, teacher_encoder, tuple(checkpoint or ()))
     small = find_model(student, spec.frame.size)
     check_pair(spec, small)
+    if weights.warning:
+        print(f"note: the teacher has {weights.warning}", file=sys.stderr)
 
     identity = {"model": spec.name, "weights": weights.source, "sha256": weights.sha256}
     cache = EmbeddingCache(out / "cache", paths, identity, spec.frame, encoding(network, spec.frame, chosen))

@@ -273,3 +273,11 @@ def test_nothing_is_written_among_the_pictures(pictures, teacher, run):
     code, _, err = run("distill", *options)
     assert (code, sorted(pictures.iterdir())) == (2, before)
     assert "has the pictures; --out names another folder" in one_line_error(err)
+
+
+def test_a_bundle_of_random_weights_is_a_teacher_that_is_named_so(tiny_bundle, pictures, tmp_path, run):
+    options = ("--images", pictures, "--out", tmp_path / "out", "--held-out", "2", "--steps", "1")
+    student = ("--student", "test.tinyvit64", "--device", "cpu")
+    code, _, err = run("distill", "--teacher", tiny_bundle.folder, *student, *options)
+    assert code == 0, err
+    assert "note: the teacher has RANDOM weights: its masks mean nothing" in err

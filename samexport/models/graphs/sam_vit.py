@@ -5,7 +5,8 @@ What differs from ``architectures/sam_vit.py``, and why it is the same function:
 - ``std`` is in the patch convolution, the softmax scale in the query weights.
 - The relative-position terms q . Rh[row] and q . Rw[column] enter the one product q k^T: queries carry them
   as extra channels, keys carry the one-hot row and column. No second score matrix is made and added, which
-  for a global block would be 4096 x 4096 for each head.
+  for a global block would be 4096 x 4096 for each head. Where the terms have more channels than the heads (global
+  blocks of pruned models), the product would take longer than adding them, one after the other, to the scores.
 - The key bias cancels in the softmax and is dropped. In window blocks qkv runs on real tokens: a padding
   token is zero before qkv, so its q, k, v are the biases; the value bias moves behind the attention (the
   weights of a row sum to 1) and the query of a padding token is never read, so the padding is a plain Pad.
@@ -42,6 +43,7 @@ class GridAttention(nn.Module):
         )
         self.rows = frozen(rows.transpose(1, 2) / attention.scale)
         self.columns = frozen(columns.transpose(1, 2) / attention.scale)
+        self.folded = self.size <= inner // self.heads
         place = torch.arange(self.size**2)
         one_hot = [F.one_hot(place // self.size, self.size), F.one_hot(place % self.size, self.size)]
         self.places = frozen(F.pad(torch.cat(one_hot, dim=1).float(), (inner // self.heads, 0))[None])
@@ -59,12 +61,19 @@ class GridAttention(nn.Module):
         grid = q.reshape(-1, size, size, depth)
         by_row = (grid @ self.rows).reshape(-1, tokens, size)
         by_column = (grid.transpose(1, 2) @ self.columns).transpose(1, 2).reshape(-1, tokens, size)
-        q = torch.cat([q, by_row, by_column], dim=-1)
-        # a sum, because an expanded constant would be stored for each head and window
-        k = F.pad(k, (0, 2 * size)) + self.places
-        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        mixed = self._scores(q, k, by_row, by_column).softmax(-1) @ v
         mixed = mixed.reshape(-1, self.heads, tokens, depth).transpose(1, 2).reshape(-1, tokens, inner)
         return merge(mixed, size, height, columns) @ self.proj + self.proj_bias
+
+    def _scores(self, q: Tensor, k: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
+        """[heads and windows, queries, keys]; the terms are [heads and windows, queries, rows or columns of keys]."""
+        size, tokens = self.size, self.size**2
+        if self.folded:
+            # a sum, because an expanded constant would be stored for each head and window
+            k = F.pad(k, (0, 2 * size)) + self.places
+            return torch.cat([q, by_row, by_column], dim=-1) @ k.transpose(-1, -2)
+        scores = (q @ k.transpose(-1, -2)).reshape(-1, tokens, size, size)
+        return (scores + by_row[..., None] + by_column[:, :, None]).reshape(-1, tokens, tokens)
 
 
 class Block(PreNorm):
