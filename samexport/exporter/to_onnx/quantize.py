@@ -183,9 +183,11 @@ def _dynamic(parent: Path, target: Path, chosen: Collection[str]) -> ModelProto:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    kinds = sorted({node.op_type for node in _load(parent).graph.node if node.name in chosen})
+    kinds = {node.op_type for node in _load(parent).graph.node if node.name in chosen}
+    # a Gemm is rewritten as a product, which is asked for by its own kind
+    kinds |= {"MatMul"} if "Gemm" in kinds else set()
     quantize_dynamic(
-        parent, target, op_types_to_quantize=kinds, per_channel=True, weight_type=QuantType.QInt8,
+        parent, target, op_types_to_quantize=sorted(kinds), per_channel=True, weight_type=QuantType.QInt8,
         nodes_to_quantize=[*chosen, *(name + _REWRITTEN for name in chosen)],
     )  # fmt: skip
     return onnx.load(target)
