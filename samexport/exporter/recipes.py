@@ -19,11 +19,13 @@ from samexport.models.spec import Name
 
 Numbers = Literal["float32", "float16", "int16", "int8", "int4", "lut6", "lut4"]
 FormatName = Literal["onnx", "tflite", "coreml"]
-Pass = Literal["tanh_gelu"]
+Pass = Literal["tanh_gelu", "even_channels"]
 """What is changed in the float graph of an ONNX file that is quantized.
 
 tanh_gelu: GELU by its approximation with tanh, at most 5e-4 away (Hendrycks and Gimpel, arXiv 1606.08415), which is far
 below a step of int8; ONNX Runtime takes two thirds of the time for it.
+even_channels: channels behind a LayerNorm and the weights that read them are scaled against each other, so that none is
+far above the others; exact, see :mod:`samexport.exporter.to_onnx.even`.
 """
 
 

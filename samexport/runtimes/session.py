@@ -89,6 +89,8 @@ class Session(ABC):
 
     multimask: slice = slice(None)
     """Which of the masks answer an ambiguous click."""
+    background: bool = True
+    """Whether prompts may have points outside the object."""
 
     def __init__(self, graphs: OpenGraphs) -> None:
         self.graphs = graphs

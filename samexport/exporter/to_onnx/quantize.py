@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.quantize.layers import Layer
 from samexport.exporter.recipes import Recipe
+from samexport.exporter.to_onnx.even import even_channels
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
 from samexport.runtimes.adapters.onnx_ranges import extremes
@@ -52,7 +53,7 @@ def layers(path: Path, graph: GraphSpec, recipe: Recipe) -> list[Layer]:
 
 def calibrate(path: Path, graph: GraphSpec, recipe: Recipe, inputs: Iterable[Tensors]) -> Ranges:
     """Lowest and highest value of each float tensor: MinMax, since ONNX Runtime's entropy and percentile gave NaN."""
-    model = _load(path)
+    model = _prepared(path, recipe)
     names = {layer.name for layer in layers(path, graph, recipe)}
     nodes = [node for node in model.graph.node if node.name in names]
     # a product's result needs no scale
@@ -77,11 +78,11 @@ def write(
     try:
         with silent(output=True):
             if recipe.compute == "float32" or not chosen:
-                model = _weights_only(_load(parent), chosen)
+                model = _weights_only(_prepared(parent, recipe), chosen)
             elif ranges is None:
-                model = _dynamic(parent, target, chosen)
+                model = _dynamic(_prepared(parent, recipe), target, chosen)
             else:
-                model = _static(_load(parent), chosen, ranges)
+                model = _static(_prepared(parent, recipe), chosen, ranges)
         if "tanh_gelu" in recipe.passes and chosen:
             _by_tanh(model)
         tidy(model, graph)
@@ -115,6 +116,14 @@ def _load(path: Path) -> ModelProto:
     if path.with_name(f"{path.name}.data").exists():
         raise ConfigError(f"{path.name} is above 2 GB, which is not quantized")
     return onnx.load(path)
+
+
+def _prepared(path: Path, recipe: Recipe) -> ModelProto:
+    """The float graph with what the recipe changes before scales are found."""
+    model = _load(path)
+    if "even_channels" in recipe.passes:
+        even_channels(model)
+    return model
 
 
 def _label(node: NodeProto) -> str:
@@ -179,15 +188,15 @@ def _static(model: ModelProto, chosen: Collection[str], ranges: Ranges) -> Model
     return result
 
 
-def _dynamic(parent: Path, target: Path, chosen: Collection[str]) -> ModelProto:
+def _dynamic(model: ModelProto, target: Path, chosen: Collection[str]) -> ModelProto:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    kinds = {node.op_type for node in _load(parent).graph.node if node.name in chosen}
+    kinds = {node.op_type for node in model.graph.node if node.name in chosen}
     # a Gemm is rewritten as a product, which is asked for by its own kind
     kinds |= {"MatMul"} if "Gemm" in kinds else set()
     quantize_dynamic(
-        parent, target, op_types_to_quantize=sorted(kinds), per_channel=True, weight_type=QuantType.QInt8,
+        model, target, op_types_to_quantize=sorted(kinds), per_channel=True, weight_type=QuantType.QInt8,
         nodes_to_quantize=[*chosen, *(name + _REWRITTEN for name in chosen)],
     )  # fmt: skip
     return onnx.load(target)

@@ -83,14 +83,15 @@ def ask(
     """Prompts for each picture, and the answers of ``reference``.
 
     Clicks stand on a grid. The objects that they find are then asked for in the other ways: by two clicks inside and
-    one outside, by their box, by box and click, and by their own logits with a click.
+    one outside (where the model knows such), by their box, by box and click, and by their own logits with a click.
     """
     with Segmenter(reference, runtime=runtime, threads=threads) as segmenter:
         for picture in pictures:
             segmenter.set_image(picture)
             clicks = grid_clicks(picture)
             found = segmenter.predict(clicks)
-            prompts = {"click": clicks, **_prompts(clicks, found, _WITH_MASK in reference.graph_names)}
+            with_mask, background = _WITH_MASK in reference.graph_names, segmenter.session.background
+            prompts = {"click": clicks, **_prompts(clicks, found, with_mask, background)}
             answers = {"click": [_packed(answer) for answer in found]}
             answers |= {mode: [_packed(a) for a in segmenter.answers(asked)] for mode, asked in prompts.items()
                         if mode != "click"}  # fmt: skip
@@ -127,7 +128,9 @@ def grid_clicks(picture: NDArray[np.uint8]) -> list[Prompt]:
     return [Prompt.make([x * width, y * height]) for y in places for x in places]
 
 
-def _prompts(clicks: Sequence[Prompt], found: Sequence[Segmentation], with_mask: bool) -> dict[str, list[Prompt]]:
+def _prompts(
+    clicks: Sequence[Prompt], found: Sequence[Segmentation], with_mask: bool, background: bool
+) -> dict[str, list[Prompt]]:
     """The other modes' prompts for the objects that clicks found, the surest first."""
     prompts: dict[str, list[Prompt]] = {mode: [] for mode in MODES[1:]}
     kept: list[NDArray[np.bool_]] = []
@@ -145,8 +148,8 @@ def _prompts(clicks: Sequence[Prompt], found: Sequence[Segmentation], with_mask:
         middle = [int(xs[len(xs) // 2]), int(ys[len(ys) // 2])]
         outside = np.argwhere(~mask)
         negative = outside[len(outside) // 3][::-1]
-        several = np.array([click.points[0], middle, negative])
-        prompts["clicks"].append(Prompt.make(several, [1, 1, 0]))
+        several = [click.points[0], middle, *([negative] if background else [])]
+        prompts["clicks"].append(Prompt.make(np.array(several), [1, 1, 0][: len(several)]))
         prompts["box"].append(Prompt.make(box=box))
         prompts["box+click"].append(Prompt.make([middle], box=box))
         if with_mask:

@@ -23,6 +23,8 @@ PROMPT_COUNTS = (1, 3, 7, 64)
 class EfficientSamSession(SamSession):
     """The encoder and the decoder. The best of masks 1..3 answers every prompt; official code never uses mask 0."""
 
+    background = False
+
     def pack(self, prompts: Sequence[Prompt], place: FrameMap) -> Tensors:
         """``point_coords`` [N, 6, 2] and ``point_labels`` [N, 6]: the corners of the box, then the points.
 

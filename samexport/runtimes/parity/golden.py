@@ -261,12 +261,15 @@ def entry_point_cases(cases: Sequence[Case], graph: GraphSpec, buckets: Sequence
     return [case for case in made if case is not None and not any(case is known for known in cases)]
 
 
-def picture_prompts(picture: NDArray[np.uint8]) -> list[Prompt]:
-    """Two clicks; a box and a click. Clear prompts, so that rounding cannot change which mask is taken."""
+def picture_prompts(picture: NDArray[np.uint8], *, background: bool = True) -> list[Prompt]:
+    """Two clicks; a box and a click. Clear prompts, so that rounding cannot change which mask is taken.
+
+    The second click is outside, or without ``background`` inside as well.
+    """
     height, width = picture.shape[:2]
     middle = [width // 2, height // 2]
     return [
-        Prompt.make(points=[middle, [width // 4, height // 4]], labels=[1, 0]),
+        Prompt.make(points=[middle, [width // 4, height // 4]], labels=[1, int(not background)]),
         Prompt.make(points=[middle], labels=[1], box=[width // 4, height // 4, 3 * width // 4, 3 * height // 4]),
     ]
 

@@ -129,7 +129,8 @@ def picture_masks(
     """The masks of the golden picture, with the code that ``samexport segment`` runs; runtime and its placement."""
     with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
         segmenter.set_image(picture)
-        results = segmenter.predict(picture_prompts(picture), multimask=False)
+        prompts = picture_prompts(picture, background=segmenter.session.background)
+        results = segmenter.predict(prompts, multimask=False)
         name, _, where = segmenter.runtime.partition(": ")
     return np.concatenate([r.masks for r in results]), name, where
 
