@@ -8,10 +8,12 @@ import pytest
 from samexport.errors import PromptError
 from samexport.models.catalog import MODELS
 from samexport.models.spec import Preprocess, WeightsInfo
+from samexport.runtimes.accuracy.agreement import ask
 from samexport.runtimes.host.frames import FrameMap, resize
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.host.sam_prompts import stability
+from samexport.runtimes.parity.verify import picture_masks
 from samexport.runtimes.session import Decoded
 from samexport.runtimes.tasks.everything import GridPoints, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter
@@ -49,6 +51,13 @@ def test_everything_runs(bundle):
     with SegmentEverything(bundle, grid) as everything:
         assert list(everything.masks(PICTURE))
         assert np.isfinite(everything.best_iou)
+
+
+def test_what_an_export_compares_and_a_gate_asks_is_answered(bundle):
+    masks, *_ = picture_masks(bundle, PICTURE, threads=1)
+    assert masks.shape == (2, 40, 90)
+    (asked,) = ask(bundle, [PICTURE], threads=1)
+    assert len(asked.prompts["click"]) == len(asked.answers["click"]) == 16
 
 
 @pytest.fixture(scope="module")
