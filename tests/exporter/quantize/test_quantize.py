@@ -94,6 +94,16 @@ def test_a_recipe_names_what_it_changes_before_and_the_function_stays(tiny_bundl
     assert 0 < np.abs(exact - near).max() < 2e-3 * np.ptp(exact)
 
 
+def test_gemms_alone_are_quantized_while_running(tiny_bundle, tmp_path):
+    # ONNX Runtime makes products of them first
+    recipe = Recipe("gemms", "int8", "int8", ("onnx",), "fp32", operations={"onnx": ("Gemm",)})
+    parent, graph, target = tiny_bundle.folder / "decoder.onnx", tiny_bundle.graph("decoder"), tmp_path / "made.onnx"
+    onnx_files.write(parent, target, graph, recipe, None, ())
+    found = onnx_files.count(parent, target, graph, {})
+    assert found.quantized_weights == len(onnx_files.layers(parent, graph, recipe)) == 5
+    assert {"MatMulInteger", "MatMul"} <= {node.op_type for node in onnx.load(target).graph.node}
+
+
 def test_the_same_pictures_give_the_same_bytes(tiny_bundle, tmp_path):
     asked = request(tiny_bundle, "static_wi8_ai8")
     first, second = (quantize_bundle(tiny_bundle, asked, tmp_path / name)[0] for name in ("first", "second"))
