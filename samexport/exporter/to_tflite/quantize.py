@@ -41,20 +41,24 @@ _PRODUCTS = (*_KINDS, "BATCH_MATMUL", "TRANSPOSE_CONV")
 _CONVERTING = ("QUANTIZE", "DEQUANTIZE")
 _ENDS = {"min": np.minimum, "max": np.maximum}
 _BITS = {"int8": 8, "int16": 16}
+_AND = "\n"
+"""Between the names of a layer's operations."""
 
 
 def layers(path: Path, graph: GraphSpec, recipe: Recipe) -> list[Layer]:
-    """Operations of the recipe's kinds, of all entry points."""
+    """Operations of the recipe's kinds, of all entry points; those that share a weight are one layer."""
     kinds = recipe.operations.get("tflite", _KINDS)
     model = _read(path)
-    macs: dict[str, int] = {}
-    labels: dict[str, str] = {}
+    found: dict[int, Layer] = {}
     for subgraph, operation, kind in _operations(model):
-        if kind in kinds and constant_bytes(model, subgraph.tensors[operation.inputs[1]]) is not None:
-            name = _name(subgraph, operation)
-            macs[name] = macs.get(name, 0) + _macs(subgraph, operation, kind)
-            labels.setdefault(name, f"{kind} {len(labels)} of {list(shape_of(subgraph.tensors[operation.inputs[1]]))}")
-    return [Layer(name, labels[name], count) for name, count in macs.items()]
+        weight = subgraph.tensors[operation.inputs[1]] if kind in kinds else None
+        if weight is not None and constant_bytes(model, weight) is not None:
+            name, macs = _name(subgraph, operation), _macs(subgraph, operation, kind)
+            known = found.get(weight.buffer)
+            label = known.label if known else f"{kind} {len(found)} of {list(shape_of(weight))}"
+            names, more = (f"{known.name}{_AND}{name}", known.macs) if known else (name, 0)
+            found[weight.buffer] = Layer(names, label, macs + more)
+    return list(found.values())
 
 
 def calibrate(path: Path, graph: GraphSpec, recipe: Recipe, inputs: Iterable[Tensors]) -> Any:
@@ -159,7 +163,7 @@ def _entries(recipe: Recipe, keep: Collection[str]) -> list[dict[str, Any]]:
         for kind in kinds
     ]
     # the quantizer ends the name of each output with a semicolon
-    left = [f"(^|;){re.escape(name)};" for name in keep]
+    left = [f"(^|;){re.escape(name)};" for layer in keep for name in layer.split(_AND)]
     return wanted + [{"regex": each, "operation": "*", "algorithm_key": "no_quantize"} for each in left]
 
 

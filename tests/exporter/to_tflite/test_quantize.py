@@ -77,6 +77,20 @@ def test_a_layer_that_is_left_out_stays_float_alone(tflite_bundle, picture, tmp_
     assert [pair for pair in types if pair != (INT8, INT8)] == [(0, 0)]
 
 
+def test_operations_that_share_a_weight_are_one_layer(tflite_bundle, tmp_path):
+    # the entry points of a decoder share all weights
+    graph, parent = tflite_bundle.graph("decoder"), tflite_bundle.folder / "decoder.tflite"
+    target, chosen = tmp_path / "decoder.tflite", RECIPES["weight_only_wi8_afp32"]
+    layers = quantize.layers(parent, graph, chosen)
+    quantize.write(parent, target, graph, chosen, None, ())
+    assert quantize.count(parent, target, graph, {}).quantized_weights == len(layers)
+    alone = max(layers, key=lambda layer: layer.macs)
+    quantize.write(parent, target, graph, chosen, None, {layer.name for layer in layers} - {alone.name})
+    assert quantize.count(parent, target, graph, {}).quantized_weights == 1
+    types = [tensor.type for subgraph in read_model(target).subgraphs for tensor in subgraph.tensors]
+    assert types.count(INT8) == len(read_model(target).subgraphs) == 2
+
+
 def test_multiplications_are_those_of_the_shapes(tflite_bundle):
     graph, parent = tflite_bundle.graph("encoder"), tflite_bundle.folder / "encoder.tflite"
     layers = quantize.layers(parent, graph, RECIPES["static_wi8_ai8"])
