@@ -1,6 +1,7 @@
 """Weights with planted trouble: single precision does not see it, integers do, the gate tells, and what helps helps."""
 
 import shutil
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -32,8 +33,13 @@ EVEN = structs.replace(DYNAMIC, passes=("even_channels",))
 WEIGHTS = Recipe("linear", "int8", "float32", ("onnx",), "fp32", operations={"onnx": ("Gemm", "MatMul")})
 
 
+@cache
+def untouched():
+    return random_sam(MODEL)
+
+
 def encoder(strength, kinds, *, plain=False):
-    sam = random_sam(MODEL)
+    sam = deepcopy(untouched())
     plant(sam.image_encoder, strength, kinds)
     return build_graph(sam, find_model(MODEL), "encoder", plain=plain)[1]
 
