@@ -276,9 +276,11 @@ class ExportArguments:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """What else of the model's family is exported; ConfigError for an adapter of nothing."""
+        """What else of the model's family is exported; ConfigError for an adapter of nothing, or beside a drawn one."""
         if self.adapter is not None and not self.sparse:
             raise ConfigError("--adapter is of --sparse; give it")
+        if self.weights == "random" and self.adapter not in (None, _NO_ADAPTER):
+            raise ConfigError("--weights random draws the bypass, too; leave out --adapter")
         if self.sparse:
             kind = {None: "sparse", _NO_ADAPTER: "sparse-shortcut"}.get(self.adapter, "sparse-adapter")
             return (kind,)

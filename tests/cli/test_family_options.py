@@ -17,6 +17,10 @@ from tests.command_line import one_line_error
         (("--encoder", "hiera_t"), "--checkpoint"),
         (("--encoder", "tinyvit", "--sparse"), "mobilesam.tinyvit has no feature 'sparse'"),
         (("--encoder", "hiera_t", "--video", "--adapter", "identity"), "--adapter is of --sparse; give it"),
+        (
+            ("--encoder", "hiera_b+", "--sparse", "--weights", "random", "--adapter", "bypass.pth"),
+            "--weights random draws the bypass, too; leave out --adapter",
+        ),
         (("--encoder", "hiera_t", "--weights", "demo"), "hiera_t"),
     ],
 )

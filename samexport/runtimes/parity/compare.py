@@ -57,6 +57,9 @@ GPU_TIER = Tier("gpu", max_error=1e-3, snr_db=60, mask_iou=0.999, iou_quantile=0
 
 # a video: memories are kept in bfloat16, so the last bit of fp32 can become one of 1/256
 LOOP_TIER = Tier("loop", max_error=0.01, snr_db=40, mask_iou=0.98, iou_quantile=0, band=5e-3, max_flips=5e-3)
+# what half precision costs a frame is remembered by the next ones, so a clip is further away than each graph
+HALF_LOOP = Tier("half loop", max_error=0.1, snr_db=25, mask_iou=0.9, iou_quantile=0, band=5e-3, max_flips=5e-3)
+_LOOPS = {"fp32": LOOP_TIER, "fp16": HALF_LOOP}
 
 
 def tier(*recipes: str) -> Tier:
@@ -65,6 +68,12 @@ def tier(*recipes: str) -> Tier:
         if recipe not in TIERS:
             raise ConfigError(f"no tolerance for recipe {recipe!r}; known: {', '.join(TIERS)}")
     return max((TIERS[recipe] for recipe in recipes), key=lambda limits: limits.max_error)
+
+
+def loop_tier(*recipes: str) -> Tier:
+    """The same of a clip, where each frame reads what the ones before it left."""
+    limits = tier(*recipes)
+    return _LOOPS.get(limits.name, limits)
 
 
 def signal_to_noise(expected: Array, actual: Array) -> float:

@@ -21,13 +21,13 @@ from samexport.runtimes.base import Runtime, Tensors, check_threads
 from samexport.runtimes.bundle import Artifact, Bundle
 from samexport.runtimes.parity.clip import clip_frames, compare_clip
 from samexport.runtimes.parity.compare import (
-    LOOP_TIER,
     QUANTIZED,
     TIERS,
     check_names,
     compare_boxes,
     compare_masks,
     compare_output,
+    loop_tier,
     tier,
 )
 from samexport.runtimes.parity.golden import Case, Golden, Step, check_resize, entry_point_cases, picture_prompts
@@ -224,7 +224,7 @@ def _loop(bundle: Bundle, golden: Golden, loop: Loop, runtime: str, threads: int
     clip, frames = golden.clips[loop.name], clip_frames(golden.picture, loop.frames)
     files = tuple(bundle.artifact(name).path for name in loop.graphs)
     check = Check("end_to_end", loop.graphs, loop.name, files, runtime)
-    limits = max((tier(*recipes(bundle, loop.graphs)), LOOP_TIER), key=lambda each: each.max_error)
+    limits = loop_tier(*recipes(bundle, loop.graphs))
     graphs = OpenGraphs(bundle, runtime=runtime, threads=threads)
     try:
         session = open_session(graphs)

@@ -1,11 +1,14 @@
 """A whole video as one check: what it takes for a clip, and which mistakes it sees."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from samexport.errors import ParityFailed
+from samexport.exporter.to_onnx.half import to_half
 from samexport.models.catalog import find_family
 from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.families import sam2_tracker
@@ -14,7 +17,7 @@ from samexport.runtimes.families.sam2_sparse_tracker import SparseTracker
 from samexport.runtimes.host.memory import Bank, Read
 from samexport.runtimes.parity import verify
 from samexport.runtimes.parity.clip import Followed, clip_frames, compare_clip, make_clip
-from samexport.runtimes.parity.compare import LOOP_TIER
+from samexport.runtimes.parity.compare import HALF_LOOP, LOOP_TIER
 from samexport.runtimes.parity.golden_files import load_golden, save_golden
 from samexport.runtimes.parity.verify import compare_cases
 from samexport.runtimes.session import OpenGraphs, open_session
@@ -103,6 +106,33 @@ def test_a_mistake_of_the_host_alone_is_seen(compare, monkeypatch, mistake):
     place, name, wrong = MISTAKES[mistake]
     monkeypatch.setattr(place, name, wrong if name == "to_bfloat16" else wrong(getattr(place, name)))
     assert Verdict.FAIL in compare().values()
+
+
+@pytest.fixture(scope="module")
+def half_bundle(sam2_bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("half") / "bundle"
+    shutil.copytree(sam2_bundle.folder, folder)
+    for file in folder.glob("*.onnx"):
+        onnx.save(to_half(onnx.load(file)), file)
+    files = tuple(replace(each, recipe="fp16") for each in sam2_bundle.manifest.artifacts)
+    return replace(sam2_bundle, folder=folder, manifest=replace(sam2_bundle.manifest, artifacts=files))
+
+
+def test_half_precision_follows_nearly_as_the_reference_does(half_bundle, golden):
+    rows = list(compare_cases(half_bundle, replace(golden, cases=()), threads=1))
+    found = {(row.check.case, row.output): row for row in rows if row.check.case in golden.clips}
+    assert {row.verdict for row in found.values()} == {Verdict.PASS}
+    assert 30 < found["video", "object_pointers"].snr_db < 60
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_of_the_host_is_seen_on_files_in_half_precision(half_bundle, golden, monkeypatch, mistake):
+    place, name, wrong = MISTAKES[mistake]
+    monkeypatch.setattr(place, name, wrong if name == "to_bfloat16" else wrong(getattr(place, name)))
+    session = open_session(OpenGraphs(half_bundle, threads=1))
+    frames = clip_frames(golden.picture, 5)
+    rows = compare_clip(Check("end_to_end"), golden.clips["video"], follow, session, frames, HALF_LOOP)
+    assert Verdict.FAIL in {row.verdict for row in rows}
 
 
 def _without_the_last(fitted):
