@@ -10,12 +10,14 @@ import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from samexport import __version__
 from samexport.errors import BundleError
 from samexport.exporter.deliver.web_runtime import RUNTIMES, WebRuntime
 from samexport.files import check_new_folder, new_folder, sha256, to_json
+from samexport.models.catalog import find_family
 from samexport.models.families import efficient_sam, sam, sam2
 from samexport.models.families.detector import SAMPLER
 from samexport.models.spec import GraphSpec, Preprocess, TensorSpec
@@ -42,7 +44,6 @@ class _Rules:
         padding: when SAM's padding point ends a prompt.
         slots: of every prompt; 0 for as many as are needed.
         absent: label and coordinates of a slot without a point.
-        background: whether points outside the object are known.
         answer: which mask answers.
     """
 
@@ -51,7 +52,6 @@ class _Rules:
     padding: Literal["without box", "always", "never"] = "without box"
     slots: int = 0
     absent: tuple[float, float] = (sam.ABSENT, 0)
-    background: bool = True
     answer: Literal["sam", "sam2"] = "sam"
 
 
@@ -60,8 +60,7 @@ _FAMILIES = {
     "sam_hq": _Rules(),
     "sam2": _Rules((sam2.IMAGE_ENCODER, sam2.MASK_DECODER), box_first=True, padding="always", answer="sam2"),
     "efficient_sam": _Rules(
-        box_first=True, padding="never", slots=efficient_sam.SLOTS, absent=(efficient_sam.ABSENT, -1),
-        background=False,
+        box_first=True, padding="never", slots=efficient_sam.SLOTS, absent=(efficient_sam.ABSENT, -1)
     ),
 }  # fmt: skip
 
@@ -175,7 +174,7 @@ def prompt_rules(family: str) -> dict[str, Any]:
         "padding": rules.padding,
         "slots": rules.slots,
         "absent": {"label": rules.absent[0], "at": rules.absent[1]},
-        "background": rules.background,
+        "background": resolve_name(find_family(family).session).background,
     }
 
 
