@@ -16,7 +16,7 @@ from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason
 from samexport.installation import install_hint
 from samexport.interrupts import interruptible, load
-from samexport.models.spec import GraphSpec
+from samexport.models.spec import GraphSpec, Sizes
 from samexport.quiet import silent
 from samexport.runtimes.base import Tensors
 
@@ -199,14 +199,22 @@ def _write_large(program: torch.onnx.ONNXProgram, graph: GraphSpec, path: Path, 
     return OnnxFile(len(model.graph.node), "above 2 GB, which simplifiers do not take")
 
 
+def other_sizes(graph: GraphSpec) -> Sizes:
+    """Sizes of the axes that the exporter did not see: smaller ones, as attention to memories takes gigabytes.
+
+    Not the smallest, which may be a special case.
+    """
+    less = {axis.name: axis.traced - 1 for axis in graph.axes if axis.traced - 1 > axis.low}
+    return {axis.name: min(axis.traced + 1, axis.high) for axis in graph.axes} | less
+
+
 def optimise(exported: onnx.ModelProto, graph: GraphSpec, tool: Simplifier = "onnxslim") -> tuple[onnx.ModelProto, str]:
     """The graph that ``tool`` makes if it is valid and computes the same, else ``exported`` and why."""
     import numpy as np
     import onnx
 
     rng = np.random.default_rng(0)
-    # not those that the exporter saw
-    sizes = {axis.name: min(axis.traced + 1, axis.high) for axis in graph.axes}
+    sizes = other_sizes(graph)
     inputs = {
         t.name: np.round(rng.uniform(t.low or 0, t.high or 1, t.resolved(sizes))).astype(t.dtype) for t in graph.inputs
     }
@@ -229,9 +237,10 @@ def _run(model: onnx.ModelProto, graph: GraphSpec, inputs: Tensors) -> list[NDAr
 
     from samexport.runtimes.adapters.ort import session_options
 
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), session_options(None), providers=["CPUExecutionProvider"]
-    )
+    options = session_options(None)
+    # an arena keeps all that ever was alive, and results keep the arena: 16 GB for two runs of memory attention
+    options.enable_cpu_mem_arena = False
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs: list[NDArray[Any]] = session.run(list(graph.output_names), inputs)
     return outputs
 

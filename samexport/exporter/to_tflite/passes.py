@@ -7,6 +7,7 @@
   PAD takes the wrong axes, both without an error (rules and how they were found: ``tflite_lint``).
 - MEAN keeps the axis that it reduces, which the converter drops and restores with a RESHAPE.
 - A product with more batches than LiteRT's WebGPU accelerator can start is split (it returns zeros otherwise).
+- CONCATENATION of more tensors than XNNPACK takes becomes several.
 - GATHER of one constant place, which GPUs do not know, becomes SLICE and RESHAPE.
 - RESHAPE after RESHAPE and SLICE after SLICE are one; what nobody reads is removed.
 """
@@ -24,6 +25,7 @@ from samexport.runtimes.formats.tflite import constant_bytes
 from samexport.runtimes.formats.tflite_lint import (
     ELEMENTWISE,
     LARGEST_PRODUCT,
+    XNNPACK_JOINS,
     broadcasts_on_gpu,
     inner_and_outer,
     pads_on_gpu,
@@ -46,6 +48,7 @@ def improve(model: Any, *, gpu: bool = False) -> None:
         _keep_reduced_axis(graph)
         if gpu:
             subgraph.operators = [new for old in subgraph.operators for new in _split_product(graph, old)]
+        subgraph.operators = [new for old in subgraph.operators for new in _joined_in_steps(graph, old)]
         _merge_chains(graph)
         _drop_unread(graph)
     _drop_unused_data(model)
@@ -182,6 +185,27 @@ def _split_product(graph: Graph, operator: Any) -> Iterator[Any]:
     joined = schema.ConcatenationOptionsT()
     joined.axis = axis
     yield graph.operator("CONCATENATION", schema.BuiltinOptions.ConcatenationOptions, joined, parts, [out])
+
+
+def _joined_in_steps(graph: Graph, operator: Any) -> Iterator[Any]:
+    """A join of too many tensors as joins of neighbours, then of what these give."""
+    if graph.kind(operator) == "CONCATENATION":
+        options, kind = operator.builtinOptions, operator.builtinOptionsType
+        while len(operator.inputs) > XNNPACK_JOINS:
+            parts = [int(t) for t in operator.inputs]
+            joined = []
+            for start in range(0, len(parts), XNNPACK_JOINS):
+                group = parts[start : start + XNNPACK_JOINS]
+                if len(group) == 1:
+                    joined += group
+                    continue
+                size = sum(graph.shape(t)[options.axis] for t in group)
+                shape = list(graph.shape(group[0]))
+                shape[options.axis] = size
+                joined.append(graph.tensor_like(int(operator.outputs[0]), tuple(shape)))
+                yield graph.operator("CONCATENATION", kind, options, group, joined[-1:])
+            operator.inputs = np.array(joined, np.int32)
+    yield operator
 
 
 def _resized(shape: Shape, axis: int, size: int) -> Shape:

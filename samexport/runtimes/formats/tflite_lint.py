@@ -33,7 +33,7 @@ _GPU_OPERATIONS = ELEMENTWISE | {
 TITLES: dict[Delegate, str] = {"gpu": "GPU", "xnnpack": "XNNPACK"}
 _FLOAT32, _INT32 = 0, 2
 _GPU_RANK = 4
-_XNNPACK_JOINS = 5
+XNNPACK_JOINS = 5
 LARGEST_PRODUCT = 32768
 _SMALL_MATRIX = 2048
 
@@ -242,5 +242,5 @@ class _Look:
             )
         if self.kind == "FULLY_CONNECTED" and not fixed[1]:
             yield "xnnpack", False, "the weights are computed"
-        if self.kind == "CONCATENATION" and len(tensors) > _XNNPACK_JOINS:
-            yield "xnnpack", False, f"{len(tensors)} tensors are joined, more than {_XNNPACK_JOINS}"
+        if self.kind == "CONCATENATION" and len(tensors) > XNNPACK_JOINS:
+            yield "xnnpack", False, f"{len(tensors)} tensors are joined, more than {XNNPACK_JOINS}"

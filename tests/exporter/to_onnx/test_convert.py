@@ -226,6 +226,14 @@ def test_a_graph_that_the_optimiser_keeps_intact_is_taken(tiny_bundle):
     assert refused == ""
 
 
+def test_a_simplified_graph_is_run_on_sizes_that_were_not_traced_and_are_no_larger_than_needed():
+    attention = find_model("hiera_t").graph("memory_attention_pruned")
+    sizes, traced = to_onnx.other_sizes(attention), attention.sizes(default="traced")
+    assert sizes == {name: size - 1 for name, size in traced.items()}
+    decoder = find_model("hiera_t").graph("mask_decoder")
+    assert to_onnx.other_sizes(decoder) == {"N": 2, "K": 3}
+
+
 @pytest.mark.parametrize(("side", "kinds"), [(600, ["MatMul", "Add"]), (200, ["Add"])])
 def test_constants_that_make_a_file_much_larger_are_left_to_the_runtime(side, kinds):
     rng = np.random.default_rng(3)

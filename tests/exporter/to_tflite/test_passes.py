@@ -82,6 +82,24 @@ def test_a_product_too_large_for_a_gpu_is_split_for_the_gpu_only(batches, axis, 
     assert lint(same_results(path, inputs)).operations["main"] == {"BATCH_MATMUL": 1}
 
 
+@pytest.mark.parametrize(("count", "joins"), [(5, 1), (6, 2), (27, 8)])
+@pytest.mark.parametrize("axis", [1, -2])
+def test_a_join_of_more_than_xnnpack_takes_is_made_in_steps(count, joins, axis, tmp_path):
+    options = schema.ConcatenationOptionsT()
+    options.axis = axis
+    tensors = [
+        *((f"x{i}", (2, 1 + i % 3, 4)) for i in range(count)),
+        ("y", (2, sum(1 + i % 3 for i in range(count)), 4)),
+    ]
+    operators = [("CONCATENATION", [f"x{i}" for i in range(count)], "y", options)]
+    path = write_graph(tmp_path / "x.tflite", tensors, operators, ["y"])
+    assert bool(lint(path).of("xnnpack")) == (count > 5)
+    rng = np.random.default_rng(1)
+    better = same_results(path, {f"x{i}": rng.normal(size=(2, 1 + i % 3, 4)).astype(np.float32) for i in range(count)})
+    assert lint(better).operations["main"] == {"CONCATENATION": joins}
+    assert not lint(better).of("xnnpack")
+
+
 @pytest.mark.parametrize("scalar", [True, False])
 def test_a_mean_keeps_the_axis_that_is_restored_later(scalar, tmp_path):
     mean, reshape = schema.ReducerOptionsT(), schema.ReshapeOptionsT()
