@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import log
 from pathlib import Path
 
 from samexport.benchmarks.contenders.baselines import TORCHSCRIPT
@@ -170,10 +171,9 @@ def plot(rows: Sequence[EncoderRow]) -> bytes:
         for kind in kinds:
             mine = [r for r in rows if (r.file_format, r.recipe, r.runtime) == kind and r.encode_ms is not None]
             axes.scatter([r.encoder_mb for r in mine], [r.encode_ms or 0 for r in mine], s=28, label=" ".join(kind))
-            for row in mine:
-                place = (row.encoder_mb, row.encode_ms or 0)
-                name = find_model(row.model).encoder
-                axes.annotate(name, place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        for name, place, left in _labels(rows):
+            offset, side = ((-5, 3), "right") if left else ((5, 3), "left")
+            axes.annotate(name, place, xytext=offset, ha=side, textcoords="offset points", fontsize=8)
         axes.set(xscale="log", yscale="log", xlabel="encoder's file, MB", ylabel="one picture, ms")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -183,3 +183,17 @@ def plot(rows: Sequence[EncoderRow]) -> bytes:
         if kinds:
             axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
         return saved(figure, "png")
+
+
+def _labels(rows: Sequence[EncoderRow]) -> list[tuple[str, tuple[float, float], bool]]:
+    """A name at the slowest point of each file, and whether it stands left, as another one is near and larger."""
+    slowest: dict[tuple[str, float], float] = {}
+    for row in rows:
+        file = (find_model(row.model).encoder, float(row.encoder_mb))
+        if row.encode_ms is not None:
+            slowest[file] = max(slowest.get(file, 0.0), row.encode_ms)
+    found: list[tuple[str, tuple[float, float], bool]] = []
+    for (name, size), slow in sorted(slowest.items(), key=lambda each: -each[0][1]):
+        near = (place for _, place, left in found if not left)
+        found.append((name, (size, slow), any(abs(log(size / x)) < 0.3 and abs(log(slow / y)) < 0.1 for x, y in near)))
+    return found

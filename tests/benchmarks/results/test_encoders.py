@@ -86,6 +86,18 @@ def test_the_plot_is_a_picture_also_of_nothing():
     assert all(plot(rows).startswith(b"\x89PNG") for rows in ([], [ROW, replace(ROW, model="test.nano64")]))
 
 
+def test_names_stand_once_a_file_and_apart():
+    near = replace(ROW, model="hqsam.hq_tinyvit", encoder_mb=28.9, encode_ms=95.0)
+    rows = [
+        ROW,
+        replace(ROW, runtime="openvino", encode_ms=120.0),
+        near,
+        replace(near, encode_ms=None, encoder_mb=90.0),
+    ]
+    assert encoders._labels(rows) == [("hq_tinyvit", (28.9, 95.0), False), ("tinyvit", (27.8, 120.0), False)]
+    assert encoders._labels([ROW, near]) == [("hq_tinyvit", (28.9, 95.0), False), ("tinyvit", (27.8, 101.4), True)]
+
+
 @pytest.mark.usefixtures("converted", "no_probe")
 def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, tmp_path, monkeypatch):
     def copy(graph, _, path):
