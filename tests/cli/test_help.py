@@ -70,7 +70,7 @@ def test_choices_and_bounds_are_those_of_the_exporter(run):
     assert "[default: 1,4,16]" in tflite
     assert "iOS16|iOS17|iOS18" in coreml
     assert "tensor|image" in coreml
-    assert {"interior|random", "grid|detector"} <= set(re.findall(r"<(\S+)>", shown(run, "eval", "--help")))
+    assert {"interior|random", "grid|detector|boxes"} <= set(re.findall(r"<(\S+)>", shown(run, "eval", "--help")))
     assert "[default: flexible]" in coreml
 
 

@@ -107,7 +107,9 @@ def test_a_step_with_gradients_that_are_not_finite_changes_no_weight(monkeypatch
     assert all(value.equal(before[key]) for key, value in trainer.sam.named_parameters())
 
 
-def test_gradients_are_those_of_the_mean_loss_of_all_answers():
+def test_gradients_are_those_of_the_mean_loss_of_all_answers(monkeypatch):
+    # sums that are rounded to bf16 in another order differ
+    monkeypatch.setattr(loop, "fast", lambda device: torch.autocast(device.type, enabled=False))
     stage = Stage(1.0, 64, 2, 3, 2, 1.0, 4)
     trainer, other = (Trainer(TINY, settings(9, (stage,), seed=4)) for _ in range(2))
     trainer.step = 1  # two answers
