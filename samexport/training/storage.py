@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,20 +127,20 @@ def fill_by_ray(
     if not missing:
         return
     rows = [{"shard": shard, "first": part.start, "end": part.stop} for shard, part in missing.items()]
-    with _joined() as ray:
-        most = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
-        if not most:
-            raise ConfigError("Ray's cluster has no GPU; add --device cpu")
-        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Teacher, batch_size=1, num_gpus=int(device == "cuda"),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(rows))),
-            fn_constructor_args=(ray.put(deepcopy(network).cpu()), cache.paths, cache.frame, device),
-        )  # fmt: skip
-        for number, row in enumerate(made.iter_rows()):
-            if row["error"]:
-                raise ImageError(row["error"])
-            cache.store(int(row["shard"]), torch.from_numpy(np.array(row["embeddings"])))
-            done(number + 1, len(rows))
+    ray = _joined()
+    most = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
+    if not most:
+        raise ConfigError("Ray's cluster has no GPU; add --device cpu")
+    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Teacher, batch_size=1, num_gpus=int(device == "cuda"),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(rows))),
+        fn_constructor_args=(ray.put(deepcopy(network).cpu()), cache.paths, cache.frame, device),
+    )  # fmt: skip
+    for number, row in enumerate(made.iter_rows()):
+        if row["error"]:
+            raise ImageError(row["error"])
+        cache.store(int(row["shard"]), torch.from_numpy(np.array(row["embeddings"])))
+        done(number + 1, len(rows))
 
 
 def need_ray() -> Any:
@@ -156,19 +155,16 @@ def need_ray() -> Any:
     return ray
 
 
-@contextlib.contextmanager
-def _joined() -> Iterator[Any]:
-    """Ray, started or joined, and left again; its own words stay away from the terminal."""
+def _joined() -> Any:
+    """Ray, started or joined; its own words stay away from the terminal.
+
+    It is left when the process ends: a second start after a shutdown may end the process.
+    """
     ray = need_ray()
-    mine = not ray.is_initialized()
     try:
         with silent(output=True):
             ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"no cluster of Ray: {reason(error)}; look at the variable RAY_ADDRESS") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        yield ray
-    finally:
-        if mine:
-            ray.shutdown()
+    return ray

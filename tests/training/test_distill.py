@@ -127,7 +127,7 @@ except ImageError as error:
 
 
 def test_ray_fills_the_cache_with_what_a_plain_loop_computes(pictures, tmp_path, monkeypatch):
-    """In a process of its own, as users have it: Ray ends a worker of pytest-xdist."""
+    """In a process of its own, as users have it: where Ray ends a process, pytest-xdist would wait for ever."""
     monkeypatch.setattr(caching, "_SHARD", 3)
     network, _ = load_model(SPEC, random_seed=3)
     alone = cache_of(tmp_path / "a", pictures, encoding(network, SPEC.frame, "cpu"))
