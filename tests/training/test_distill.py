@@ -50,12 +50,18 @@ def cache_of(folder, pictures, encode):
     return EmbeddingCache(folder, tuple(sorted(pictures.iterdir())), {"model": "x"}, SPEC.frame, encode)
 
 
-def test_the_cache_has_the_teachers_embeddings_in_half_precision(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "_SHARD", 3)
+def filled(folder, pictures):
+    """A teacher of random weights, and the cache that it filled."""
     network, _ = load_model(SPEC, random_seed=3)
-    cache = cache_of(tmp_path / "c", pictures, encoding(network, SPEC.frame, "cpu"))
+    cache = cache_of(folder, pictures, encoding(network, SPEC.frame, "cpu"))
     cache.prepare()
     cache.fill()
+    return network, cache
+
+
+def test_the_cache_has_the_teachers_embeddings_in_half_precision(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_SHARD", 3)
+    network, cache = filled(tmp_path / "c", pictures)
     assert cache.shards == 3
     for framed, found in cache.batches([6, 0, 3, 2, 5], 2):
         assert framed.ids.unique().tolist() == [-1, 0]
@@ -129,10 +135,7 @@ except ImageError as error:
 def test_ray_fills_the_cache_with_what_a_plain_loop_computes(pictures, tmp_path, monkeypatch):
     """In a process of its own, as users have it: where Ray ends a process, pytest-xdist would wait for ever."""
     monkeypatch.setattr(caching, "_SHARD", 3)
-    network, _ = load_model(SPEC, random_seed=3)
-    alone = cache_of(tmp_path / "a", pictures, encoding(network, SPEC.frame, "cpu"))
-    alone.prepare()
-    alone.fill()
+    _, alone = filled(tmp_path / "a", pictures)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b/shard-00000.safetensors").write_bytes(b"damaged")
     (tmp_path / "b/shard-00002.safetensors").unlink()
@@ -199,11 +202,8 @@ def test_a_student_learns_what_its_teacher_sees(pictures, teacher, tmp_path, run
 
 
 def test_coupled_training_teaches_masks_to_encoder_and_decoder(pictures, tmp_path):
-    network, _ = load_model(SPEC, random_seed=3)
+    network, cache = filled(tmp_path / "c", pictures)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    cache = cache_of(tmp_path / "c", pictures, encoding(network, SPEC.frame, "cpu"))
-    cache.prepare()
-    cache.fill()
     distiller = Distiller(network, SPEC, cache, DistillSettings(40, coupled=True, held_out=2, learning_rate=3e-3))
     start = distiller.measure()
     losses = [loss for _, loss in distiller.run()]
@@ -216,10 +216,7 @@ def test_coupled_training_teaches_masks_to_encoder_and_decoder(pictures, tmp_pat
 
 
 def test_a_student_that_is_its_teacher_agrees_with_it(pictures, tmp_path):
-    network, _ = load_model(SPEC, random_seed=3)
-    cache = cache_of(tmp_path / "c", pictures, encoding(network, SPEC.frame, "cpu"))
-    cache.prepare()
-    cache.fill()
+    network, cache = filled(tmp_path / "c", pictures)
     distiller = Distiller(network, SPEC, cache, DistillSettings(1, held_out=3))
     before = distiller.measure()
     distiller.encoder.load_state_dict(network.image_encoder.state_dict())
