@@ -115,6 +115,7 @@ def _convert(
     load("torch.onnx", "onnx", "onnxruntime", "onnxscript", *tool)
     import onnx
 
+    from samexport.exporter.to_onnx.borders import pool_borders
     from samexport.exporter.to_onnx.maximum import name_places
 
     program = _export(graph, module, options.opset)
@@ -124,6 +125,7 @@ def _convert(
     if options.simplify != "none":
         model, refused = optimise(model, graph, options.simplify)
     written = OnnxFile(0, refused)
+    pool_borders(model)
     if graph.axes:
         # where every size is fixed, tools need no help
         name_places(model)
