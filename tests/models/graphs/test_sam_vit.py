@@ -4,6 +4,7 @@ import torch
 from samexport.models.architectures import sam_vit
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_model
+from samexport.models.graphs import sam_vit as graph
 from samexport.models.graphs.sam_vit import Block
 from tests.models import golden
 from tests.models.graphs.test_tiny_vit import largest_share, operators, picture
@@ -37,13 +38,14 @@ def random_block(window, grid):
     return block
 
 
+@pytest.mark.parametrize("folded", [True, False])
 @pytest.mark.parametrize(("window", "height", "columns"), [(3, 3, 3), (3, 4, 4), (3, 7, 5), (7, 2, 9), (0, 5, 5)])
-def test_block_equals_the_architecture_on_any_grid(window, height, columns):
+def test_block_equals_the_architecture_on_any_grid(window, height, columns, folded, monkeypatch):
+    monkeypatch.setattr(graph, "LARGEST_FOLDED", 32 if folded else 0)
     block, x = random_block(window, height), torch.randn(1, height, columns, 8)
     form = Block(block)
+    assert form.attention.folded == folded
     assert largest_share(form(x), block(x)) < 1e-5
-    # more cells in a row than channels in a head
-    assert form.attention.folded == (window == 3)
     assert golden.largest_rank(torch.export.export(form, (x,))) <= 4
 
 
