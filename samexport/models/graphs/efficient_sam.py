@@ -3,7 +3,7 @@
 What differs from ``architectures/efficient_sam.py``, and why it is the same function:
 
 - ``std`` is in the patch convolution, the softmax scale in the query weights, the scaled positions are one constant.
-  A bias of keys adds the same number to all logits of a row and cancels in the softmax.
+  A bias of keys adds the same number to all logits of a row and cancels in the softmax. Queries go in chunks.
 - The positions of the image's cells and the decoder's own tokens are constants.
 - Labels pick embeddings by max(0, 1 - |label - code|), which is 1 for equal integers and else 0.
 - GroupNorm over a whole map is means over its columns, rows and channels one after the other: a sum over a million
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from samexport.models.architectures import efficient_sam
 from samexport.models.architectures.efficient_sam import EfficientSam
-from samexport.models.graphs.layers import Doubling, Neck, Normalise, PreNorm, frozen, parts, patches
+from samexport.models.graphs.layers import Doubling, Neck, Normalise, PreNorm, attend, frozen, parts, patches
 from samexport.models.graphs.plain import PlainEncoder
 from samexport.models.spec import ModelSpec, Preprocess
 
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         _, cells, width = x.shape
         parts_by_head = (x @ self.qkv + self.bias).reshape(cells, 3 * self.heads, self.head).transpose(0, 1)
         q, k, v = torch.split(parts_by_head, self.heads)
-        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        mixed = attend(q, k, v)
         out: Tensor = self.proj(mixed.transpose(0, 1).reshape(1, cells, width))
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samexport.models.spec import Preprocess
+
+QUERY_CHUNK = 512
+"""Queries of an attention over a whole map that are computed at a time: all scores would be hundreds of megabytes."""
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
@@ -183,6 +187,22 @@ class Doubling(nn.Module):
         _, height, columns, _ = x.shape
         x = (x @ self.weight + self.bias).reshape(-1, columns, 2, 2 * self.outputs).transpose(1, 2)
         return x.reshape(-1, 2 * height, 2 * columns, self.outputs)
+
+
+def in_chunks(queries: Tensor, chunk: int) -> Sequence[Tensor]:
+    """``queries`` [..., P, C] as parts of ``chunk``, or as they are: converters do not split into one."""
+    return (queries,) if queries.shape[-2] <= chunk else torch.split(queries, chunk, dim=queries.dim() - 2)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """What was made of :func:`in_chunks`, one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=parts[0].dim() - 2)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, chunk: int = QUERY_CHUNK) -> Tensor:
+    """Attention of [..., P, C] to [..., L, C] without a scale, ``chunk`` queries at a time; leading axes broadcast."""
+    turned = keys.transpose(-1, -2)
+    return joined([(part @ turned).softmax(-1) @ values for part in in_chunks(queries, chunk)])
 
 
 def partition(x: Tensor, size: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from samexport.models.architectures import hiera
 from samexport.models.architectures.sam2 import Sam2
-from samexport.models.graphs.layers import Normalise, frozen, merge, partition, patches
+from samexport.models.graphs.layers import Normalise, attend, frozen, merge, partition, patches
 from samexport.models.spec import Preprocess
 
 # of a chunk's scores; more do not fit into the caches between the two products
@@ -60,14 +60,6 @@ def _pool(x: Tensor, side: int) -> Tensor:
     rows = x.reshape(-1, 2, side * width).amax(1)
     cells = rows.reshape(-1, 2, width).amax(1)
     return cells.reshape(count, -1, width)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
-    """Attention of [n, heads, T, depth] without a scale, ``chunk`` queries at a time."""
-    if q.shape[2] <= chunk:
-        return (q @ k.transpose(-1, -2)).softmax(-1) @ v
-    keys = k.transpose(-1, -2)
-    return torch.cat([(part @ keys).softmax(-1) @ v for part in torch.split(q, chunk, dim=2)], dim=2)
 
 
 class Attention(nn.Module):

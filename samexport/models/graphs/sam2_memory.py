@@ -18,7 +18,6 @@ What differs from ``architectures/sam2_memory.py``, and why it is the same funct
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +28,9 @@ from samexport.models.architectures.layers import LayerNorm2d
 from samexport.models.architectures.sam2 import MEMORY_FRAMES, Sam2
 from samexport.models.architectures.sam2_memory import MEMORY_WIDTH, rotary_angles, sine_2d
 from samexport.models.graphs.decoder_attention import ABSENT
-from samexport.models.graphs.layers import LayerNorm, frozen, parts
+from samexport.models.graphs.layers import QUERY_CHUNK, LayerNorm, attend, frozen, parts
 from samexport.models.graphs.sam2_encoder import Lateral
 
-QUERY_CHUNK = 512
 # twice this is a step at 0 for every logit of 1e-9 and more
 _STEEP = 2.0**15
 
@@ -73,22 +71,6 @@ class Fold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mixed tokens to the update."""
         return x @ self.weight + self.bias
-
-
-def in_chunks(queries: Tensor, chunk: int) -> Sequence[Tensor]:
-    """``queries`` [N, P, C] as parts of ``chunk``, or as they are: converters do not split into one."""
-    return (queries,) if queries.shape[1] <= chunk else torch.split(queries, chunk, dim=1)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, chunk: int) -> Tensor:
-    """Attention of [1 or N, P, C] to [N, L, C] without a scale, ``chunk`` queries at a time."""
-    turned = keys.transpose(-1, -2)
-    return joined([(part @ turned).softmax(-1) @ values for part in in_chunks(queries, chunk)])
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """What was made of :func:`in_chunks`, one after the other."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 class Memory(nn.Module):

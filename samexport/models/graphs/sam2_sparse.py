@@ -30,10 +30,10 @@ from samexport.models.architectures.sam2 import Sam2
 from samexport.models.architectures.sam2_memory import MEMORY_WIDTH
 from samexport.models.architectures.sam2_sparse import routing
 from samexport.models.graphs.decoder_attention import ABSENT, TokenToImage
-from samexport.models.graphs.layers import frozen, merge, partition
+from samexport.models.graphs.layers import frozen, in_chunks, joined, merge, partition
 from samexport.models.graphs.sam2_decoder import OWN_TOKENS, Sam2TrackedDecoder, Sam2Transformer
 from samexport.models.graphs.sam2_encoder import Attention, Layout, Sam2ImageEncoder
-from samexport.models.graphs.sam2_memory import MemoryLayer, Sam2MemoryAttention, in_chunks, joined
+from samexport.models.graphs.sam2_memory import MemoryLayer, Sam2MemoryAttention
 
 _QUERY_PARTS = 4
 # the tokens for presence, IoU and masks, and the first of the prompt

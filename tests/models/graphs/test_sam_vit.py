@@ -38,10 +38,11 @@ def random_block(window, grid):
     return block
 
 
-@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize(("folded", "chunk"), [(True, 512), (False, 512), (False, 8)])
 @pytest.mark.parametrize(("window", "height", "columns"), [(3, 3, 3), (3, 4, 4), (3, 7, 5), (7, 2, 9), (0, 5, 5)])
-def test_block_equals_the_architecture_on_any_grid(window, height, columns, folded, monkeypatch):
+def test_block_equals_the_architecture_on_any_grid(window, height, columns, folded, chunk, monkeypatch):
     monkeypatch.setattr(graph, "LARGEST_FOLDED", 32 if folded else 0)
+    monkeypatch.setattr(graph, "QUERY_CHUNK", chunk)
     block, x = random_block(window, height), torch.randn(1, height, columns, 8)
     form = Block(block)
     assert form.attention.folded == folded
