@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from samexport.errors import ConfigError
 if TYPE_CHECKING:
     from samexport.exporter.quantize.calibration import Pictures
     from samexport.exporter.quantize.job import Cost, Request
+    from samexport.exporter.quantize.table import Outcome
     from samexport.runtimes.accuracy.annotations import AnnotatedImage
     from samexport.runtimes.bundle import Artifact, Bundle
 
@@ -182,7 +183,10 @@ def compare_recipes(
     force: Force = False,
     threads: Threads = None,
 ) -> None:
-    """Apply every recipe to a bundle, and show masks, accuracy, size and time side by side; nothing else is kept."""
+    """Apply every recipe to a bundle, and show masks, accuracy, size and time side by side; nothing else is kept.
+
+    The file of --out appears after the first recipe and grows, so that what is known outlives an interruption.
+    """
     import shlex
     import tempfile
 
@@ -208,12 +212,17 @@ def compare_recipes(
     annotated: tuple[AnnotatedImage, ...] = ()
     if annotations is not None and images is not None:
         annotated = read_annotations(annotations, images, max_images=max_images).images
+    command = shlex.join(["samexport", *sys.argv[1:]])
+
+    def keep(outcomes: Sequence[Outcome]) -> None:
+        if out is not None:
+            write_text(out, page(outcomes, opened, request, command), force=True)
+
     with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
-        found = compare(opened, chosen, request, Path(folder) / "bundle", annotated, rounds, steps.update)
-    text = page(found, opened, request, shlex.join(["samexport", *sys.argv[1:]]))
-    print(text, end="")
+        found = compare(opened, chosen, request, Path(folder) / "bundle", annotated, rounds, steps.update, keep)
+    print(page(found, opened, request, command), end="")
+    keep(found)
     if out is not None:
-        write_text(out, text, force=force)
         print_written([out])
 
 

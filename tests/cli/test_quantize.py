@@ -8,6 +8,7 @@ from typing import NamedTuple
 import onnx
 import pytest
 
+from samexport.exporter.quantize import table
 from samexport.exporter.recipes import RECIPES
 from samexport.installation import install_hint
 from samexport.runtimes.bundle import open_bundle
@@ -146,3 +147,22 @@ def test_recipes_are_compared_on_one_page(cli, tiny_bundle, pictures, tmp_path):
         assert part in text
     lost = cli("compare-recipes", tiny_bundle.folder, "--annotations", page)
     assert (lost.code, "go together" in lost.err) == (2, True)
+
+
+def test_what_is_known_of_recipes_outlives_an_interruption(cli, tiny_bundle, pictures, tmp_path, monkeypatch):
+    page, done = tmp_path / "page.md", []
+    quantize_files = table.quantize_files
+
+    def once(job):
+        if done:
+            raise KeyboardInterrupt
+        done.append(job)
+        return quantize_files(job)
+
+    monkeypatch.setattr(table, "quantize_files", once)
+    names = "dynamic_wi8_afp32,static_wi8_ai8"
+    arguments = ("--recipes", names, "--calibration", pictures, "--rounds", 1, "--threads", 1, "--out", page)
+    assert cli("compare-recipes", tiny_bundle.folder, *arguments).code == 130
+    text = page.read_text()
+    assert "| dynamic_wi8_afp32 |" in text
+    assert "| static_wi8_ai8 |" not in text

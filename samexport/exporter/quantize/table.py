@@ -51,6 +51,7 @@ class Outcome:
 def compare_recipes(
     bundle: Bundle, recipes: Sequence[Recipe], request: Request, folder: Path,
     annotated: Sequence[AnnotatedImage] = (), rounds: int = 0, progress: Progress = lambda _: None,
+    known: Callable[[Sequence[Outcome]], None] = lambda _: None,
 ) -> list[Outcome]:  # fmt: skip
     """Apply every recipe to a bundle; one that fails the gate is measured all the same.
 
@@ -62,6 +63,7 @@ def compare_recipes(
         annotated: pictures with annotations; none leaves accuracy out.
         rounds: of timing, each runs every file once, in turn; 0 leaves it out.
         progress: is told what is going on.
+        known: gets the outcomes so far whenever there is more: a search takes long, and may be ended.
     """
     copy_files(bundle, folder)
     work = Bundle(folder, bundle.manifest)
@@ -84,10 +86,12 @@ def compare_recipes(
         if outcome.gate is not None:
             outcome.files = tuple(job.made.values())
             bundles[recipe.name] = job.with_files(outcome.files)
+        known(outcomes)
     for outcome in outcomes:
         if annotated and outcome.recipe in bundles:
             progress(f"{outcome.recipe}: measuring accuracy")
             outcome.truth = _truth(bundles[outcome.recipe], annotated, request.threads)
+            known(outcomes)
     if rounds:
         assert asked is not None
         inputs = {name: next(fed(work, name, asked[:1], request.threads)) for name in names}
