@@ -244,7 +244,11 @@ def _plot(path: Path, facts: dict[str, Any], found: dict[str, dict[str, float]])
         factors = [found[base][part] / found[f"windows {count}"][part] for count in counts]
         axes.plot(counts, factors, "o-", label=label)
     axes.axhline(1, color="#9ca3af", linewidth=1)
-    axes.set(xlabel=f"windows that are encoded, of {max(counts)}", ylabel="times faster than dense", ylim=(0, None))
+    axes.set(
+        xlabel=f"windows that are encoded, of {max(counts)}",
+        ylabel="times faster than our dense graphs",
+        ylim=(0, None),
+    )
     axes.set_title(f"{facts['model']} at {facts['side']} pixels, {facts['runtime']}", loc="left")
     axes.legend(frameon=False)
     figure.savefig(path)

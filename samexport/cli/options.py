@@ -270,9 +270,19 @@ class ExportArguments:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of weights, those of the package with ``--weights demo``; none for official or random ones."""
+        """The files of weights, those of the package with ``--weights demo``; none for official or random ones.
+
+        An adapter's own file comes last, after the official one where no other is named.
+        """
         files = weight_files(self.weights, self.checkpoint, self.model)
-        return files if self.adapter in (None, _NO_ADAPTER) else (*files, Path(str(self.adapter)))
+        if self.adapter in (None, _NO_ADAPTER):
+            return files
+        if not files and self.weights != "random":
+            from samexport.models.catalog import find_model
+            from samexport.models.weights.downloads import official_checkpoint
+
+            files = (official_checkpoint(find_model(self.model)),)
+        return (*files, Path(str(self.adapter)))
 
     @property
     def features(self) -> tuple[str, ...]:

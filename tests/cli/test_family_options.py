@@ -21,6 +21,7 @@ from tests.command_line import one_line_error
             ("--encoder", "hiera_b+", "--sparse", "--weights", "random", "--adapter", "bypass.pth"),
             "--weights random draws the bypass, too; leave out --adapter",
         ),
+        (("--encoder", "hiera_b+", "--sparse", "--adapter", "bypass.pth"), "sha256 of sam2.1_hiera_base_plus.pt"),
         (("--encoder", "hiera_t", "--weights", "demo"), "hiera_t"),
     ],
 )
