@@ -176,6 +176,13 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
         raise FileError(f"{path} cannot be written: the folder {path.parent} {what}")
 
 
+def check_outside_bundles(folder: Path) -> None:
+    """Refuse a folder for results that is a bundle, or inside of one; FileError."""
+    if bundle := _bundle_around(folder / "result"):
+        what = "a bundle" if folder.resolve() == bundle else f"inside the bundle {bundle}"
+        raise FileError(f"{folder} is {what}, which must stay as it was exported; choose another name")
+
+
 def _bundle_around(path: Path) -> Path | None:
     """The bundle that a path is in, whatever bundle it is: each file in it counts, and another one breaks it."""
     return next((f for f in path.resolve().parents if (f / "bundle.json").is_file() and (f / "golden").is_dir()), None)

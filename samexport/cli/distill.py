@@ -13,6 +13,7 @@ from samexport.cli.pictures import find_pictures
 from samexport.cli.terminal import ProgressBar
 from samexport.cli.train import TRAINING, Device, require, torch_device
 from samexport.errors import ConfigError, FileError
+from samexport.files import check_outside_bundles
 
 if TYPE_CHECKING:
     from samexport.models.architectures.sam import Sam
@@ -94,6 +95,7 @@ def distill(
         raise FileError(f"{out} has the pictures; --out names another folder")
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file; --out names a folder")
+    check_outside_bundles(out)
     if (out / "student.safetensors").exists():
         raise FileError(f"{out} has a student already; name another folder")
     require("torch", "safetensors")

@@ -275,14 +275,17 @@ class ExportArguments:
         An adapter's own file comes last, after the official one where no other is named.
         """
         files = weight_files(self.weights, self.checkpoint, self.model)
-        if self.adapter in (None, _NO_ADAPTER):
+        if self.adapter in (None, _NO_ADAPTER) or self.weights == "random":
             return files
-        if not files and self.weights != "random":
-            from samexport.models.catalog import find_model
-            from samexport.models.weights.downloads import official_checkpoint
+        from samexport.models.catalog import find_model
+        from samexport.models.weights.checkpoints import check_adapter
+        from samexport.models.weights.downloads import official_checkpoint
 
+        adapter = Path(str(self.adapter))
+        check_adapter(adapter)
+        if not files:
             files = (official_checkpoint(find_model(self.model)),)
-        return (*files, Path(str(self.adapter)))
+        return (*files, adapter)
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -214,14 +214,14 @@ def compare_recipes(
         annotated = read_annotations(annotations, images, max_images=max_images).images
     command = shlex.join(["samexport", *sys.argv[1:]])
 
-    def keep(outcomes: Sequence[Outcome]) -> None:
+    def keep(outcomes: Sequence[Outcome], note: str = "\nNot finished: more was to come.\n") -> None:
         if out is not None:
-            write_text(out, page(outcomes, opened, request, command), force=True)
+            write_text(out, page(outcomes, opened, request, command) + note, force=True)
 
     with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
         found = compare(opened, chosen, request, Path(folder) / "bundle", annotated, rounds, steps.update, keep)
     print(page(found, opened, request, command), end="")
-    keep(found)
+    keep(found, note="")
     if out is not None:
         print_written([out])
 

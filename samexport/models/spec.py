@@ -289,7 +289,7 @@ class WeightsInfo:
             "random": "RANDOM weights: its masks mean nothing",
             "demo": "DEMO weights, trained on drawn scenes: no substitute for the official ones",
         }
-        return " and ".join(part for part in (told.get(self.kind, ""), self.untrained) if part)
+        return "; and ".join(part for part in (told.get(self.kind, ""), self.untrained) if part)
 
     @property
     def remark(self) -> str:

@@ -1,6 +1,8 @@
 """Options that only some models have are refused before anything is read, downloaded or written."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.command_line import one_line_error
 
@@ -21,7 +23,7 @@ from tests.command_line import one_line_error
             ("--encoder", "hiera_b+", "--sparse", "--weights", "random", "--adapter", "bypass.pth"),
             "--weights random draws the bypass, too; leave out --adapter",
         ),
-        (("--encoder", "hiera_b+", "--sparse", "--adapter", "bypass.pth"), "sha256 of sam2.1_hiera_base_plus.pt"),
+        (("--encoder", "hiera_b+", "--sparse", "--adapter", "absent.pth"), "absent.pth cannot be read"),
         (("--encoder", "hiera_t", "--weights", "demo"), "hiera_t"),
     ],
 )
@@ -30,6 +32,19 @@ def test_what_a_model_has_not_is_refused_in_one_line(run, tmp_path, arguments, m
     assert code == 2
     assert message in one_line_error(err)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_s_file_is_looked_at_first_and_joins_the_official_checkpoint(run, tmp_path):
+    def refused(name, tensors):
+        save_file({key: torch.zeros(2) for key in tensors}, tmp_path / name)
+        arguments = ("--encoder", "hiera_b+", "--sparse", "--adapter", tmp_path / name, "--out", tmp_path / "bundle")
+        code, _, err = run("onnx", *arguments)
+        assert (code, (tmp_path / "bundle").exists()) == (2, False)
+        return one_line_error(err)
+
+    assert "odd.safetensors holds no bypass" in refused("odd.safetensors", ["neck.weight"])
+    # the official file is wanted, and nobody published its sha256
+    assert "sha256 of sam2.1_hiera_base_plus.pt" in refused("own.safetensors", ["norm.bias", "up_project.bias"])
 
 
 def test_the_model_for_tests_is_not_listed_and_the_others_are(run):

@@ -165,4 +165,5 @@ def test_what_is_known_of_recipes_outlives_an_interruption(cli, tiny_bundle, pic
     assert cli("compare-recipes", tiny_bundle.folder, *arguments).code == 130
     text = page.read_text()
     assert "| dynamic_wi8_afp32 |" in text
+    assert "Not finished" in text
     assert "| static_wi8_ai8 |" not in text

@@ -97,7 +97,7 @@ def test_what_was_not_trained_is_said_with_the_weights():
     spec = find_model("test.hiera64", features=["sparse-shortcut"])
     network, weights = load_model(spec, random_seed=7)
     assert not any(key.startswith("bypass.") for key in network.state_dict())
-    assert weights.warning.startswith("RANDOM weights: its masks mean nothing and a shortcut that is not trained")
+    assert weights.warning.startswith("RANDOM weights: its masks mean nothing; and a shortcut that is not trained")
     trained = replace(weights, kind="checkpoint")
     remarks = [each.remark for each in (weights, trained, replace(trained, untrained=""))]
     assert remarks == ["random weights", "not trained", ""]

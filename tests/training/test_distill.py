@@ -297,6 +297,15 @@ def test_nothing_is_written_among_the_pictures(pictures, teacher, run):
     assert "has the pictures; --out names another folder" in one_line_error(err)
 
 
+@pytest.mark.parametrize(("inside", "said"), [("x", "is inside the bundle"), ("", "is a bundle, which must stay")])
+def test_nothing_is_made_inside_a_bundle(tiny_bundle, pictures, run, inside, said):
+    before = sorted(tiny_bundle.folder.rglob("*"))
+    options = ("--images", pictures, "--out", tiny_bundle.folder / inside, "--held-out", "2")
+    code, _, err = run("distill", "--teacher", tiny_bundle.folder, "--student", "test.tinyvit64", *options)
+    assert (code, said in err) == (2, True)
+    assert sorted(tiny_bundle.folder.rglob("*")) == before
+
+
 def test_a_bundle_of_random_weights_is_a_teacher_that_is_named_so(tiny_bundle, pictures, tmp_path, run):
     options = ("--images", pictures, "--out", tmp_path / "out", "--held-out", "2", "--steps", "1")
     student = ("--student", "test.tinyvit64", "--device", "cpu")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from samexport.errors import CheckpointError, ConfigError
 from samexport.models.catalog import MODELS, find_family
-from samexport.models.spec import Adapter, ModelSpec, WeightsInfo
+from samexport.models.spec import ModelSpec, WeightsInfo
 from samexport.models.weights.demo import demo_checkpoint
 from samexport.models.weights.downloads import official_adapter, official_checkpoint
 from samexport.models.weights.layouts import Dialect, few, find, official
@@ -75,7 +75,7 @@ def load_weights(
         return Weights("random", f"seed {random_seed}", None, random_seed, spec.untrained, state)
     paths = [*(checkpoints or (official_checkpoint(spec),)), *((decoder,) if decoder else ())]
     files = [(path, read_weights(path)) for path in paths]
-    if spec.adapter is not None and not _has_adapter(spec.adapter, dialects_of(spec, expected), files):
+    if spec.adapter is not None and not _has_adapter(spec.adapter.part, dialects_of(spec, expected), files):
         paths.insert(place := len(paths) - bool(decoder), own := official_adapter(spec.adapter))
         files.insert(place, (own, read_weights(own)))
     if not checkpoints and spec.source and files[0][1].sha256 != spec.source.sha256:
@@ -93,10 +93,23 @@ def load_weights(
     return Weights(kind, " + ".join(path.name for path in paths), hashes, None, spec.untrained, state)
 
 
-def _has_adapter(adapter: Adapter, dialects: Sequence[Dialect], files: Files) -> bool:
+def check_adapter(path: Path) -> None:
+    """CheckpointError unless a file has the tensors of a bypass, see :class:`samexport.models.spec.Adapter`."""
+    from samexport.models.architectures.sam2_sparse import Bypass
+
+    part = "bypass."
+    names = official({f"{part}{name}": tensor for name, tensor in Bypass(2).state_dict().items()})
+    if not _has_adapter(part, [names], [(path, read_weights(path))]):
+        raise CheckpointError(
+            f"{path} holds no bypass ({', '.join(Bypass(2).state_dict())}); give its file with --adapter FILE, or"
+            " --adapter identity for none"
+        )
+
+
+def _has_adapter(part: str, dialects: Sequence[Dialect], files: Files) -> bool:
     for _, file in files:
         with contextlib.suppress(CheckpointError):
-            if any(key.startswith(adapter.part) for key in find(file.content, dialects).tensors):
+            if any(key.startswith(part) for key in find(file.content, dialects).tensors):
                 return True
     return False
 
