@@ -186,14 +186,14 @@ def plot(rows: Sequence[EncoderRow]) -> bytes:
 
 
 def _labels(rows: Sequence[EncoderRow]) -> list[tuple[str, tuple[float, float], bool]]:
-    """A name at the slowest point of each file, and whether it stands left, as another one is near and larger."""
-    slowest: dict[tuple[str, float], float] = {}
+    """A name at the slowest point of each model, and whether it stands left, as another one is near and larger."""
+    slowest: dict[str, tuple[float, float]] = {}
     for row in rows:
-        file = (find_model(row.model).encoder, float(row.encoder_mb))
-        if row.encode_ms is not None:
-            slowest[file] = max(slowest.get(file, 0.0), row.encode_ms)
+        name, place = find_model(row.model).encoder, (float(row.encoder_mb), float(row.encode_ms or 0))
+        if place[1] > slowest.get(name, (0.0, 0.0))[1]:
+            slowest[name] = place
     found: list[tuple[str, tuple[float, float], bool]] = []
-    for (name, size), slow in sorted(slowest.items(), key=lambda each: -each[0][1]):
+    for name, (size, slow) in sorted(slowest.items(), key=lambda each: -each[1][0]):
         near = (place for _, place, left in found if not left)
         found.append((name, (size, slow), any(abs(log(size / x)) < 0.3 and abs(log(slow / y)) < 0.1 for x, y in near)))
     return found
