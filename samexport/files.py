@@ -165,8 +165,7 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
     if same:
         raise FileError(f"{path} is an input of this command; choose another name for the output")
     if bundle := _bundle_around(path):
-        inside = f"{path} is inside the bundle {bundle}, which must stay as it was exported"
-        raise FileError(f"{inside}; choose another name")
+        raise FileError(f"{_inside(path, bundle)}; choose another name")
     if status is not None and not stat.S_ISREG(status.st_mode):
         raise FileError(f"{path} exists and is not a file; choose another name")
     if status is not None and not force:
@@ -179,8 +178,12 @@ def check_output(path: Path, *, force: bool, endings: Sequence[str] = (), inputs
 def check_outside_bundles(folder: Path) -> None:
     """Refuse a folder for results that is a bundle, or inside of one; FileError."""
     if bundle := _bundle_around(folder / "result"):
-        what = "a bundle" if folder.resolve() == bundle else f"inside the bundle {bundle}"
-        raise FileError(f"{folder} is {what}, which must stay as it was exported; choose another name")
+        raise FileError(f"{_inside(folder, bundle)}; choose another name")
+
+
+def _inside(path: Path, bundle: Path) -> str:
+    where = "a bundle" if path.resolve() == bundle else f"inside the bundle {bundle}"
+    return f"{path} is {where}, which must stay as it was exported"
 
 
 def _bundle_around(path: Path) -> Path | None:
@@ -294,9 +297,7 @@ def check_new_folder(target: Path, *, force: bool = False, refusal: Refusal | No
 def _check_target(target: Path, force: bool, refusal: Refusal | None) -> None:
     try:
         if bundle := _bundle_around(target):
-            raise BundleError(
-                f"{target} is inside the bundle {bundle}, which must stay as it was exported; choose another --out"
-            )
+            raise BundleError(f"{_inside(target, bundle)}; choose another --out")
         if not _is_there(target):
             return
     except (OSError, ValueError, RuntimeError) as error:

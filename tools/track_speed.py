@@ -21,17 +21,19 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samexport.benchmarks.measuring.environment import BusyCores, environment
 from samexport.cli.bench import plain_export
 from samexport.errors import SamExportError
 from samexport.files import new_folder
-from samexport.models.families.sam2_sparse import WINDOW_GRAPHS
+from samexport.models.families.sam2_sparse import WINDOW_GRAPHS, kept_tokens
 from samexport.runtimes.bundle import CONSTANTS, MANIFEST, Bundle, open_bundle
 from samexport.runtimes.families.sam2_sparse_tracker import SparseTracker
 from samexport.runtimes.families.sam2_tracker import Tracker
@@ -152,8 +154,13 @@ def measure(cases: dict[str, Case], seconds: float) -> Rows:
     return rows
 
 
+@cache
+def _picture(size: int) -> NDArray[np.uint8]:
+    return structured_picture(np.random.default_rng(7), size)
+
+
 def _frame(case: Case) -> dict[str, float]:
-    picture = structured_picture(np.random.default_rng(7), case.session.manifest.frame.size)
+    picture = _picture(case.session.manifest.frame.size)
     tracker = _tracker(case, picture.shape)
     if case.windows is not None:
         assert isinstance(tracker, SparseTracker)
@@ -192,7 +199,7 @@ def _tracker(case: Case, shape: Sequence[int]) -> Tracker:
         tracker.banks[name] = Bank({0: remembered()}, {frame: remembered() for frame in past})
     if isinstance(tracker, SparseTracker):
         layers, _ = tracker.saliency
-        kept = max(1, int(cells * (1 - (1 - tracker.sparse.keep))))
+        kept = kept_tokens(cells, tracker.sparse.keep)
         chosen = np.stack([np.sort(rng.permutation(cells)[:kept]) for _ in range(layers)])
         tracker.kept[1] = dict.fromkeys(past, chosen)
     tracker.next_frame, tracker.image_hw = _NOW, (shape[0], shape[1])
@@ -252,7 +259,7 @@ def _plot(path: Path, facts: dict[str, Any], found: dict[str, dict[str, float]])
         ("dense", "remember", "memory attention"),
     ]
     if "straightforward" in found:
-        lines.append(("straightforward", "frame", "whole frame, of the straightforward export"))
+        lines.append(("straightforward", "frame", "whole frame, than the straightforward export"))
     for base, part, label in lines:
         factors = [found[base][part] / found[f"windows {count}"][part] for count in counts]
         axes.plot(counts, factors, "o-", label=label)

@@ -268,7 +268,7 @@ class ExportArguments:
             )
         return None
 
-    @property
+    @functools.cached_property
     def files(self) -> tuple[Path, ...]:
         """The files of weights, those of the package with ``--weights demo``; none for official or random ones.
 

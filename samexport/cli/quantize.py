@@ -214,15 +214,17 @@ def compare_recipes(
         annotated = read_annotations(annotations, images, max_images=max_images).images
     command = shlex.join(["samexport", *sys.argv[1:]])
 
-    def keep(outcomes: Sequence[Outcome], note: str = "\nNot finished: more was to come.\n") -> None:
+    def keep(outcomes: Sequence[Outcome]) -> None:
         if out is not None:
-            write_text(out, page(outcomes, opened, request, command) + note, force=True)
+            known = page(outcomes, opened, request, command)
+            write_text(out, f"{known}\nNot finished: more was to come.\n", force=True)
 
     with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
         found = compare(opened, chosen, request, Path(folder) / "bundle", annotated, rounds, steps.update, keep)
-    print(page(found, opened, request, command), end="")
-    keep(found, note="")
+    text = page(found, opened, request, command)
+    print(text, end="")
     if out is not None:
+        write_text(out, text, force=True)
         print_written([out])
 
 

@@ -28,7 +28,7 @@ def pool_borders(model: onnx.ModelProto) -> None:
         border = _zeros_around(pad, weights)
         # ONNX wants a padding smaller than the kernel, and a window of nothing but padding has no maximum
         fits = border and max(border) < min(before["kernel_shape"])
-        if not fits or any(before.pop("pads", ())) or before.pop("auto_pad", b"NOTSET") != b"NOTSET":
+        if not fits or any(before.get("pads", ())) or before.get("auto_pad", b"NOTSET") != b"NOTSET":
             continue
         del pool.attribute[:]
         pool.attribute.extend(helper.make_attribute(*each) for each in {**before, "pads": border}.items())

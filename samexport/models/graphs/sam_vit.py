@@ -58,9 +58,10 @@ class GridAttention(nn.Module):
         self.rows = frozen(rows.transpose(1, 2) / attention.scale)
         self.columns = frozen(columns.transpose(1, 2) / attention.scale)
         self.folded = self.size <= LARGEST_FOLDED
-        place = torch.arange(self.size**2)
-        one_hot = [F.one_hot(place // self.size, self.size), F.one_hot(place % self.size, self.size)]
-        self.places = frozen(F.pad(torch.cat(one_hot, dim=1).float(), (inner // self.heads, 0))[None])
+        if self.folded:
+            place = torch.arange(self.size**2)
+            one_hot = [F.one_hot(place // self.size, self.size), F.one_hot(place % self.size, self.size)]
+            self.places = frozen(F.pad(torch.cat(one_hot, dim=1).float(), (inner // self.heads, 0))[None])
         self.proj = frozen(attention.proj.weight.T)
         self.proj_bias = frozen((attention.proj.bias.double() + attention.proj.weight.double() @ bias[2]).float())
 
