@@ -18,7 +18,7 @@ from samexport.models.weights.downloads import in_cache
 from samexport.runtimes.base import MOST_THREADS
 from samexport.runtimes.bundle import Artifact, Bundle, Manifest, WeightsInfo, open_bundle
 from samexport.runtimes.host.image import MAX_PIXELS
-from samexport.runtimes.registry import RUNTIMES
+from samexport.runtimes.registry import ROUGH, RUNTIMES
 from samexport.runtimes.tasks.segment import DEFAULT_CHUNK
 
 ALL = "all"
@@ -188,7 +188,7 @@ def not_measured(bundles: Sequence[Bundle], plan: Plan, jobs: Sequence[Job]) -> 
             wanted.append((first, graph, name, f"it reads {reads} files, the bundles have {formats}"))
     for name in plan.tasks if plan.tasks != (ALL,) else ():
         if not any(job.graph == name for job in jobs):
-            reason = f"whole tasks run on {', '.join(RUNTIMES)}: none that was asked for reads the files"
+            reason = f"whole tasks run on {', '.join(RUNTIMES | ROUGH)}: none that was asked for reads the files"
             if not any(TASKS[name].suits(b) for b in bundles):
                 reason = (
                     f"it needs a bundle with {'a detector (prompt_sampler)' if TASKS[name].detector else 'an encoder'}"
@@ -283,13 +283,14 @@ def _task_jobs(bundle: Bundle, form: Form, plan: Plan) -> Iterator[Job]:
     for name in (n for n in plan.task_names if TASKS[n].form == form and TASKS[n].suits(bundle)):
         precision, options = recipe_of(encoders[0])
         for contender in plan.contenders:
-            if contender.name in RUNTIMES and contender.file_format == encoders[0].file_format and contender.timed:
-                for threads in plan.threads:
-                    yield Job(
-                        str(bundle.folder), name, "", form, precision, contender.name, threads, TASKS[name].prompts,
-                        checkpoints=plan.checkpoints, photograph=plan.photograph, options=options,
-                        source=plan.source(bundle, name),
-                    )  # fmt: skip
+            if contender.name not in RUNTIMES | ROUGH or not contender.timed:
+                continue
+            for threads in plan.threads if contender.file_format == encoders[0].file_format else ():
+                yield Job(
+                    str(bundle.folder), name, "", form, precision, contender.name, threads, TASKS[name].prompts,
+                    checkpoints=plan.checkpoints, photograph=plan.photograph, options=options,
+                    source=plan.source(bundle, name),
+                )  # fmt: skip
 
 
 def is_graph(job: Job) -> bool:

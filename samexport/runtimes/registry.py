@@ -97,6 +97,15 @@ PATHS: dict[str, RuntimeInfo] = {
 }
 """Other ways to run what a runtime reads: other kernels, or none joined. Files in integers are checked on each."""
 
+ROUGH: dict[str, RuntimeInfo] = {
+    "openvino-bf16": replace(
+        RUNTIMES["openvino"],
+        name="openvino-bf16",
+        opener="samexport.runtimes.adapters.openvino:OpenVinoBf16Runtime",
+    ),
+}
+"""Runtimes that compute in fewer bits than a file holds: quicker, by name alone, and no check of the file."""
+
 
 @dataclass(frozen=True)
 class Availability:
@@ -162,11 +171,12 @@ def open_runtime(
     """
     check_threads(threads)
     readers = [i for i in RUNTIMES.values() if i.file_format == file_format]
-    if runtime in PATHS and PATHS[runtime].file_format == file_format:
-        readers = [PATHS[runtime]]
+    named = PATHS | ROUGH
+    if runtime in named and named[runtime].file_format == file_format:
+        readers = [named[runtime]]
     chosen = [i for i in readers if runtime == i.name or (runtime is None and i.platform in ("", sys.platform))]
     if not chosen:
-        names = ", ".join(i.name for i in readers) or "none"
+        names = ", ".join(i.name for i in (*readers, *ROUGH.values()) if i.file_format == file_format) or "none"
         raise ConfigError(f"runtime {runtime!r} does not read {file_format} files; these do: {names}")
     info = chosen[0]
     try:

@@ -165,10 +165,13 @@ def test_baselines_run_all_prompts_at_once_and_one_by_one(tiny_bundle, plain_bun
 
 
 def test_tasks_are_jobs_too(tiny_bundle):
-    jobs = jobs_of([tiny_bundle], Plan(("onnxruntime", "pytorch"), ("encoder",), tasks=("one click", "64 boxes")))
+    runtimes = ("onnxruntime", "onnxruntime-basic", "openvino-bf16", "pytorch")
+    jobs = jobs_of([tiny_bundle], Plan(runtimes, ("encoder",), tasks=("one click", "64 boxes")))
     assert [(j.graph, j.runtime, j.prompts) for j in jobs if not j.file and j.runtime != "pytorch"] == [
         ("one click", "onnxruntime", 1),
+        ("one click", "openvino-bf16", 1),
         ("64 boxes", "onnxruntime", 64),
+        ("64 boxes", "openvino-bf16", 64),
     ]
 
 

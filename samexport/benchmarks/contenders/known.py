@@ -72,14 +72,7 @@ _KNOWN = (
         )
         for info in RUNTIMES.values()
     ),
-    Contender(
-        "openvino-bf16",
-        "onnx",
-        f"{_HERE}.known:open_openvino_bf16",
-        arithmetic="bf16",
-        package="openvino",
-        default=False,
-    ),
+    Contender("openvino-bf16", "onnx", arithmetic="bf16", package="openvino", default=False),
     _ort("onnxruntime-basic"),
     _ort("onnxruntime-extended"),
     _ort("onnxruntime-saved", prepare=f"{_HERE}.ort_variants:save_optimised"),
@@ -138,10 +131,3 @@ def open_file(job: Job, bundle: Bundle) -> Runtime:
     file_format = find(job.runtime).file_format
     path, graph = bundle.folder / job.file, bundle.graph(job.graph)
     return open_runtime(path, graph, file_format, runtime=job.runtime, threads=job.threads)
-
-
-def open_openvino_bf16(job: Job, bundle: Bundle) -> Runtime:
-    """OpenVINO computing in bfloat16; ConfigError on a processor without it."""
-    from samexport.runtimes.adapters.openvino import OpenVinoBf16Runtime
-
-    return OpenVinoBf16Runtime(bundle.folder / job.file, bundle.graph(job.graph), threads=job.threads)

@@ -28,7 +28,7 @@ from samexport.runtimes.parity.compare import tier
 from samexport.runtimes.parity.golden import Case, Golden
 from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import compare_step, expected_of, run_frames
-from samexport.runtimes.registry import RUNTIMES
+from samexport.runtimes.registry import ROUGH, RUNTIMES
 from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
@@ -244,8 +244,7 @@ def summarise(rows: Iterable[Row]) -> Parity:
 def import_runtime(name: str) -> None:
     """Import a runtime and its library, so that opening a file does not pay for it; any other name is PyTorch's."""
     modules: tuple[str, ...] = ("torch", "samexport.models.build", "samexport.models.weights.checkpoints")
-    if name in RUNTIMES:
-        info = RUNTIMES[name]
+    if info := (RUNTIMES | ROUGH).get(name):
         modules = (info.package.replace("-", "_"), info.opener.partition(":")[0])
     for module in modules:
         importlib.import_module(module)

@@ -3,8 +3,11 @@ import pytest
 
 from samexport.errors import BundleError, ConfigError, RuntimeFailed
 from samexport.runtimes.adapters.ort import OrtRuntime
+from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.parity.compare import signal_to_noise
 from samexport.runtimes.parity.golden_files import load_golden
+from samexport.runtimes.registry import checkers, paths
+from samexport.runtimes.tasks.segment import Segmenter
 
 pytest.importorskip("openvino")
 
@@ -46,6 +49,23 @@ def test_a_processor_without_bfloat16_is_told_so(tiny_bundle, monkeypatch):
     monkeypatch.setattr(OpenVinoBf16Runtime, "capability", "FP4")
     with pytest.raises(ConfigError, match="no FP4 arithmetic; take the runtime openvino"):
         OpenVinoBf16Runtime(tiny_bundle.folder / "encoder.onnx", tiny_bundle.graph("encoder"))
+
+
+def test_a_segmenter_takes_bfloat16_by_name_and_checks_of_files_never(tiny_bundle):
+    click = Prompt.make(points=[[20, 13]], labels=[1])
+    picture = load_golden(tiny_bundle.folder, tiny_bundle.manifest.frame).picture
+    found = {}
+    for name in ("openvino", "openvino-bf16"):
+        with Segmenter(tiny_bundle, runtime=name) as segmenter:
+            try:
+                segmenter.set_image(picture)
+            except ConfigError:
+                pytest.skip("this processor has no bfloat16")
+            (found[name],) = segmenter.predict([click])
+    exact, rough = (found[name].low_res_masks for name in ("openvino", "openvino-bf16"))
+    assert 15 < signal_to_noise(exact, rough) < 60
+    assert "openvino" in paths("onnx")
+    assert "openvino-bf16" not in (*paths("onnx"), *checkers("onnx"))
 
 
 def test_outputs_are_not_overwritten_by_the_next_run(tiny_bundle):
