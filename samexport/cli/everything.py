@@ -43,11 +43,12 @@ GRID, HIERARCHICAL = "grid", "hierarchical"
 
 
 def _detector(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="Options of the detector")
+    metavar = None if names else "NUMBER"
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel="Options of the detector")
 
 
 def _grid(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel="Options of the grid, as in SAM's generator")
+    return typer.Option(metavar="NUMBER", help=text, rich_help_panel="Options of the grid, as in SAM's generator")
 
 
 def everything(
@@ -55,7 +56,10 @@ def everything(
     image: Pictures,
     sampler: Annotated[
         str | None,
-        typer.Option(help="object-aware, grid, hierarchical, or a .json of boxes; default: the bundle's, else grid."),
+        typer.Option(
+            metavar="NAME",
+            help="object-aware, grid, hierarchical, or a .json of boxes; default: the bundle's, else grid.",
+        ),
     ] = None,
     out: Out = None,
     masks: Masks = None,

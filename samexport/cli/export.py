@@ -309,8 +309,9 @@ def _export(shared: ExportArguments, *targets: Target, nms: Nms | None = None, w
         warn_of(None)
     told = []
     exported = export_bundles(several, lambda step: steps.update(step))
-    for _ in several:
-        with Steps(3 + 2 * graphs) as steps, gate_shown(shared.as_json):
+    for target in targets:
+        # how often a quantized file is tried is not known before
+        with Steps(3 + 2 * graphs if unquantized(target) == target else None) as steps, gate_shown(shared.as_json):
             bundle, report = next(exported)
         if shared.as_json:
             told.append(_written(bundle.folder) | _told(bundle, report))

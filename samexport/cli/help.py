@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -77,6 +78,9 @@ _EXAMPLES = {
     "doctor": ("samexport doctor", "samexport doctor --json"),
 }
 
+# what typer adds to the name of an argument, such as <list[str]>
+_KIND = re.compile(r" <\S+>$")
+
 
 def examples(command: str = "") -> str:
     """The end of a command's help; of the whole program without a name."""
@@ -99,6 +103,8 @@ class GroupedCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
+                if parameter.param_type_name == "argument":
+                    record = (_KIND.sub("", record[0]), record[1])
                 default = "Arguments" if parameter.param_type_name == "argument" else "Options"
                 groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
         _write_groups(formatter, groups)

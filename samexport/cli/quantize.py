@@ -70,8 +70,8 @@ def quantize(
 
     opened, request = _request(bundle, recipe, calibration, pictures, graph, max_drop, threads)
     target = out or opened.folder.with_name(f"{opened.folder.absolute().name}-{request.recipe.name}")
-    names = check_request(opened, request)
-    with Steps(5 + 3 * len(names) + len(opened.graph_names)) as steps, gate_shown(as_json):
+    check_request(opened, request)
+    with Steps(None) as steps, gate_shown(as_json):
         made, _ = quantize_bundle(opened, request, target, force=force, progress=steps.update)
     if as_json:
         files = [asdict(a) for a in made.manifest.artifacts if a.quantized]
@@ -117,7 +117,7 @@ def sensitivity(
             raise ConfigError("--recipe fp16 draws no plot; take --json for every tensor")
         _show_headroom(opened, request, as_json)
         return
-    with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
+    with tempfile.TemporaryDirectory() as folder, Steps(None) as steps:
         costs = layer_costs(opened, request, Path(folder) / "bundle", steps.update)
     if out is not None:
         plot(costs, out, force=force)
@@ -219,7 +219,7 @@ def compare_recipes(
             known = page(outcomes, opened, request, command)
             write_text(out, f"{known}\nNot finished: more was to come.\n", force=True)
 
-    with tempfile.TemporaryDirectory() as folder, Steps(100) as steps:
+    with tempfile.TemporaryDirectory() as folder, Steps(None) as steps:
         found = compare(opened, chosen, request, Path(folder) / "bundle", annotated, rounds, steps.update, keep)
     text = page(found, opened, request, command)
     print(text, end="")

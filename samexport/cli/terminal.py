@@ -24,10 +24,12 @@ _COLOURS = {"PASS": "green", "ok": "green", "FAIL": "bold red", "MISSING": "bold
 class Steps:
     """Says which step is under way, how many there are and for how long it all runs: ``[3/9] exporting decoder  12 s``.
 
+    Where their number is not known (a search, say), ``total`` is None and it is ``[3] ...``.
+
     On a terminal one line that changes, elsewhere one line a step on stderr.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None) -> None:
         self._total, self._number, self._step = total, 0, ""
         self._start = time.monotonic()
         self._bar: Any = None
@@ -43,12 +45,16 @@ class Steps:
         step = message.partition(":")[0]
         if step != self._step:
             self._step, self._number = step, self._number + 1
-            self._total = max(self._total, self._number)
             if self._bar is None:
                 seconds = time.monotonic() - self._start
-                print(f"[{self._number}/{self._total}] {step}  {seconds:.0f} s", file=sys.stderr, flush=True)
+                print(f"{self._place} {step}  {seconds:.0f} s", file=sys.stderr, flush=True)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=f"[{self._number}/{self._total}] {message}")
+            self._bar.update(self._bar.task_ids[0], description=f"{self._place} {message}")
+
+    @property
+    def _place(self) -> str:
+        known = self._total is not None and self._number <= self._total
+        return f"[{self._number}/{self._total}]" if known else f"[{self._number}]"
 
     def __enter__(self) -> Steps:
         console = _console(stderr=True)

@@ -49,13 +49,15 @@ def track(
     context: typer.Context,
     bundle: BundleFolder,
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file, or a folder of frames.")],
-    frame: Annotated[list[int] | None, _prompt("Frame of the prompts that follow; from 0.", min=0)] = None,
+    frame: Annotated[
+        list[int] | None, _prompt("Frame of the prompts that follow; from 0.", metavar="NUMBER", min=0)
+    ] = None,
     object_id: Annotated[
         list[int] | None,
         _prompt("Object of the prompts that follow; from 1.", "--object", metavar="NUMBER", min=1, max=MAX_OBJECT),
     ] = None,
-    point: Annotated[list[str] | None, _prompt("x,y or x,y,0 for a negative click; repeats.")] = None,
-    box: Annotated[list[str] | None, _prompt("x0,y0,x1,y1; one for each frame and object.")] = None,
+    point: Annotated[list[str] | None, _prompt("x,y or x,y,0 for a negative click; repeats.", metavar="POINT")] = None,
+    box: Annotated[list[str] | None, _prompt("x0,y0,x1,y1; one for each frame and object.", metavar="BOX")] = None,
     mask: Annotated[
         list[str] | None, _prompt("A picture that is black around the object, as --out writes.", metavar="FILE")
     ] = None,
@@ -70,11 +72,15 @@ def track(
         Literal["off", "swr", "smr", "both"],
         _sparse("swr: encode chosen windows; smr: read salient tokens of old memories."),
     ] = "off",
-    window_threshold: Annotated[float | None, _sparse("Attention that windows hold; default 0.7.", max=1)] = None,
-    object_threshold: Annotated[
-        float | None, _sparse("Below this score it counts where the decoder looked; default 5.")
+    window_threshold: Annotated[
+        float | None, _sparse("Attention that windows hold; default 0.7.", metavar="NUMBER", max=1)
     ] = None,
-    keep: Annotated[float | None, _sparse("Share of an old memory's tokens; default 0.05.", max=1)] = None,
+    object_threshold: Annotated[
+        float | None, _sparse("Below this score it counts where the decoder looked; default 5.", metavar="NUMBER")
+    ] = None,
+    keep: Annotated[
+        float | None, _sparse("Share of an old memory's tokens; default 0.05.", metavar="NUMBER", max=1)
+    ] = None,
     reference_quirks: Annotated[
         bool, _sparse("Do as the published code does where that is a slip; docs/track.md.")
     ] = False,

@@ -25,7 +25,7 @@ from samexport.exporter.sampler_export import (
 )
 from samexport.exporter.to_onnx.convert import OnnxOptions
 from samexport.files import check_new_folder, new_folder
-from samexport.models.catalog import find_family, find_model
+from samexport.models.catalog import MODELS, find_family, find_model
 from samexport.models.families.detector import SAMPLER
 from samexport.models.loading import import_torch, load_model, reload_model
 from samexport.models.spec import GraphSpec, ModelSpec
@@ -111,8 +111,9 @@ class ExportOptions:
         features = [name for name, wanted in asked.items() if wanted]
         family = find_family(spec.family)
         if unknown := [name for name in features if name not in family.features]:
-            known = ", ".join(family.features) or "none"
-            raise ConfigError(f"{spec.name} has no feature {unknown[0]!r}; its family's features: {known}")
+            have = [m.encoder for m in MODELS.values() if unknown[0] in find_family(m.family).features and not m.hidden]
+            others = f"such as {' or '.join(have[:3])}" if have else "of which there is none"
+            raise ConfigError(f"{spec.name} has no feature {unknown[0]!r}; take a model that has it, {others}")
         own = {graph.name for graph in spec.graphs}
         return tuple(name for name in family.graphs(features) if name in own)
 

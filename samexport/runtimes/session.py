@@ -157,7 +157,9 @@ class Session(ABC):
         raise self._no_memory()
 
     def _no_memory(self) -> ConfigError:
-        return ConfigError(f"{self.manifest.model} follows nothing through a video")
+        return ConfigError(
+            f"{self.manifest.model} follows nothing through a video; `samexport export hiera_t --video` does"
+        )
 
     @property
     def placement(self) -> str:

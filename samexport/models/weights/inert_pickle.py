@@ -81,7 +81,9 @@ class _Machine:
             if opcode.name == "STOP":
                 return self.stack.pop()
             if not (self._push(opcode.name, argument) or self._combine(opcode.name)):
-                raise CheckpointError(f"the pickle uses the opcode {opcode.name}, which torch.save never writes")
+                raise CheckpointError(
+                    f"the pickle uses the opcode {opcode.name}, which torch.save never writes: no weight file"
+                )
         raise CheckpointError("the pickle has no end")
 
     def _push(self, name: str, argument: Any) -> bool:
