@@ -96,6 +96,10 @@ def _targets(names: Sequence[str], recipes: Sequence[str]) -> list[Target]:
     if not recipes:
         return [FORMATS[name].options() for name in names]
     for recipe in recipes:
+        if recipe in RECIPES and RECIPES[recipe].search:
+            raise ConfigError(
+                f"{recipe} looks for layers by masks, and those of random weights mean nothing; leave it out"
+            )
         if recipe not in RECIPES or not set(names) & set(RECIPES[recipe].formats):
             raise ConfigError(f"{' and '.join(names)} have no recipe {recipe!r}; see `samexport list --recipes`")
     return [FORMATS[name].options(recipe=r) for name in names for r in recipes if name in RECIPES[r].formats]

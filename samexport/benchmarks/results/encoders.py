@@ -90,7 +90,8 @@ def rows_of(bundle: Bundle, results: Results) -> list[EncoderRow]:
     linted = [row.output for row in bundle.manifest.parity if row.check.kind == "lint" and first in row.check.graphs]
     done = [row for row in results.rows if row.status is Status.DONE and row.job.form == "export"]
     made = []
-    for encoded in (row for row in done if row.job.graph == first):
+    # PyTorch, which runs where none is named, reads no file
+    for encoded in (row for row in done if row.job.graph == first and row.job.file):
         ran = (encoded.job.runtime, encoded.job.threads)
         answers = [r.measured.p50_ms for r in done if r.job.graph == ANSWER and (r.job.runtime, r.job.threads) == ran]
         ratios = {p.second.options: p.ratio for p in results.pairs if p.first == encoded.job}
@@ -142,7 +143,7 @@ def _line(row: EncoderRow) -> str:
     spec = find_model(row.model)
     weights = f"[{spec.licence}]({spec.source.url})" if spec.source and spec.source.url else spec.licence
     cells = (
-        f"`{spec.encoder}`", f"{row.parameters / 1e6:.1f} M", _number(row.gmac, ".1f"), str(row.side),
+        f"`{spec.encoder}`", f"{_short(row.parameters / 1e6)} M", _short(row.gmac), str(row.side),
         f"{row.file_format} {row.recipe}", f"{row.encoder_mb:.1f} MB", f"{row.files_mb:.1f} MB",
         f"{row.runtime}, {row.threads} thread{'s' * (row.threads > 1)}", _number(row.encode_ms, ".0f"),
         _number(row.answer_ms, ".0f"), ", ".join(_number(r, ".2f") for r in (row.of_plain, row.of_torchscript) if r),
@@ -153,6 +154,11 @@ def _line(row: EncoderRow) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _short(value: float | None) -> str:
+    """With one digit behind the point, and of what is small two that mean something."""
+    return _number(value, ".1f" if value is None or value >= 1 else ".2g")
 
 
 def plot(rows: Sequence[EncoderRow]) -> bytes:

@@ -35,7 +35,8 @@ ROW = EncoderRow(
 def test_a_row_joins_the_bundle_with_what_was_measured(tiny_bundle):
     encoder = {"graph": "encoder", "prompts": 0}
     measured = results(
-        row(12.0, **encoder), row(3.0, graph=ANSWER, file="", prompts=1), row(20.0, **encoder, threads=1),
+        row(12.0, **encoder), row(30.0, **encoder, runtime="pytorch", file=""),
+        row(3.0, graph=ANSWER, file="", prompts=1), row(20.0, **encoder, threads=1),
         row(40.0, **encoder, form="plain"),
         pairs=[
             pair(0.8, first=job(**encoder), second=job(form="plain", **encoder)),
@@ -72,14 +73,16 @@ def test_another_file_is_refused(tmp_path, text):
 
 
 def test_the_page_has_a_line_a_row_with_the_licence_of_the_weights():
-    text = page([ROW, replace(ROW, model="test.nano64", gmac=None, answer_ms=None)], "samexport compare-encoders")
+    small = replace(ROW, model="test.nano64", parameters=52_345, gmac=0.0123, answer_ms=None)
+    text = page([ROW, small, replace(small, model="test.vit64", gmac=None)], "samexport compare-encoders")
     first, second = (line for line in text.splitlines() if line.startswith(("| `tiny", "| `nano")))
     assert first.split(" | ")[:12] == [
         "| `tinyvit`", "10.1 M", "37.5", "1024", "onnx fp32", "27.8 MB", "81.8 MB", "onnxruntime, 2 threads", "101",
         "33", "0.91", "9.7e-07",
     ]  # fmt: skip
     assert "](https://" in first
-    assert second.split(" | ")[2] == second.split(" | ")[9] == ""
+    assert (second.split(" | ")[1:3], second.split(" | ")[9]) == (["0.052 M", "0.012"], "")
+    assert "| `vit64` | 0.052 M |  |" in text
 
 
 def test_the_plot_is_a_picture_also_of_nothing():
@@ -116,7 +119,11 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
     assert made.encode_ms > 0 < made.answer_ms
     assert made.of_plain > 0 < made.of_torchscript
     assert {file.name for file in tmp_path.iterdir()} == {JSON, TABLE, PLOT}
-    for wrong, message in ((("tinyvat",), "tinyvit"), (("tinyvit", "--recipe", "lut6"), "onnx have no recipe 'lut6'")):
+    for wrong, message in (
+        (("tinyvat",), "tinyvit"),
+        (("tinyvit", "--recipe", "lut6"), "onnx have no recipe 'lut6'"),
+        (("tinyvit", "--recipe", "mixed"), "mixed looks for layers by masks"),
+    ):
         code, _, err = run("compare-encoders", *wrong, "--out", tmp_path)
         assert code == 2
         assert message in one_line_error(err)
