@@ -28,8 +28,24 @@ def test_the_graphs_have_the_size_and_the_model_is_the_same():
     assert find_model("tinyvit", 1024) is find_model("tinyvit")
 
 
+def test_efficient_vit_brings_pictures_of_other_sizes_to_the_same_grid():
+    own, other, full = (find_model("efficientvit_l0", size) for size in (512, 768, 1024))
+    assert (other.frame.size, other.frame.grid, other.frame.low_res, other.frame.prompts) == (768, 64, 256, 1024)
+    assert full.frame == find_model("efficientvit_xl0").frame
+    for graph in ("decoder", "decoder_with_mask"):
+        assert own.graph(graph).inputs == other.graph(graph).inputs == full.graph(graph).inputs
+
+
 @pytest.mark.parametrize(
-    ("name", "size"), [("hiera_t", 96), ("tinyvit", 512), ("edge_sam", 512), ("sam2_hiera_b+", 768)]
+    ("name", "size"),
+    [
+        ("hiera_t", 96),
+        ("hq_tinyvit", 512),
+        ("efficientvit_l0", 768),
+        ("tinyvit", 512),
+        ("edge_sam", 512),
+        ("sam2_hiera_b+", 768),
+    ],
 )
 def test_the_weights_are_those_of_the_models_own_size(name, size):
     own, other = find_model(name), find_model(name, size)
@@ -44,6 +60,7 @@ def test_the_weights_are_those_of_the_models_own_size(name, size):
         ("vit_b", 512, r"sam\.vit_b takes pictures of 1024 pixels: its weights hold their positions"),
         ("hiera_t", 500, "--image-size is a multiple of 32 from 64 to 2048, not 500"),
         ("tinyvit", 4096, "--image-size is a multiple of 32"),
+        ("efficientvit_l0", 640, r"efficientvit_l0 takes pictures of a multiple of 256 pixels, not of 640"),
     ],
 )
 def test_other_sizes_are_refused_with_the_reason(name, size, message):
@@ -76,6 +93,9 @@ def test_the_folder_names_the_size():
         ("test.tinyvit64", "decoder"),
         ("test.edge64", "encoder"),
         ("test.repvit64", "encoder"),
+        ("test.efficientvit64", "encoder"),
+        ("test.hq64", "encoder"),
+        ("test.hq64", "decoder"),
         ("test.hiera64", "image_encoder"),
     ],
 )

@@ -27,6 +27,7 @@ class SamSize:
         embed_dim: channels of the embedding.
         decoder_mlp_dim: width of the MLPs in the mask decoder.
         any_size: no weights of the encoder depend on the size of the frame.
+        same_grid: the same, and the embedding's grid does not either.
         decoder_eps: of the LayerNorms in the mask decoder's transformer.
         from_shapes: dotted path of a function from the spec and the shapes of a checkpoint's tensors to the network,
             where the widths are the checkpoint's own.
@@ -38,6 +39,7 @@ class SamSize:
     embed_dim: int = 256
     decoder_mlp_dim: int = 2048
     any_size: bool = False
+    same_grid: bool = False
     decoder_eps: float = 1e-5
     early: int = 0
     from_shapes: str = ""
@@ -129,10 +131,20 @@ def check_size(size: int) -> None:
 
 
 def at_size(spec: ModelSpec, size: int) -> ModelSpec:
-    """A model with a frame of another side; ConfigError for one whose weights hold positions."""
-    check_size(size)
-    numbers: SamSize = spec.size
-    if not numbers.any_size:
-        raise ConfigError(f"{spec.name} takes pictures of {spec.frame.size} pixels: its weights hold their positions")
-    frame = replace(spec.frame, size=size)
+    """A model with a frame of another side; errors as :func:`frame_at`."""
+    frame, numbers = frame_at(spec, size), spec.size
     return replace(spec, frame=frame, graphs=sam_graphs(frame, numbers.embed_dim))
+
+
+def frame_at(spec: ModelSpec, size: int) -> Preprocess:
+    """The frame with another side; ConfigError for a model whose weights hold positions, or cannot have this side."""
+    check_size(size)
+    own, numbers = spec.frame, spec.size
+    if numbers.same_grid:
+        if size % own.low_res:
+            raise ConfigError(f"{spec.name} takes pictures of a multiple of {own.low_res} pixels, not of {size}")
+        prompts = None if size == own.prompts else own.prompts
+        return replace(own, size=size, stride=size // own.grid, mask_stride=size // own.low_res, prompt_size=prompts)
+    if not numbers.any_size:
+        raise ConfigError(f"{spec.name} takes pictures of {own.size} pixels: its weights hold their positions")
+    return replace(own, size=size)

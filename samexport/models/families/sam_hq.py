@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from samexport.models.families.base import Family
-from samexport.models.families.sam import SamSize, graph_names, sam_graphs
+from samexport.models.families.sam import SamSize, frame_at, graph_names, sam_graphs
 from samexport.models.spec import CheckpointSource, GraphSpec, ModelSpec, Preprocess, TensorSpec
 
 _ARCH = "samexport.models.architectures"
@@ -40,7 +41,7 @@ _MODELS = (
         "Light HQ-SAM: MobileSAM with a mask of high quality",
         "tiny_vit:tiny_vit_5m",
         "tiny_vit:TinyViTEncoder",
-        {"early": 160},
+        {"early": 160, "any_size": True},
         parameters=10_578_604 - 321_640,
         licence=_LICENCE,
         source=_official("sam_hq_vit_tiny.pth"),
@@ -63,7 +64,7 @@ _MODELS = (
         "hq64, for tests; there are no trained weights",
         "tiny_vit:tiny_vit_test",
         "tiny_vit:TinyViTEncoder",
-        {"embed_dim": 64, "decoder_mlp_dim": 128, "early": 32},
+        {"embed_dim": 64, "decoder_mlp_dim": 128, "early": 32, "any_size": True},
         frame=Preprocess(64),
         parameters=0,
         licence="Apache-2.0",
@@ -71,6 +72,12 @@ _MODELS = (
         hidden=True,
     ),
 )
+
+
+def _at_size(spec: ModelSpec, size: int) -> ModelSpec:
+    frame, numbers = frame_at(spec, size), spec.size
+    return replace(spec, frame=frame, graphs=_graphs(frame, numbers.embed_dim))
+
 
 FAMILY = Family(
     name="sam_hq",
@@ -81,6 +88,7 @@ FAMILY = Family(
     forms=f"{_GRAPHS}.sam_hq:EXPORT",
     plain=f"{_GRAPHS}.sam_hq:PLAIN",
     equal={"decoder_step": "decoder"},
+    at_size=_at_size,
     session="samexport.runtimes.families.sam:SamSession",
     cases="samexport.runtimes.families.sam_cases:make_cases",
     encoder_parts=("image_encoder.",),

@@ -14,6 +14,7 @@ _GRAPHS = "samexport.models.graphs"
 _CLASSIFIER = ("image_encoder.norm_head.", "image_encoder.head.")
 _FULL = Preprocess(1024)
 _TINY = Preprocess(64)
+_ANY = {"any_size": True}
 
 
 def _sam_vit(size: str, word: str, parameters: int, filename: str, sha256: str) -> ModelSpec:
@@ -38,13 +39,13 @@ def _model(name: str, summary: str, encoder: str, graph: str, **others: Any) -> 
 
 
 def _test(
-    name: str, encoder: str, graph: str, frame: Preprocess = _TINY, *, any_size: bool = False, **others: Any
+    name: str, encoder: str, graph: str, frame: Preprocess = _TINY, *, size: dict[str, Any] | None = None, **others: Any
 ) -> ModelSpec:
     """The same code at 64 pixels."""
     return ModelSpec(
         name=f"test.{name}",
         summary=f"{name}, for tests; there are no trained weights",
-        size=SamSize(f"{_ARCH}.{encoder}", f"{_GRAPHS}.{graph}", 64, 128, any_size=any_size),
+        size=SamSize(f"{_ARCH}.{encoder}", f"{_GRAPHS}.{graph}", 64, 128, **size or {}),
         frame=frame,
         graphs=sam_graphs(frame, embed_dim=64),
         parameters=0,
@@ -75,7 +76,7 @@ def _edge_sam(name: str, word: str, *aliases: str) -> ModelSpec:
             f"{name}.pth", f"{_HUGGING_FACE}/spaces/chongzhou/EdgeSAM/resolve/main/weights/{name}.pth", None
         ),
         aliases=aliases,
-        size={"any_size": True},
+        size=_ANY,
         scores="stability",
         gains=_REPVIT_GAINS,
     )
@@ -107,7 +108,7 @@ def _efficient_vit(name: str, parameters: int) -> ModelSpec:
         f"efficient_vit:{name}",
         "efficient_vit:EfficientViTEncoder",
         frame=_FULL if name.startswith("xl") else _L_FRAME,
-        size={"decoder_eps": 1e-6},
+        size={"decoder_eps": 1e-6, "same_grid": True},
         parameters=parameters,
         licence="Apache-2.0 (code; nothing is said of the weights)",
         source=CheckpointSource(file, f"{_HUGGING_FACE}/mit-han-lab/efficientvit-sam/resolve/main/{file}", None),
@@ -192,7 +193,7 @@ _MODELS = (
         "RepViT-SAM: RepViT-M2.3 encoder, SAM's decoder",
         "rep_vit:repvit_m2_3",
         "rep_vit:RepViTEncoder",
-        size={"any_size": True},
+        size=_ANY,
         parameters=27_223_480,
         licence="Apache-2.0",
         source=CheckpointSource(
@@ -225,13 +226,13 @@ _MODELS = (
     ),
     _slim_sam("50", 27_961_776, "1Ld7Q2LY8H2nu4zB6VxwwA5npS5A9OHFq"),
     _slim_sam("77", 9_723_528, "1OeWpfk5WhdlMz5VvYmb9gaE6suzHB0sp"),
-    _test("tinyvit64", "tiny_vit:tiny_vit_test", "tiny_vit:TinyViTEncoder", any_size=True, unread=_CLASSIFIER),
+    _test("tinyvit64", "tiny_vit:tiny_vit_test", "tiny_vit:TinyViTEncoder", size=_ANY, unread=_CLASSIFIER),
     _test("vit64", "sam_vit:vit_test", "sam_vit:SamViTEncoder"),
     _test(
         "edge64",
         "rep_vit:edge_test",
         "rep_vit:EdgeViTEncoder",
-        any_size=True,
+        size=_ANY,
         gains=_REPVIT_GAINS,
         scores="stability",
     ),
@@ -240,11 +241,12 @@ _MODELS = (
         "efficient_vit:test",
         "efficient_vit:EfficientViTEncoder",
         frame=Preprocess(64, stride=8, mask_stride=2, prompt_size=128),
+        size={"same_grid": True},
         gains=_EFFICIENT_VIT_GAINS,
     ),
     _test("nano64", "nano_sam:resnet_test", "nano_sam:NanoSamEncoder", gains=_RESNET_GAINS),
     _test("slim64", "sam_vit:slim_test", "sam_vit:SamViTEncoder"),
-    _test("repvit64", "rep_vit:repvit_test", "rep_vit:RepViTEncoder", any_size=True, gains=_REPVIT_GAINS),
+    _test("repvit64", "rep_vit:repvit_test", "rep_vit:RepViTEncoder", size=_ANY, gains=_REPVIT_GAINS),
 )
 
 FAMILY = Family(
