@@ -16,8 +16,11 @@ from PIL import Image
 
 from samexport.models.architectures import efficient_vit
 from samexport.models.architectures.sam import empty_sam
+from samexport.models.architectures.sam_vit import SamViT
 from samexport.models.build import build_graph
 from samexport.models.catalog import find_family, find_model
+from samexport.models.graphs.sam_vit import SamViTEncoder
+from samexport.models.spec import Preprocess
 from samexport.models.weights.random_weights import random_state_dict
 from samexport.runtimes.host.frames import FrameMap, resize, to_frame
 from samexport.runtimes.host.sam_prompts import stability
@@ -180,6 +183,47 @@ def test_nanosam_rounds_down_and_resizes_with_a_bicubic_filter():
     assert FrameMap((421, 640), find_model("nanosam").frame).inside == (673, 1024)
     assert FrameMap((421, 640), find_model("tinyvit").frame).inside == (674, 1024)
     check_embedding("nanosam_resnet18", "nanosam.png", "nanosam", 2e-4)
+
+
+def test_a_pruned_vit_is_the_whole_one_without_the_channels_that_are_zero():
+    """Unequal widths, which no published vector has: the whole network with zeros computes what the pruned one must."""
+    torch.manual_seed(5)
+    sizes = {"grid": 8, "window": 4, "out_channels": 16}
+    heads, kept, hidden = 4, (4, 2, 6), (40, 72, 32)
+    whole = SamViT(24, 3, heads, (2,), **sizes).eval().requires_grad_(False)
+    inner = [heads * width for width in kept]
+    slim = SamViT(24, 3, heads, (2,), **sizes, inner=inner, hidden=hidden).eval().requires_grad_(False)
+    for parameter in whole.parameters():
+        parameter.normal_(0, 0.3)
+    state = whole.state_dict()
+    for number, (width, units) in enumerate(zip(kept, hidden, strict=True)):
+        block, chosen = whole.blocks[number], torch.randperm(6)[:width].sort().values
+        channels = (torch.arange(heads)[:, None] * 6 + chosen).flatten()
+        rows = torch.cat([channels + 24 * part for part in range(3)])
+        gone = torch.ones(72, dtype=torch.bool)
+        gone[rows] = False
+        block.attn.qkv.weight[gone], block.attn.qkv.bias[gone] = 0, 0
+        block.mlp.lin2.weight[:, units:] = 0
+        # the pruned attention divides by the root of its own width
+        scale = torch.ones(len(rows), 1)
+        scale[: len(channels)] = (width / 6) ** 0.5
+        name = f"blocks.{number}."
+        state[name + "attn.qkv.weight"] = block.attn.qkv.weight[rows] * scale
+        state[name + "attn.qkv.bias"] = block.attn.qkv.bias[rows] * scale[:, 0]
+        state[name + "attn.proj.weight"] = block.attn.proj.weight[:, channels]
+        for axis in "hw":
+            table = getattr(block.attn, f"rel_pos_{axis}")
+            state[name + f"attn.rel_pos_{axis}"] = table[:, chosen] / (width / 6) ** 0.5
+        state[name + "mlp.lin1.weight"] = block.mlp.lin1.weight[:units]
+        state[name + "mlp.lin1.bias"] = block.mlp.lin1.bias[:units]
+        state[name + "mlp.lin2.weight"] = block.mlp.lin2.weight[:, :units]
+    slim.load_state_dict(state)
+    image = torch.rand(1, 3, 128, 128) * 255
+    frame = Preprocess(128)
+    normalised = (image - torch.tensor(frame.mean)[:, None, None]) / torch.tensor(frame.std)[:, None, None]
+    expected = whole(normalised)
+    torch.testing.assert_close(slim(normalised), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(SamViTEncoder(slim, frame)(image), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_slimsam_up_to_its_first_global_block():
