@@ -109,17 +109,24 @@ def _measured(
     spec: ModelSpec, target: Target, runtimes: tuple[str, ...], threads: int, seconds: float
 ) -> list[EncoderRow]:
     from samexport.benchmarks.command import BenchRequest, run_bench
-    from samexport.benchmarks.results.encoders import ANSWER, RIVALS, rows_of
+    from samexport.benchmarks.contenders.known import KNOWN, find, why_not
+    from samexport.benchmarks.results.encoders import ANSWER, RIVALS, rows_of, untimed
     from samexport.exporter.formats import format_of
     from samexport.exporter.pipeline import ExportOptions, export_bundle
     from samexport.models.catalog import find_family
 
+    file_format = format_of(target).name
+    chosen = tuple(name for name in runtimes if find(name).file_format == file_format) or tuple(
+        c.name for c in KNOWN.values() if c.file_format == file_format and c.default and c.timed and not why_not(c)
+    )
     with TemporaryDirectory(prefix="samexport-encoders-", ignore_cleanup_errors=True) as folder:
         options = ExportOptions(spec.name, Path(folder) / "bundle", random_seed=DEFAULT_SEED, target=target, max_drop=1)
         bundle, _ = export_bundle(options)
+        if not chosen:
+            return [untimed(bundle)]
         first = (find_family(spec.family).first,)
         request = BenchRequest(
-            (bundle.folder,), Path(folder) / "results", runtimes, first, (ANSWER,), (1,), threads=(threads,),
-            rivals=RIVALS if format_of(target).name == "onnx" else (), seconds=seconds, repeat=5,
+            (bundle.folder,), Path(folder) / "results", chosen, first, (ANSWER,), (1,), threads=(threads,),
+            rivals=RIVALS if file_format == "onnx" else (), seconds=seconds, repeat=5,
         )  # fmt: skip
         return rows_of(bundle, run_bench(request, partial(plain_export, names=first)))

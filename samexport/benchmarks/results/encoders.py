@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import log
 from pathlib import Path
 
-from samexport.benchmarks.contenders.baselines import TORCHSCRIPT
+from samexport.benchmarks.contenders.baselines import TORCHSCRIPT, gmac
 from samexport.benchmarks.results.plots import STYLE, new_figure, saved
 from samexport.benchmarks.results.rows import Amount, Count, Results, Status, from_plain
 from samexport.errors import ConfigError, FileError
@@ -41,7 +41,7 @@ class EncoderRow:
         parameters: of the whole network.
         side: of the square that the encoder sees, in pixels.
         gmac: multiply-accumulates (1e9) of the encoder.
-        file_format, recipe, runtime, threads: what was run.
+        file_format, recipe, runtime, threads: what was run; no runtime and 0 threads where nothing here can be timed.
         encoder_mb, files_mb: size of the encoder's file and of all files, 1e6 bytes.
         max_error: the worst of all checks against PyTorch, of the range of the output.
         linter: operations that would leave a delegate, for people; empty where the format has no linter.
@@ -83,27 +83,38 @@ class _Stored:
 
 def rows_of(bundle: Bundle, results: Results) -> list[EncoderRow]:
     """The rows of a bundle that was just exported and measured: its first graph and :data:`ANSWER`."""
-    spec = find_model(bundle.manifest.model)
-    first = find_family(spec.family).first
-    artifact = bundle.artifact(first)
-    checked = [row.max_error / row.value_range for row in bundle.manifest.parity if row.max_error and row.value_range]
-    linted = [row.output for row in bundle.manifest.parity if row.check.kind == "lint" and first in row.check.graphs]
+    row = untimed(bundle)
+    first = find_family(find_model(row.model).family).first
     done = [row for row in results.rows if row.status is Status.DONE and row.job.form == "export"]
     made = []
     # PyTorch, which runs where none is named, reads no file
     for encoded in (row for row in done if row.job.graph == first and row.job.file):
         ran = (encoded.job.runtime, encoded.job.threads)
-        answers = [r.measured.p50_ms for r in done if r.job.graph == ANSWER and (r.job.runtime, r.job.threads) == ran]
+        tasks = [r for r in done if r.job.graph == ANSWER and (r.job.runtime, r.job.threads) == ran]
         ratios = {p.second.options: p.ratio for p in results.pairs if p.first == encoded.job}
         made.append(
-            EncoderRow(
-                spec.name, spec.parameters, spec.frame.size, encoded.gmac, artifact.file_format, artifact.recipe, *ran,
-                artifact.size / 1e6, sum(a.size for a in bundle.manifest.artifacts) / 1e6, max(checked, default=0.0),
-                "; ".join(linted), encoded.measured.p50_ms, next(iter(answers), None),
-                ratios.get(""), ratios.get(f"converter={TORCHSCRIPT}"), results.created, results.environment.cpu,
+            replace(
+                row, runtime=ran[0], threads=ran[1], encode_ms=encoded.measured.p50_ms,
+                answer_ms=tasks[0].measured.p50_ms if tasks else None, of_plain=ratios.get(""),
+                of_torchscript=ratios.get(f"converter={TORCHSCRIPT}"), created=results.created,
+                cpu=results.environment.cpu,
             )
         )  # fmt: skip
     return made
+
+
+def untimed(bundle: Bundle) -> EncoderRow:
+    """The row of a bundle that no runtime here can be timed with: what its export and its checks have found."""
+    spec = find_model(bundle.manifest.model)
+    first = find_family(spec.family).first
+    artifact, parity = bundle.artifact(first), bundle.manifest.parity
+    checked = [row.max_error / row.value_range for row in parity if row.max_error and row.value_range]
+    linted = [row.output for row in parity if row.check.kind == "lint" and first in row.check.graphs]
+    return EncoderRow(
+        spec.name, spec.parameters, spec.frame.size, gmac(spec.name, first, "export", 0, 0), artifact.file_format,
+        artifact.recipe, "", 0, artifact.size / 1e6, sum(a.size for a in bundle.manifest.artifacts) / 1e6,
+        max(checked, default=0.0), "; ".join(linted),
+    )  # fmt: skip
 
 
 def merged(known: Sequence[EncoderRow], new: Sequence[EncoderRow]) -> list[EncoderRow]:
@@ -135,7 +146,7 @@ def page(rows: Sequence[EncoderRow], command: str) -> str:
         "next click", "of plain", "max error / range", "linter", "weights",
     )  # fmt: skip
     table = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *map(_line, rows)]
-    machines = sorted({f"- {row.cpu}, {row.created[:10]}" for row in rows})
+    machines = sorted({f"- {row.cpu}, {row.created[:10]}" for row in rows if row.runtime})
     return "\n".join(["# Encoders", "", *table, "", _ABOUT, *machines, "", "```", command, "```", ""])
 
 
@@ -145,11 +156,15 @@ def _line(row: EncoderRow) -> str:
     cells = (
         f"`{spec.encoder}`", f"{_short(row.parameters / 1e6)} M", _short(row.gmac), str(row.side),
         f"{row.file_format} {row.recipe}", f"{row.encoder_mb:.1f} MB", f"{row.files_mb:.1f} MB",
-        f"{row.runtime}, {row.threads} thread{'s' * (row.threads > 1)}", _number(row.encode_ms, ".0f"),
+        _ran(row), _number(row.encode_ms, ".0f"),
         _number(row.answer_ms, ".0f"), ", ".join(_number(r, ".2f") for r in (row.of_plain, row.of_torchscript) if r),
         f"{row.max_error:.1e}", row.linter, weights,
     )  # fmt: skip
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _ran(row: EncoderRow) -> str:
+    return f"{row.runtime}, {row.threads} thread{'s' * (row.threads > 1)}" if row.runtime else "not timed"
 
 
 def _number(value: float | None, form: str) -> str:

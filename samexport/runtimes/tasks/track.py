@@ -148,7 +148,7 @@ def check(prompts: Sequence[ObjectPrompt], clip: Clip) -> None:
     for each in prompts:
         name = f"object {each.object}, frame {each.frame}"
         if not 0 <= each.frame < clip.frames:
-            raise PromptError(f"{name}: {clip.path} has the frames 0 to {clip.frames - 1}")
+            raise PromptError(f"{name}: the frames of {clip.path} are 0 to {clip.frames - 1}")
         if not isinstance(each.prompt, Prompt):
             if each.prompt.shape != clip.image_hw:
                 got = f"{each.prompt.shape[1]}x{each.prompt.shape[0]}"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from samexport.benchmarks.contenders import known
 from samexport.benchmarks.results import encoders
 from samexport.benchmarks.results.encoders import (
     ANSWER,
@@ -109,16 +110,24 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
 
     monkeypatch.setattr(to_onnx, "convert_plainly", copy)
     monkeypatch.setattr(torchscript, "convert", copy)
-    known = replace(ROW, file_format="tflite")
-    (tmp_path / JSON).write_text(encoders.text_of([known]))
+    earlier = replace(ROW, file_format="tflite")
+    (tmp_path / JSON).write_text(encoders.text_of([earlier]))
     arguments = ("test.tinyvit64", "--runtime", "onnxruntime", "--seconds", 0.1, "--out", tmp_path)
     code, out, err = run("compare-encoders", *arguments)
     assert (code, "wrote" in out) == (0, True), err
     made, kept = read(tmp_path / JSON)
-    assert kept == known
+    assert kept == earlier
     assert made.encode_ms > 0 < made.answer_ms
     assert made.of_plain > 0 < made.of_torchscript
     assert {file.name for file in tmp_path.iterdir()} == {JSON, TABLE, PLOT}
+    # where no runtime can be timed, sizes and errors are known all the same
+    monkeypatch.setattr(known, "why_not", lambda _: "not here")
+    code, _, err = run("compare-encoders", "test.tinyvit64", "--runtime", "litert", "--out", tmp_path)
+    assert code == 0, err
+    untimed, *_ = read(tmp_path / JSON)
+    assert (untimed.runtime, untimed.encode_ms, untimed.gmac) == ("", None, made.gmac)
+    assert (untimed.encoder_mb, untimed.max_error) == (made.encoder_mb, made.max_error)
+    assert "| not timed |  |  |  |" in (tmp_path / TABLE).read_text()
     for wrong, message in (
         (("tinyvat",), "tinyvit"),
         (("tinyvit", "--recipe", "lut6"), "onnx have no recipe 'lut6'"),
@@ -127,7 +136,7 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
         code, _, err = run("compare-encoders", *wrong, "--out", tmp_path)
         assert code == 2
         assert message in one_line_error(err)
-    assert len(json.loads((tmp_path / JSON).read_text())["rows"]) == 2
+    assert len(json.loads((tmp_path / JSON).read_text())["rows"]) == 3
 
 
 def test_formats_take_the_recipes_that_they_have():

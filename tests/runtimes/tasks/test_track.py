@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_the_clip(tracker, clip):
 @pytest.mark.parametrize(
     ("frame", "prompt", "message"),
     [
-        (FRAMES, Prompt.make(CLICK), "object 7, frame 10: pictures has the frames 0 to 9"),
+        (FRAMES, Prompt.make(CLICK), "object 7, frame 10: the frames of pictures are 0 to 9"),
         (1, Prompt.make([[81, 3]]), r"object 7, frame 1: \(81, 3\) is outside the clip, 80 wide and 60 high"),
         (1, Prompt.make(box=[90, 1, 95, 9]), "object 7, frame 1: box .* is outside the image"),
         (1, np.ones((3, 4), np.bool_), "object 7, frame 1: the mask is 4x3, the clip 80x60; scale the mask"),
