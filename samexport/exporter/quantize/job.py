@@ -215,9 +215,9 @@ def quantize_files(job: Job) -> tuple[tuple[Artifact, ...], Gate]:
     gate, problems = _attempt(job, {})
     if problems and not job.request.recipe.search:
         formats = {job.bundle.artifact(name).file_format for name in job.graphs}
-        other = (
-            " (the recipe mixed leaves what costs most as it is)" if formats <= set(RECIPES["mixed"].formats) else ""
-        )
+        searching = RECIPES["mixed" if job.request.recipe.calibrated else "mixed_dynamic"]
+        named = f" (the recipe {searching.name} leaves what costs most as it is)"
+        other = named if formats <= set(searching.formats) else ""
         raise GateFailed(gate, problems, other)
     if problems and sum(len(job.layers(name)) for name in job.graphs) < 2:
         raise GateFailed(gate, problems, ", and there is no other layer")

@@ -48,7 +48,7 @@ QUANTIZED = Tier("quantized", max_error=0.5, snr_db=8, mask_iou=0.1, iou_quantil
 
 _IN_INTEGERS = (
     "dynamic_wi8_afp32", "static_wi8_ai8", "static_wi8_ai16", "weight_only_wi8_afp32", "weight_only_wi8_afp16",
-    "palettized_w6", "palettized_w4", "mixed",
+    "palettized_w6", "palettized_w4", "mixed", "mixed_dynamic",
 )  # fmt: skip
 TIERS |= dict.fromkeys((QUANTIZED.name, *_IN_INTEGERS), QUANTIZED)
 

@@ -151,6 +151,8 @@ def test_the_gate_refuses_and_leaving_layers_or_even_channels_passes_it(job_of):
     with pytest.raises(GateFailed) as failed:
         quantize_files(job_of(WEIGHTS))
     assert min(scores.mean for scores in failed.value.gate.modes) < 0.9
+    # of recipes without scales from pictures
+    assert "the recipe mixed_dynamic leaves" in str(failed.value)
     (searched,), _ = quantize_files(job_of(structs.replace(WEIGHTS, search=True)))
     assert 0 < len(searched.quantized.kept) < searched.quantized.quantized_weights
     (even,), _ = quantize_files(job_of(structs.replace(WEIGHTS, passes=("even_channels",))))

@@ -50,6 +50,7 @@ def integers(path: Path) -> list[str]:
         ("static_wi8_ai8", 0.8, {"QuantizeLinear", "DequantizeLinear"}),
         ("dynamic_wi8_afp32", 0.4, {"DynamicQuantizeLinear", "MatMulInteger"}),
         ("weight_only_wi8_afp32", 0, {"DequantizeLinear"}),
+        ("mixed_dynamic", 0.4, {"DynamicQuantizeLinear", "MatMulInteger"}),
     ],
 )
 def test_a_recipe_puts_integers_into_the_encoder_alone(tiny_bundle, tmp_path, recipe, compute, kinds):
