@@ -94,13 +94,14 @@ def export(
 
 def _target(file_format: str, recipe: str | None, options: dict[str, Any]) -> Any:
     from samexport.exporter.formats import FORMATS
+    from samexport.exporter.recipes import recipe_name
 
     if not isinstance(file_format, str) or file_format not in FORMATS:
         raise ConfigError(f"format is one of {', '.join(FORMATS)}, not {file_format!r}")
     kind = FORMATS[file_format].options
     if unknown := set(options) - {field.name for field in fields(kind)}:
         raise ConfigError(f"{file_format} has no option {', '.join(sorted(unknown))}")
-    return kind(**options) if recipe is None else kind(recipe=recipe, **options)
+    return kind(**options) if recipe is None else kind(recipe=recipe_name(recipe, file_format), **options)
 
 
 def open(folder: Bundle | AnyPath) -> Bundle:

@@ -229,7 +229,7 @@ class ExportArguments:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="In which numbers, instead of --precision; `samexport list --recipes`.",
+            help="In which numbers, instead of --precision: int8, or one of `samexport list --recipes`.",
             rich_help_panel=GRAPHS,
         ),
     ] = None
@@ -241,11 +241,11 @@ class ExportArguments:
 
     def recipe_or(self, precision: str | None, default: str, file_format: str) -> str:
         """The name of the recipe; ConfigError for two of them, or for options that only quantizing has."""
-        from samexport.exporter.recipes import find_recipe
+        from samexport.exporter.recipes import find_recipe, recipe_name
 
         if self.recipe is not None and precision is not None:
             raise ConfigError("--recipe and --precision name two recipes; give one of them")
-        name = self.recipe or precision or default
+        name = recipe_name(self.recipe or precision or default, file_format)
         quantizing = self.calibration is not None or self.max_drop is not None
         if quantizing and not find_recipe(name, file_format).parent:
             raise ConfigError(f"--calibration and --max-drop are for recipes that quantize, not {name}")

@@ -27,7 +27,11 @@ _SHOWN = 12
 
 RecipeName = Annotated[
     str,
-    typer.Option(metavar="NAME", help="`samexport list --recipes`, or a .json file of yours.", rich_help_panel=GRAPHS),
+    typer.Option(
+        metavar="NAME",
+        help="int8, one of `samexport list --recipes`, or a .json file of yours.",
+        rich_help_panel=GRAPHS,
+    ),
 ]
 MaxPictures = Annotated[
     int, typer.Option("--pictures", min=1, metavar="NUMBER", help="Most pictures.", rich_help_panel=GRAPHS)
@@ -46,7 +50,7 @@ Graphs = Annotated[
 
 def quantize(
     bundle: BundleFolder,
-    recipe: RecipeName = "mixed",
+    recipe: RecipeName = "int8",
     calibration: CalibrationFolder = None,
     pictures: MaxPictures = 32,
     graph: Graphs = None,
@@ -232,7 +236,7 @@ def list_recipes(as_json: bool) -> None:
     """Every recipe that comes with the package."""
     import msgspec
 
-    from samexport.exporter.recipes import RECIPES
+    from samexport.exporter.recipes import INT8, RECIPES
     from samexport.files import to_json
 
     if as_json:
@@ -246,6 +250,7 @@ def list_recipes(as_json: bool) -> None:
             for r in RECIPES.values()
         ],
     )
+    print("int8 is " + ", ".join(f"{name} of {file_format}" for file_format, name in INT8.items()))
 
 
 @contextmanager

@@ -66,6 +66,16 @@ def _shipped() -> dict[str, Recipe]:
 RECIPES: dict[str, Recipe] = _shipped()
 
 
+INT8: dict[str, str] = {"onnx": "mixed", "tflite": "mixed_dynamic", "coreml": "weight_only_wi8_afp16"}
+"""What ``int8`` means, by format: the smallest and fastest recipe whose masks passed the gate, by measurement on a
+processor. Accelerators of phones take integers with fixed scales alone: ``mixed``."""
+
+
+def recipe_name(name: str, file_format: str) -> str:
+    """The same name, or of ``int8`` the format's own."""
+    return INT8[file_format] if name == "int8" else name
+
+
 def find_recipe(name: str, file_format: str) -> Recipe:
     """The recipe called ``name``; ConfigError names those that the format writes, if it does not."""
     if name not in RECIPES or file_format not in RECIPES[name].formats:
@@ -77,12 +87,12 @@ def find_recipe(name: str, file_format: str) -> Recipe:
 def read_recipe(name: str, file_format: str) -> Recipe:
     """The same, or the recipe in a file of the user's whose name ends in ``.json``; ConfigError says what is wrong."""
     if not name.endswith(".json"):
-        return find_recipe(name, file_format)
+        return find_recipe(recipe_name(name, file_format), file_format)
     try:
         recipe = msgspec.convert(read_json(Path(name)), Recipe)
     except (FileError, msgspec.ValidationError) as error:
         raise ConfigError(f"{name} is no recipe ({reason(error)}); docs/quantization.md shows one") from error
-    if recipe.name in RECIPES:
+    if recipe.name in (*RECIPES, "int8"):
         raise ConfigError(f"{name}: the name {recipe.name} is taken; give the recipe another one")
     parent = RECIPES.get(recipe.parent)
     if parent is None or parent.parent:

@@ -90,6 +90,7 @@ def test_options_that_do_not_go_together_are_refused(cli, arguments, reason):
 
 def test_recipes_are_listed(cli):
     out = cli("list", "--recipes").out
+    assert "int8 is mixed of onnx, mixed_dynamic of tflite" in out
     assert all(name in out for name in RECIPES)
     assert [recipe["name"] for recipe in json.loads(cli("list", "--recipes", "--json").out)] == list(RECIPES)
 

@@ -1,8 +1,9 @@
 import pytest
 
+from samexport.api import _target
 from samexport.errors import ConfigError
 from samexport.exporter.formats import FORMATS
-from samexport.exporter.recipes import RECIPES, find_recipe
+from samexport.exporter.recipes import INT8, RECIPES, find_recipe, read_recipe, recipe_name
 from samexport.runtimes.parity.compare import TIERS
 
 
@@ -19,3 +20,12 @@ def test_a_recipe_that_a_format_does_not_write_is_refused(name, file_format):
         find_recipe(name, file_format)
     with pytest.raises(ConfigError):
         FORMATS[file_format].options(recipe=name)
+
+
+def test_int8_is_a_recipe_of_each_format():
+    assert set(INT8) == set(FORMATS)
+    for file_format in FORMATS:
+        recipe = read_recipe("int8", file_format)
+        assert (recipe.weights, recipe.name) == ("int8", recipe_name("int8", file_format))
+        assert _target(file_format, "int8", {}).recipe == recipe.name
+    assert recipe_name("fp16", "onnx") == "fp16"
