@@ -15,7 +15,7 @@ from PIL import Image
 from samexport.benchmarks.contenders.known import find
 from samexport.benchmarks.contenders.official_grid import official_grid
 from samexport.benchmarks.measuring.masks import FoundMask, Reference, compare_found, read_reference
-from samexport.benchmarks.measuring.subject import Subject, import_runtime, summarise
+from samexport.benchmarks.measuring.subject import Subject, import_runtime, judged_as, summarise
 from samexport.benchmarks.results.rows import Job, Parity
 from samexport.errors import ConfigError
 from samexport.models.catalog import find_family
@@ -269,7 +269,7 @@ class TaskSubject(Subject):
 
     def check(self) -> Parity:
         """The masks of the last timed call against PyTorch's."""
-        recipes = find(self.job.runtime).recipes(self.job.precision)
+        recipes = find(self.job.runtime).recipes(judged_as(self.bundle, self.job.precision))
         try:
             limits = tier(*recipes)
         except ConfigError as error:

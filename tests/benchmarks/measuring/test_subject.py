@@ -5,7 +5,14 @@ import pytest
 
 from samexport.benchmarks.contenders.known import find
 from samexport.benchmarks.measuring import subject as subject_module
-from samexport.benchmarks.measuring.subject import GraphSubject, cases_of, run_batched, summarise, timing_inputs
+from samexport.benchmarks.measuring.subject import (
+    GraphSubject,
+    cases_of,
+    judged_as,
+    run_batched,
+    summarise,
+    timing_inputs,
+)
 from samexport.benchmarks.plan import Plan
 from samexport.benchmarks.results.rows import Job
 from samexport.models.families.detector import SAMPLER
@@ -152,6 +159,14 @@ def test_the_tolerance_of_bfloat16_is_wider_than_that_of_float16():
     assert wide.snr_db == pytest.approx(narrow.snr_db - 20 * np.log10(2**3), abs=0.1)
     assert wide.mask_iou < narrow.mask_iou
     assert wide.band > narrow.band
+
+
+def test_a_recipe_of_the_users_is_judged_as_integers_and_no_other_name_is(tiny_bundle):
+    first, *others = tiny_bundle.manifest.artifacts
+    made = replace(first, recipe="gemms", parent="0" * 64)
+    bundle = replace(tiny_bundle, manifest=replace(tiny_bundle.manifest, artifacts=(made, *others)))
+    assert [judged_as(bundle, name) for name in ("gemms", "fp32", "other")] == ["quantized", "fp32", "other"]
+    assert judged_as(tiny_bundle, "gemms") == "gemms"
 
 
 def test_a_file_of_low_precision_is_judged_by_that_wherever_it_runs():
