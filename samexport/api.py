@@ -57,8 +57,9 @@ def export(
         weights: "official" (cache or download), "demo" (in the package, trained on drawn scenes), "random" (seeded,
             masks mean nothing), or files of a checkpoint.
         seed: of random weights.
-        recipe: in which numbers; ``samexport list --recipes`` shows them by format. The default is the format's own
-            (fp16 for CoreML, else fp32).
+        recipe: in which numbers: "int8", or one of ``samexport list --recipes``. The default is the format's own
+            (fp16 for CoreML, else fp32). Recipes of integers take ``calibration``, a folder of pictures, and
+            ``max_drop``.
         out: the bundle's folder; the default is named after the model.
         force: replace a bundle that is there.
         threads: of the runtimes that check the files.
@@ -76,6 +77,8 @@ def export(
 
     known = {field.name for field in fields(ExportOptions)}
     general = {name: options.pop(name) for name in tuple(options) if name in known}
+    if general.get("calibration") is not None:
+        general["calibration"] = as_path(general["calibration"], "calibration is the path of a folder of pictures")
     bundle, report = export_bundle(
         ExportOptions(
             encoder=model,

@@ -99,6 +99,11 @@ class ExportOptions:
             raise ConfigError("--small is of ONNX files, whose runtime computes the position terms once")
         if self.sampler is not None:
             self.sampler.check(self.target, self.random_seed)
+        if self.calibration is not None:
+            from samexport.exporter.quantize.calibration import pictures_of
+
+            # before the hours of a large model
+            pictures_of(self.calibration, self.calibration)
 
     @property
     def spec(self) -> ModelSpec:

@@ -80,7 +80,9 @@ def find_recipe(name: str, file_format: str) -> Recipe:
     """The recipe called ``name``; ConfigError names those that the format writes, if it does not."""
     if name not in RECIPES or file_format not in RECIPES[name].formats:
         known = [recipe.name for recipe in RECIPES.values() if file_format in recipe.formats]
-        raise ConfigError(f"{file_format} is written as {' or '.join(known)}, not {name!r}")
+        raise ConfigError(
+            f"{file_format} is written as {' or '.join(known)} (int8 is the best of integers), not {name!r}"
+        )
     return RECIPES[name]
 
 

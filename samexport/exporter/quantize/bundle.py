@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from samexport.errors import BundleError
+from samexport.errors import BundleError, ConfigError
 from samexport.exporter.pipeline import finish, proven
 from samexport.exporter.quantize.job import Progress, Request, check_request, quantize_here
 from samexport.files import check_new_folder, new_folder
@@ -21,11 +21,14 @@ def quantize_bundle(
 
     Raises:
         BundleError: a file of the bundle is missing or changed; ``out`` cannot be written.
-        ConfigError, MissingDependency: see :func:`check_request`.
+        ConfigError: ``out`` is the bundle itself; see :func:`check_request`.
+        MissingDependency: see :func:`check_request`.
         ExportFailed: a file cannot be quantized.
         ParityFailed: the masks are too far from those of the files before, or a file fails its golden cases.
     """
     check_request(bundle, request)
+    if out.resolve() == bundle.folder.resolve():
+        raise ConfigError(f"{out} is the bundle that is quantized; --out names another folder")
     check_new_folder(out, force=force, refusal=not_ours)
     if problems := bundle.damaged_files():
         name, problem = next(iter(problems.items()))

@@ -89,6 +89,8 @@ class Job:
 
     def __post_init__(self) -> None:
         self.graphs = check_request(self.bundle, self.request)
+        for name in self.graphs:
+            self.layers(name)
         if self.given is None:
             self.progress("asking the files it comes from")
             longest = self.bundle.manifest.frame.size

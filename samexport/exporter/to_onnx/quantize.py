@@ -18,6 +18,7 @@ from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.quantize.layers import Layer
 from samexport.exporter.recipes import Recipe
 from samexport.exporter.to_onnx.even import even_channels
+from samexport.exporter.to_onnx.places import as_places
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
 from samexport.runtimes.adapters.onnx_ranges import extremes
@@ -85,6 +86,7 @@ def write(
                 model = _static(_prepared(parent, recipe), chosen, ranges)
         if "tanh_gelu" in recipe.passes and chosen:
             _by_tanh(model)
+        as_places(model)
         tidy(model, graph)
         onnx.checker.check_model(model)
     except (ValueError, onnx.checker.ValidationError, KeyError) as error:

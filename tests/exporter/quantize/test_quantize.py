@@ -9,6 +9,7 @@ import onnx
 import pytest
 from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from samexport.errors import BundleError, ConfigError, ExportFailed
 from samexport.exporter.quantize.bundle import copy_files, quantize_bundle
@@ -17,6 +18,8 @@ from samexport.exporter.quantize.headroom import times
 from samexport.exporter.quantize.job import GateFailed, Job, Request, quantize_files
 from samexport.exporter.recipes import RECIPES, Recipe, read_recipe
 from samexport.exporter.to_onnx import quantize as onnx_files
+from samexport.exporter.to_onnx.places import as_places
+from samexport.files import sha256
 from samexport.models.spec import GraphSpec, TensorSpec
 from samexport.runtimes.accuracy.agreement import MODES, Limits, ask, judge
 from samexport.runtimes.adapters.onnx_ranges import Peak
@@ -95,6 +98,39 @@ def test_a_recipe_names_what_it_changes_before_and_the_function_stays(tiny_bundl
     assert 0 < np.abs(exact - near).max() < 2e-3 * np.ptp(exact)
 
 
+def test_constants_of_repeated_columns_become_tables_and_the_same_numbers(tmp_path):
+    generator = np.random.default_rng(3)
+    table, place = generator.normal(size=(5, 40)).astype(np.float32), generator.integers(0, 40, (64, 64))
+    other = generator.normal(size=(5, 64, 64)).astype(np.float32)
+    model = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Add", ["x", "one"], ["a"]),
+                helper.make_node("Add", ["a", "two"], ["b"]),
+                helper.make_node("Add", ["b", "other"], ["y"]),
+            ],
+            "toy",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, (5, 64, 64))],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, (5, 64, 64))],
+            [
+                numpy_helper.from_array(value, name)
+                for name, value in (("one", table[:, place]), ("two", 2 * table[:, place]), ("other", other))
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    x = {"x": generator.normal(size=(5, 64, 64)).astype(np.float32)}
+    before = ReferenceEvaluator(model).run(None, x)
+    size = model.ByteSize()
+    as_places(model)
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, x), before)
+    assert [node.op_type for node in model.graph.node] == ["Gather", "Gather", "Add", "Add", "Add"]
+    # both share where the columns are
+    assert model.ByteSize() < size - 2 * 5 * 64 * 64 * 4 + 64 * 64 * 4 + 4000
+
+
 def test_gemms_alone_are_quantized_while_running(tiny_bundle, tmp_path):
     # ONNX Runtime makes products of them first
     recipe = Recipe("gemms", "int8", "int8", ("onnx",), "fp32", operations={"onnx": ("Gemm",)})
@@ -103,6 +139,16 @@ def test_gemms_alone_are_quantized_while_running(tiny_bundle, tmp_path):
     found = onnx_files.count(parent, target, graph, {})
     assert found.quantized_weights == len(onnx_files.layers(parent, graph, recipe)) == 5
     assert {"MatMulInteger", "MatMul"} <= {node.op_type for node in onnx.load(target).graph.node}
+
+
+def test_a_bundle_is_not_quantized_onto_itself_and_nothing_to_quantize_is_told_at_once(own_bundle, tmp_path):
+    before = own_bundle.artifact("encoder").sha256
+    with pytest.raises(ConfigError, match="is the bundle that is quantized; --out names another folder"):
+        quantize_bundle(own_bundle, request(own_bundle, "static_wi8_ai8"), own_bundle.folder, force=True)
+    assert sha256(own_bundle.folder / "encoder.onnx") == before
+    nothing = Recipe("nothing", "int8", "int8", ("onnx",), "fp32", calibrated=True, operations={"onnx": ("Gem",)})
+    with pytest.raises(ExportFailed, match="encoder has nothing that nothing quantizes"):
+        quantize_bundle(own_bundle, request(own_bundle, nothing), tmp_path / "made")
 
 
 def test_the_same_pictures_give_the_same_bytes(tiny_bundle, tmp_path):
