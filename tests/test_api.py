@@ -200,5 +200,5 @@ def test_bench_from_python_takes_a_bundle_or_its_folder(tiny_bundle, tmp_path):
 @pytest.mark.parametrize("folder", ["nofolder", 3])
 def test_a_calibration_folder_is_looked_at_before_anything_is_made(folder, tmp_path):
     options = {"weights": "random", "out": tmp_path / "x", "recipe": "int8", "calibration": folder}
-    with pytest.raises(samexport.errors.ConfigError, match="(is no|path of a) folder"):
+    with pytest.raises(samexport.errors.ConfigError, match=r"(is no|path of a) folder"):
         samexport.export("test.tinyvit64", **options, progress=pytest.fail)
