@@ -207,10 +207,12 @@ def plot(rows: Sequence[EncoderRow]) -> bytes:
 
 
 def _labels(rows: Sequence[EncoderRow]) -> list[tuple[str, tuple[float, float], bool]]:
-    """A name at the slowest point of each model, and whether it stands left, as another one is near and larger."""
+    """A name at the slowest point of each model and recipe, and whether it stands left, since a larger one is near."""
     slowest: dict[str, tuple[float, float]] = {}
     for row in rows:
-        name, place = find_model(row.model).encoder, (float(row.encoder_mb), float(row.encode_ms or 0))
+        # other numbers make another file
+        name = " ".join([find_model(row.model).encoder, *[row.recipe] * (row.recipe != "fp32")])
+        place = (float(row.encoder_mb), float(row.encode_ms or 0))
         if place[1] > slowest.get(name, (0.0, 0.0))[1]:
             slowest[name] = place
     found: list[tuple[str, tuple[float, float], bool]] = []

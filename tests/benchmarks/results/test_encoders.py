@@ -99,6 +99,9 @@ def test_names_stand_once_a_file_and_apart():
         replace(near, encode_ms=None, encoder_mb=90.0),
     ]
     assert encoders._labels(rows) == [("hq_tinyvit", (28.9, 95.0), False), ("tinyvit", (27.8, 120.0), False)]
+    assert ("tinyvit fp16", (13.9, 120.0), False) in encoders._labels(
+        [ROW, replace(ROW, recipe="fp16", encoder_mb=13.9, encode_ms=120.0)]
+    )
     assert encoders._labels([ROW, near]) == [("hq_tinyvit", (28.9, 95.0), False), ("tinyvit", (27.8, 101.4), True)]
 
 
