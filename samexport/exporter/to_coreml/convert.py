@@ -6,6 +6,7 @@ in the way. So it only ever writes into a private folder here; the package itsel
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed, MissingDependency
 from samexport.exporter.recipes import RECIPES, find_recipe
-from samexport.exporter.to_coreml.decompositions import decompositions
 from samexport.exporter.to_coreml.package import PackageTexts, check_package, write_package
 from samexport.exporter.tracing import example_inputs
 from samexport.files import check_room, reason
@@ -32,7 +32,7 @@ from samexport.runtimes.formats.mlpackage import SEVERAL
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from torch import nn
+    from torch import Tensor, nn
 
 DeploymentTarget = Literal["iOS16", "iOS17", "iOS18"]
 
@@ -206,21 +206,28 @@ def _type(tensor: TensorSpec) -> type[np.generic]:
 
 
 def _export(graph: GraphSpec, module: nn.Module, options: CoreMLOptions, bucket: Bucket | None) -> Any:
-    """The module as a program of core ATen operations, as coremltools and half precision want it."""
+    """The module as a program of core ATen operations, as coremltools wants it."""
     import torch
 
     bounds, example = _bounds(graph, options), example_inputs(graph, _sizes(graph, bucket))
     axes = {} if bucket else {a.name: torch.export.Dim(a.name, min=a.low, max=bounds[a.name]) for a in graph.axes}
     shapes = tuple({i: axes[str(d)] for i, d in enumerate(t.shape) if d in axes} or None for t in graph.inputs)
-    half = RECIPES[options.recipe].compute == "float16"
-    program = torch.export.export(module, example, dynamic_shapes=shapes if axes else None)
-    program = program.run_decompositions(decompositions(half=half))
+    program = torch.export.export(module, example, dynamic_shapes=shapes if axes else None).run_decompositions(
+        {torch.ops.aten.gelu.default: _gelu}
+    )
     nodes = program.graph_module.graph
     for node in [n for n in nodes.nodes if n.target is torch.ops.aten.alias.default]:
         # what an expand to the same size becomes; coremltools 9.0 does not know it
         node.replace_all_uses_with(node.args[0])
         nodes.erase_node(node)
     return program
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Any:
+    """The approximation by tanh in its parts: coremltools reads no keyword of an operation and takes erf for both."""
+    if approximate == "none":
+        return NotImplemented
+    return x * 0.5 * (1 + (x * (1 + x * x * 0.044715) * math.sqrt(2 / math.pi)).tanh())
 
 
 def _input_type(

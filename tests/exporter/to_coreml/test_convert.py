@@ -564,30 +564,3 @@ def test_long_sums_and_the_squares_of_large_numbers_stay_in_single_precision(tmp
     assert kept == "layer_norm"
     monkeypatch.setattr("samexport.exporter.to_coreml.convert._MANY_TERMS", 10**6)
     assert worst("short")[0] < 45
-
-
-FIELD = GraphSpec("field", "", (TensorSpec("x", (1, 256, 6, 6), ""),), (TensorSpec("y", (1, 4, 6, 6), ""),))
-
-
-@pytest.mark.parametrize(("groups", "recipe", "convolutions"), [(1, "fp16", 2), (2, "fp16", 1), (1, "fp32", 1)])
-def test_in_half_precision_a_convolution_of_very_long_sums_is_two(tmp_path, monkeypatch, groups, recipe, convolutions):
-    torch.manual_seed(0)
-    module = nn.Conv2d(256, 4, 3, padding=1, groups=groups).requires_grad_(False)
-    module.weight += 0.01
-    x = torch.rand(1, 256, 6, 6, generator=torch.Generator().manual_seed(1))
-
-    def converted(name):
-        path = convert(FIELD, module, tmp_path / f"{name}.mlpackage", CoreMLOptions(recipe=recipe), TEXTS)
-        kinds = [o.kind for o in read_package(path).functions["main"].operations]
-        found = {}
-        for precision in ("fp32", "fp16_accumulate"):
-            with MilRuntime(path, FIELD, precision=precision) as runtime:
-                found[precision] = signal_to_noise(runtime.run({"x": x.numpy()})["y"], module(x).numpy())
-        return kinds.count("conv"), found
-
-    count, snr = converted("halves")
-    assert count == convolutions
-    assert snr["fp32"] > 60
-    if convolutions == 2:
-        monkeypatch.setattr("samexport.exporter.to_coreml.decompositions._MOST_TERMS", 10**6)
-        assert converted("whole")[1]["fp16_accumulate"] < snr["fp16_accumulate"] - 3
