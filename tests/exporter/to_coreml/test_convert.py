@@ -564,3 +564,34 @@ def test_long_sums_and_the_squares_of_large_numbers_stay_in_single_precision(tmp
     assert kept == "layer_norm"
     monkeypatch.setattr("samexport.exporter.to_coreml.convert._MANY_TERMS", 10**6)
     assert worst("short")[0] < 45
+
+
+class Neck(nn.Module):
+    """A LayerNorm over channels, its output large or not, then a convolution of 2304 terms a sum."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.conv = nn.LayerNorm(256), nn.Conv2d(256, 4, 3, padding=1)
+        self.requires_grad_(False)
+        self.conv.weight += 0.01
+
+    def forward(self, x):
+        return self.conv(self.norm(x).permute(0, 3, 1, 2))
+
+
+FIELD = GraphSpec("field", "", (TensorSpec("x", (1, 6, 6, 256), ""),), (TensorSpec("y", (1, 4, 6, 6), ""),))
+
+
+def test_a_long_convolution_behind_a_layer_norm_in_single_precision_is_too(tmp_path):
+    module, drawn = Neck(), torch.rand(1, 6, 6, 256, generator=torch.Generator().manual_seed(1))
+    types = {}
+    for name, scale in (("large", 100.0), ("small", 1.0)):
+        inputs = {"x": (drawn * scale).numpy()}
+        path = convert(FIELD, module, tmp_path / f"{name}.mlpackage", CoreMLOptions(), TEXTS, [inputs])
+        operations = read_package(path).functions["main"].operations
+        types[name] = {o.kind: o.outputs[0].dtype for o in operations if o.kind in ("layer_norm", "conv")}
+    assert types == {
+        "large": {"layer_norm": "float32", "conv": "float32"},
+        "small": {"layer_norm": "float16", "conv": "float16"},
+    }
