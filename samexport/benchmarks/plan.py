@@ -280,12 +280,11 @@ def _task_jobs(bundle: Bundle, form: Form, plan: Plan) -> Iterator[Job]:
     """Tasks run on the runtimes that read a bundle, with the format and precision of its first graph."""
     first = find_family(bundle.manifest.family).first
     encoders = [a for a in bundle.manifest.artifacts if a.graph == first]
+    runners = [c for c in plan.contenders if c.name in RUNTIMES | ROUGH and c.timed]
     for name in (n for n in plan.task_names if TASKS[n].form == form and TASKS[n].suits(bundle)):
         precision, options = recipe_of(encoders[0])
-        for contender in plan.contenders:
-            if contender.name not in RUNTIMES | ROUGH or not contender.timed:
-                continue
-            for threads in plan.threads if contender.file_format == encoders[0].file_format else ():
+        for contender in (c for c in runners if c.file_format == encoders[0].file_format):
+            for threads in plan.threads:
                 yield Job(
                     str(bundle.folder), name, "", form, precision, contender.name, threads, TASKS[name].prompts,
                     checkpoints=plan.checkpoints, photograph=plan.photograph, options=options,

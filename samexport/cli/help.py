@@ -103,9 +103,9 @@ class GroupedCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
+                default = "Options"
                 if parameter.param_type_name == "argument":
-                    record = (_KIND.sub("", record[0]), record[1])
-                default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                    default, record = "Arguments", (_KIND.sub("", record[0]), record[1])
                 groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
         _write_groups(formatter, groups)
 

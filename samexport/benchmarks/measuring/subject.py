@@ -24,10 +24,10 @@ from samexport.runtimes.base import Runtime, Tensors
 from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.host.frames import FrameMap
 from samexport.runtimes.host.prompts import Prompt
-from samexport.runtimes.parity.compare import QUANTIZED, TIERS, tier
+from samexport.runtimes.parity.compare import tier
 from samexport.runtimes.parity.golden import Case, Golden
 from samexport.runtimes.parity.golden_files import load_golden
-from samexport.runtimes.parity.verify import compare_step, expected_of, run_frames
+from samexport.runtimes.parity.verify import compare_step, expected_of, known_recipe, run_frames
 from samexport.runtimes.registry import ROUGH, RUNTIMES
 from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
@@ -242,9 +242,8 @@ def summarise(rows: Iterable[Row]) -> Parity:
 
 
 def judged_as(bundle: Bundle, recipe: str) -> str:
-    """The name by which a file's tolerance is known: a recipe of the user's is one of integers."""
-    made = any(artifact.recipe == recipe and artifact.parent for artifact in bundle.manifest.artifacts)
-    return QUANTIZED.name if made and recipe not in TIERS else recipe
+    """The name by which the tolerance of a bundle's files of ``recipe`` is known."""
+    return next((known_recipe(a) for a in bundle.manifest.artifacts if a.recipe == recipe), recipe)
 
 
 def import_runtime(name: str) -> None:

@@ -240,8 +240,12 @@ def _loop(bundle: Bundle, golden: Golden, loop: Loop, runtime: str, threads: int
 
 def recipes(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
     """The recipes of the files of ``graphs``, as :data:`TIERS` has them."""
-    files = [bundle.artifact(name) for name in graphs]
-    return [a.recipe if a.recipe in TIERS or not a.parent else QUANTIZED.name for a in files]
+    return [known_recipe(bundle.artifact(name)) for name in graphs]
+
+
+def known_recipe(artifact: Artifact) -> str:
+    """A file's recipe as :data:`TIERS` has it: one of the user's is one of integers."""
+    return artifact.recipe if artifact.recipe in TIERS or not artifact.parent else QUANTIZED.name
 
 
 def compare_chains(
