@@ -348,8 +348,11 @@ def reference_golden(network: nn.Module, spec: ModelSpec, graphs: Sequence[str],
         }
         return {name: clip for name, clip in made.items() if clip is not None}
 
-    make_cases = resolve_name(family.cases)
-    return make_golden(spec, graphs, seed, make_cases, run, lambda picture: picture_masks(plain, picture)[0], follow)
+    def answer(picture: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        found = picture_masks(plain, picture)
+        return found.masks, found.low_res_masks
+
+    return make_golden(spec, graphs, seed, resolve_name(family.cases), run, answer, follow)
 
 
 def verify_against_pytorch(

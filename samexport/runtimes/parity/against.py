@@ -19,6 +19,7 @@ from samexport.runtimes.parity.verify import (
     picture_masks,
     recipes,
     run_frames,
+    unsure_pixels,
 )
 from samexport.runtimes.verdicts import Check, Row
 
@@ -80,8 +81,9 @@ def verify_against(
     name = other.folder.resolve().name
     rows = [*compare_chains(bundle, expected, runtime=runtime, threads=threads, against=name, progress=progress)]
     progress("checking from picture to masks")
-    wanted = picture_masks(other, golden.picture, None, threads)[0]
-    found = picture_masks(bundle, golden.picture, runtime, threads)[0]
+    wanted = picture_masks(other, golden.picture, None, threads)
+    found = picture_masks(bundle, golden.picture, runtime, threads)
     check = Check("end_to_end", bundle.graph_names, against=name)
     limits = tier(*recipes(bundle, bundle.graph_names), *recipes(other, other.graph_names))
-    return (*rows, compare_masks(check, "masks", wanted, found, limits))
+    unsure = unsure_pixels(wanted.low_res_masks, golden.picture, other.manifest.frame, limits)
+    return (*rows, compare_masks(check, "masks", wanted.masks, found.masks, limits, unsure))

@@ -23,8 +23,8 @@ class Tier:
 
     ``max_error`` and ``score_error`` are fractions of the reference's range; ``mask_iou`` bounds the
     ``iou_quantile`` over masks of the IoU of thresholded masks, pixels whose reference logit is within ``band``
-    (a fraction of the range) of the threshold left out and counted apart. Of masks without logits the fraction
-    ``max_flips`` of the pixels may differ, if all of these lie on the border of the reference.
+    (a fraction of the range) of the threshold left out and counted apart. Of masks at a picture's size the fraction
+    ``max_flips`` of the pixels may differ, if all of these lie on the border of the reference or within ``band``.
     """
 
     name: str
@@ -185,12 +185,14 @@ def _match(boxes: Array, scores: Array, other_boxes: Array, other_scores: Array,
     return match
 
 
-def compare_masks(check: Check, name: str, expected: Array, actual: Array, limits: Tier) -> Row:
+def compare_masks(
+    check: Check, name: str, expected: Array, actual: Array, limits: Tier, unsure: Array | None = None
+) -> Row:
     """Judge boolean masks [M, H, W], each for itself: by its IoU, or by where its pixels differ.
 
     A flipped pixel of a small mask weighs more than any tolerance. So a mask also passes if what differs lies on
-    the border of the reference and is at most ``max_flips`` of the picture: rounding moves a border, it does
-    not lose an object.
+    the border of the reference, or where ``unsure`` [M, H, W] says that the reference's logits are within ``band`` of
+    the threshold, and is at most ``max_flips`` of the picture: rounding moves a border, it does not lose an object.
     """
     if expected.shape != actual.shape:
         shapes = f"{list(actual.shape)}, expected {list(expected.shape)}"
@@ -202,20 +204,23 @@ def compare_masks(check: Check, name: str, expected: Array, actual: Array, limit
     reasons = [
         f"mask {i}: IoU {ious[i]:.5f} is below {limits.mask_iou}, {np.count_nonzero(flips[i])} pixels differ"
         for i in range(len(expected))
-        if not (ious[i] >= limits.mask_iou or _rounding(expected[i], flips[i], limits))
+        if not (
+            ious[i] >= limits.mask_iou
+            or _rounding(expected[i], flips[i], limits, False if unsure is None else unsure[i])
+        )
     ]
     verdict = Verdict.FAIL if reasons else Verdict.PASS
     differing = int(np.count_nonzero(flips))
     return Row(check, name, verdict, "; ".join(reasons[:3]), mask_iou=float(ious.min()), boundary_flips=differing)
 
 
-def _rounding(mask: Array, flips: Array, limits: Tier) -> bool:
-    """Whether the pixels that differ lie on the border of ``mask`` [H, W], and are few."""
+def _rounding(mask: Array, flips: Array, limits: Tier, unsure: Array | bool) -> bool:
+    """Whether the pixels that differ lie on the border of ``mask`` [H, W] or are ``unsure``, and are few."""
     padded = np.pad(mask, 1, mode="edge")
     height, width = mask.shape
     around = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
     border = np.logical_or.reduce(around) & ~np.logical_and.reduce(around)
-    return bool((flips <= border).all() and np.count_nonzero(flips) <= limits.max_flips * mask.size)
+    return bool((flips <= (border | unsure)).all() and np.count_nonzero(flips) <= limits.max_flips * mask.size)
 
 
 def check_names(check: Check, expected: Iterable[str], actual: Iterable[str]) -> list[Row]:

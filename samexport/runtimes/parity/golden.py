@@ -135,8 +135,8 @@ def _rows(value: NDArray[Any], count: int) -> NDArray[Any]:
 class Golden:
     """A picture, the sha256 of its resized pixels, the masks of :func:`picture_prompts`, the cases, and clips.
 
-    ``masks`` is bool [prompts, H, W]: the whole way from picture to mask, as a user goes it; ``clips`` are of the
-    family's loops, by their names.
+    ``masks`` is bool [prompts, H, W]: the whole way from picture to mask, as a user goes it; ``low_res_masks``
+    [prompts, L, L] their logits, None in earlier bundles; ``clips`` are of the family's loops, by their names.
     """
 
     picture: NDArray[np.uint8]
@@ -144,6 +144,7 @@ class Golden:
     masks: NDArray[np.bool_]
     cases: tuple[Case, ...]
     clips: Mapping[str, Clip] = field(default_factory=dict)
+    low_res_masks: NDArray[np.float32] | None = None
 
     def inputs_of(self, graph: GraphSpec) -> list[Tensors]:
         """What the cases feed to a graph; of one after another graph, as far as that one's outputs are known."""
@@ -215,7 +216,7 @@ def make_golden(
     seed: int,
     make_cases: MakeCases,
     run: Run,
-    find_masks: Callable[[NDArray[np.uint8]], NDArray[np.bool_]],
+    find_masks: Callable[[NDArray[np.uint8]], tuple[NDArray[np.bool_], NDArray[np.float32]]],
     find_clips: Callable[[NDArray[np.uint8]], Mapping[str, Clip]] = lambda _: {},
 ) -> Golden:
     """A picture, what the reference makes of it, and the family's cases.
@@ -226,14 +227,14 @@ def make_golden(
         seed: of the picture and of everything that is drawn.
         make_cases: the family's.
         run: the reference for a chain of graphs.
-        find_masks: the reference from a picture to the masks of :func:`picture_prompts`.
+        find_masks: the reference from a picture to the masks of :func:`picture_prompts`, and their logits.
         find_clips: the reference on clips of the picture, for families with memory.
     """
     rng = np.random.default_rng(seed)
     picture = structured_picture(rng, spec.frame.size)
     cases = make_cases(Reference(spec, tuple(graphs), picture, rng, run))
-    masks, clips = find_masks(picture), find_clips(picture)
-    return Golden(picture, _resized_sha256(picture, spec.frame), masks, tuple(cases), clips)
+    (masks, low_res_masks), clips = find_masks(picture), find_clips(picture)
+    return Golden(picture, _resized_sha256(picture, spec.frame), masks, tuple(cases), clips, low_res_masks)
 
 
 def case_of_size(cases: Sequence[Case], graph: GraphSpec, buckets: Sequence[Bucket], count: int) -> Case | None:

@@ -30,6 +30,7 @@ from samexport.runtimes.parity.golden import Case, Golden, Made, Step, picture_p
 FOLDER = "golden"
 PICTURE, _TENSORS, _CASES = "picture.png", "tensors.npz", "cases.json"
 _ONE_CLIP = "clip"
+_LOGITS = "low_res_masks"
 _STRIDE = 7
 _WHOLE = 1 << 16
 
@@ -111,6 +112,10 @@ def save_golden(golden: Golden, folder: Path) -> None:
         keys = {number: _store(tensors, values) for number, values in clip.numbers.items()}
         bits = _store(tensors, np.packbits(clip.masks))
         clips[name] = _StoredClip(clip.seed, len(clip.masks), clip.masks.shape[1], keys, bits)
+    if golden.low_res_masks is not None:
+        # close to the threshold, where they are needed, half precision is exact enough
+        limit = float(np.finfo(np.float16).max)
+        tensors[_LOGITS] = golden.low_res_masks.clip(-limit, limit).astype(np.float16)
     np.savez_compressed(out / _TENSORS, allow_pickle=False, masks=np.packbits(golden.masks), **tensors)
     content = msgspec.to_builtins(_StoredGolden(golden.resized_sha256, tuple(cases), clips))
     (out / _CASES).write_text(to_json(content), encoding="utf-8")
@@ -156,12 +161,15 @@ def load_golden(folder: Path, frame: Preprocess) -> Golden:
         # what is beyond float32 becomes infinite, and infinite is FAIL
         with np.errstate(over="ignore"):
             whole = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in tensors.items()}
+        logits = whole.pop(_LOGITS, None)
+        if logits is not None and logits.shape != (len(masks), frame.low_res, frame.low_res):
+            raise ValueError(f"{_LOGITS} are not of {len(masks)} masks of {frame.low_res}x{frame.low_res}")
         cases = tuple(_load_case(case, whole, picture, frame) for case in stored.cases)
         only = {"video": stored.clip} if stored.clip is not None else {}
         clips = {name: _load_clip(clip, whole, picture) for name, clip in (only | stored.clips).items()}
     except (SamExportError, KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise BundleError(f"{source} cannot be read ({reason(error)}); export the bundle again") from error
-    return Golden(picture, stored.resized_sha256, masks, cases, clips)
+    return Golden(picture, stored.resized_sha256, masks, cases, clips, logits)
 
 
 def _load_clip(stored: _StoredClip, tensors: Tensors, picture: NDArray[np.uint8]) -> Clip:

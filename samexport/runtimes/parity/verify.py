@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.catalog import find_family
 from samexport.models.families.base import Loop
-from samexport.models.spec import GraphSpec
+from samexport.models.spec import GraphSpec, Preprocess
 from samexport.runtimes.adapters.onnx_ranges import half_range
 from samexport.runtimes.base import Runtime, Tensors, check_threads
 from samexport.runtimes.bundle import Artifact, Bundle
+from samexport.runtimes.host.frames import FrameMap, upscale_mask
 from samexport.runtimes.parity.clip import clip_frames, compare_clip
 from samexport.runtimes.parity.compare import (
     QUANTIZED,
     TIERS,
+    Tier,
     check_names,
     compare_boxes,
     compare_masks,
@@ -123,16 +125,39 @@ def verify_bundle(
     return ParityReport(tuple(rows))
 
 
+@dataclass(frozen=True)
+class PictureMasks:
+    """Masks bool [prompts, H, W], their logits [prompts, L, L], the runtime and where its operations ran."""
+
+    masks: NDArray[np.bool_]
+    low_res_masks: NDArray[np.float32]
+    runtime: str
+    placement: str
+
+
 def picture_masks(
     bundle: Bundle, picture: NDArray[np.uint8], runtime: str | None = None, threads: int | None = None
-) -> tuple[NDArray[np.bool_], str, str]:
-    """The masks of the golden picture, with the code that ``samexport segment`` runs; runtime and its placement."""
+) -> PictureMasks:
+    """What the golden picture's prompts are answered with, by the code that ``samexport segment`` runs."""
     with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
         segmenter.set_image(picture)
         prompts = picture_prompts(picture, background=segmenter.session.background)
         results = segmenter.predict(prompts, multimask=False)
         name, _, where = segmenter.runtime.partition(": ")
-    return np.concatenate([r.masks for r in results]), name, where
+    logits = np.concatenate([r.low_res_masks for r in results])
+    return PictureMasks(np.concatenate([r.masks for r in results]), logits, name, where)
+
+
+def unsure_pixels(
+    low_res_masks: NDArray[np.float32] | None, picture: NDArray[np.uint8], frame: Preprocess, limits: Tier
+) -> NDArray[np.bool_] | None:
+    """Where in the picture logits are within the tier's band of the threshold, bool [prompts, H, W]."""
+    if low_res_masks is None:
+        return None
+    place, reach = FrameMap(picture.shape[:2], frame), limits.band * float(np.ptp(low_res_masks))
+    if not np.isfinite(reach):
+        return None
+    return upscale_mask(low_res_masks, place, -reach) & ~upscale_mask(low_res_masks, place, reach)
 
 
 def compare_cases(
@@ -210,13 +235,17 @@ def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | Non
     """From picture to masks with the code that ``samexport segment`` runs."""
     check = Check("end_to_end", bundle.graph_names, artifacts=tuple(a.path for a in bundle.manifest.artifacts))
     try:
-        masks, name, where = picture_masks(bundle, golden.picture, runtime, threads)
+        found = picture_masks(bundle, golden.picture, runtime, threads)
     except MissingDependency:
         raise
     except SamExportError as error:
         return Row(replace(check, runtime=runtime), "masks", Verdict.FAIL, str(error))
-    check = replace(check, runtime=name, placement=where)
-    return compare_masks(check, "masks", golden.masks, masks, tier(*recipes(bundle, bundle.graph_names)))
+    check, limits = (
+        replace(check, runtime=found.runtime, placement=found.placement),
+        tier(*recipes(bundle, bundle.graph_names)),
+    )
+    unsure = unsure_pixels(golden.low_res_masks, golden.picture, bundle.manifest.frame, limits)
+    return compare_masks(check, "masks", golden.masks, found.masks, limits, unsure)
 
 
 def _loop(bundle: Bundle, golden: Golden, loop: Loop, runtime: str, threads: int | None) -> Iterator[Row]:

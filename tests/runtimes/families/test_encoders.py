@@ -54,7 +54,7 @@ def test_everything_runs(bundle):
 
 
 def test_what_an_export_compares_and_a_gate_asks_is_answered(bundle):
-    masks, *_ = picture_masks(bundle, PICTURE, threads=1)
+    masks = picture_masks(bundle, PICTURE, threads=1).masks
     assert masks.shape == (2, 40, 90)
     (asked,) = ask(bundle, [PICTURE], threads=1)
     assert len(asked.prompts["click"]) == len(asked.answers["click"]) == 16

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from samexport.errors import ConfigError
+from samexport.models.catalog import MODELS
 from samexport.models.families.detector import sampler_graph
 from samexport.models.spec import Axis, GraphSpec, TensorSpec
 from samexport.runtimes.parity.compare import (
@@ -15,7 +16,7 @@ from samexport.runtimes.parity.compare import (
     tier,
 )
 from samexport.runtimes.parity.golden import Case
-from samexport.runtimes.parity.verify import compare_step
+from samexport.runtimes.parity.verify import compare_step, unsure_pixels
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 CHECK = Check("case")
@@ -279,3 +280,32 @@ def test_a_part_of_a_case_is_judged_by_the_range_of_the_whole():
         found = part.expected["scores"] + np.float32([0, error])
         rows = list(compare_step(CHECK, part, [graph], {"scores": found}, ("fp32",), part.spans))
         assert [row.verdict for row in rows] == [verdict]
+
+
+def test_what_the_logits_leave_open_may_differ_while_it_is_little():
+    expected = np.zeros((1, 427, 640), bool)
+    expected[0, 40:60, 40:60] = True
+    actual, unsure = expected.copy(), np.zeros_like(expected)
+    actual[0, 40:44, 40:60] = False  # four rows: IoU 0.8, three of them not on the border
+    unsure[0, 41:44, 40:60] = True
+    judged = {name: compare_masks(CHECK, "masks", expected, actual, TIERS[name], unsure) for name in ("fp32", "fp16")}
+    # 80 pixels of 273,280: more than one of 10,000, fewer than one of 200
+    assert {name: row.verdict for name, row in judged.items()} == {"fp32": Verdict.FAIL, "fp16": Verdict.PASS}
+    unsure[0, 43, 50] = False
+    assert compare_masks(CHECK, "masks", expected, actual, TIERS["fp16"], unsure).verdict is Verdict.FAIL
+
+
+def test_pixels_are_unsure_where_the_logits_are_near_the_threshold():
+    frame = MODELS["test.tinyvit64"].frame
+    low = np.full((1, frame.low_res, frame.low_res), 10, np.float32)
+    low[0, :, : frame.low_res // 2] = -10
+    low[0, 0, 0] = -0.09  # of a range of 20 the band of fp16 is 0.1
+    picture = np.zeros((frame.size, frame.size, 3), np.uint8)
+    found = unsure_pixels(low, picture, frame, TIERS["fp16"])
+    assert found[0, 0, 0]
+    # at the steep edge in the middle no pixel of the picture is that close
+    assert not found[0, frame.size // 2 :].any()
+    assert not unsure_pixels(low, picture, frame, TIERS["fp32"]).any()
+    low[0, 1, 1] = np.inf
+    assert unsure_pixels(low, picture, frame, TIERS["fp16"]) is None
+    assert unsure_pixels(None, picture, frame, TIERS["fp16"]) is None

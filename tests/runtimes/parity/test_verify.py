@@ -170,3 +170,5 @@ def test_golden_cases_hold_what_they_say(tiny_bundle):
     assert golden.masks.shape == (2, *picture.shape[:2])
     assert golden.masks.any()
     assert not golden.masks.all()
+    place = images.FrameMap(picture.shape[:2], tiny_bundle.manifest.frame)
+    assert np.array_equal(images.upscale_mask(golden.low_res_masks, place), golden.masks)
