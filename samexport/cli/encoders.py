@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 
 
 def compare_encoders(
-    models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Which; all if none is named.")
-    ] = None,
+    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="Which; all if none is named.")] = None,
     formats: Annotated[
         str, typer.Option("--format", metavar="NAME,NAME", help="onnx, tflite, coreml.", rich_help_panel=GRAPHS)
     ] = "onnx",
@@ -46,7 +43,14 @@ def compare_encoders(
     ] = None,
     threads: Threads = 2,
     seconds: Annotated[
-        float, typer.Option(min=0.1, max=600, metavar="NUMBER", help="How long to time each.", rich_help_panel=GRAPHS)
+        float,
+        typer.Option(
+            min=0,
+            max=600,
+            metavar="NUMBER",
+            help="How long to time each; 0 for sizes and checks alone.",
+            rich_help_panel=GRAPHS,
+        ),
     ] = 10,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Gets the table, its data and a plot.", rich_help_panel=OUTPUT)
@@ -80,7 +84,7 @@ def compare_encoders(
                 print(f"{name}: {error}", file=sys.stderr)
                 continue
             write_text(out / JSON, text_of(rows), force=True)
-            write_text(out / TABLE, page(rows, shlex.join(["samexport", *sys.argv[1:]])), force=True)
+            write_text(out / TABLE, page(rows, str(out)), force=True)
             with new_file(out / PLOT, force=True) as file:
                 file.write_bytes(plot(rows))
     print_written([out])
@@ -122,7 +126,7 @@ def _measured(
     with TemporaryDirectory(prefix="samexport-encoders-", ignore_cleanup_errors=True) as folder:
         options = ExportOptions(spec.name, Path(folder) / "bundle", random_seed=DEFAULT_SEED, target=target, max_drop=1)
         bundle, _ = export_bundle(options)
-        if not chosen:
+        if not chosen or not seconds:
             return [untimed(bundle)]
         first = (find_family(spec.family).first,)
         request = BenchRequest(

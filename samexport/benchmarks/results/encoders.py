@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import log
@@ -23,6 +24,8 @@ RIVALS = ("plain", TORCHSCRIPT)
 uses, and by the older one, which official exports use."""
 JSON, TABLE, PLOT = "encoders.json", "encoders.md", "encoders.png"
 _VERSION = 1
+_SIZES = """Of each format and recipe (`samexport list --recipes`): the encoder's file and all files, MB.
+"""
 _ABOUT = """Random weights of the real architecture: times and sizes do not depend on them; accuracy does, and is not
 here. `encode` is the encoder's file alone, `next click` everything from a click on a picture that is encoded to its
 mask on a photograph of 12 megapixels; medians in milliseconds. `of plain` is the median of the encoder's time by that
@@ -118,9 +121,14 @@ def untimed(bundle: Bundle) -> EncoderRow:
 
 
 def merged(known: Sequence[EncoderRow], new: Sequence[EncoderRow]) -> list[EncoderRow]:
-    """Both, where a new row takes the place of the same one before; small encoders first."""
+    """Both, where a new row takes the place of the same one before, and a timed one that of one that was not.
+
+    Small encoders come first.
+    """
     rows = {row.key: row for row in (*known, *new)}
-    return sorted(rows.values(), key=lambda row: (row.gmac or 0, *map(str, row.key)))
+    timed = {row.key[:3] for row in rows.values() if row.runtime}
+    shown = [row for row in rows.values() if row.runtime or row.key[:3] not in timed]
+    return sorted(shown, key=lambda row: (row.gmac or 0, *map(str, row.key)))
 
 
 def read(path: Path) -> list[EncoderRow]:
@@ -139,28 +147,76 @@ def text_of(rows: Sequence[EncoderRow]) -> str:
     return to_json(asdict(_Stored(_VERSION, tuple(rows))))
 
 
-def page(rows: Sequence[EncoderRow], command: str) -> str:
-    """A Markdown page: the table, and how it came about."""
-    columns = (
-        "`--encoder`", "parameters", "encoder GMAC", "frame", "files", "encoder", "all files", "runtime", "encode",
-        "next click", "of plain", "max error / range", "linter", "weights",
-    )  # fmt: skip
-    table = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *map(_line, rows)]
+def page(rows: Sequence[EncoderRow], out: str) -> str:
+    """A Markdown page: what the models are and weigh, what was measured, and the commands that wrote it to ``out``."""
+    kinds = dict.fromkeys(sorted((row.file_format, row.recipe) for row in rows))
+    models = {row.model: row for row in rows}
+    sizes = {(row.model, row.file_format, row.recipe): row for row in rows}
+    about = ["`--encoder`", "parameters", "encoder GMAC", "frame", *map(" ".join, kinds), "weights"]
+    first = [
+        [*_about(row), *[_sizes(sizes.get((name, *kind))) for kind in kinds], _weights(name)]
+        for name, row in models.items()
+    ]
+    measured = [
+        "`--encoder`", "files", "runtime", "encode", "next click", "of plain", "max error / range", "linter",
+    ]  # fmt: skip
     machines = sorted({f"- {row.cpu}, {row.created[:10]}" for row in rows if row.runtime})
-    return "\n".join(["# Encoders", "", *table, "", _ABOUT, *machines, "", "```", command, "```", ""])
-
-
-def _line(row: EncoderRow) -> str:
-    spec = find_model(row.model)
-    weights = f"[{spec.licence}]({spec.source.url})" if spec.source and spec.source.url else spec.licence
-    cells = (
-        f"`{spec.encoder}`", f"{_short(row.parameters / 1e6)} M", _short(row.gmac), str(row.side),
-        f"{row.file_format} {row.recipe}", f"{row.encoder_mb:.1f} MB", f"{row.files_mb:.1f} MB",
-        _ran(row), _number(row.encode_ms, ".0f"),
-        _number(row.answer_ms, ".0f"), ", ".join(_number(r, ".2f") for r in (row.of_plain, row.of_torchscript) if r),
-        f"{row.max_error:.1e}", row.linter, weights,
+    return "\n".join(
+        [
+            "# Encoders", "", *_table(about, first), "", _SIZES, "## Times and checks", "",
+            *_table(measured, [_measured(row) for row in rows]), "", _ABOUT, *machines, "",
+            "```", *_commands(rows, out), "```", "",
+        ]
     )  # fmt: skip
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "/") for cell in line] for line in (columns, *lines)]
+    head, *body = [f"| {' | '.join(line)} |" for line in cells]
+    return [head, "|" + "---|" * len(columns), *body]
+
+
+def _about(row: EncoderRow) -> list[str]:
+    parameters = f"{_short(row.parameters / 1e6)} M"
+    return [f"`{find_model(row.model).encoder}`", parameters, _short(row.gmac), str(row.side)]
+
+
+def _sizes(row: EncoderRow | None) -> str:
+    return f"{row.encoder_mb:.1f}, {row.files_mb:.1f}" if row else ""
+
+
+def _weights(model: str) -> str:
+    spec = find_model(model)
+    return f"[{spec.licence}]({spec.source.url})" if spec.source and spec.source.url else spec.licence
+
+
+def _measured(row: EncoderRow) -> list[str]:
+    return [
+        f"`{find_model(row.model).encoder}`", f"{row.file_format} {row.recipe}", _ran(row),
+        _number(row.encode_ms, ".0f"), _number(row.answer_ms, ".0f"),
+        ", ".join(_number(r, ".2f") for r in (row.of_plain, row.of_torchscript) if r), f"{row.max_error:.1e}",
+        row.linter,
+    ]  # fmt: skip
+
+
+def _commands(rows: Sequence[EncoderRow], out: str) -> list[str]:
+    """What makes the rows: a line for each format, recipe and set of runtimes."""
+    ran: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        ran.setdefault((row.model, row.file_format, row.recipe), []).extend([row.runtime] * bool(row.runtime))
+    lines: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (model, file_format, recipe), runtimes in ran.items():
+        lines.setdefault((file_format, recipe, tuple(runtimes)), []).append(find_model(model).encoder)
+    return [
+        shlex.join(
+            [
+                "samexport", "compare-encoders", *names, "--format", file_format, "--recipe", recipe,
+                *(word for name in runtimes for word in ("--runtime", name)), *["--seconds", "0"] * (not runtimes),
+                "--out", out,
+            ]
+        )
+        for (file_format, recipe, runtimes), names in sorted(lines.items())
+    ]  # fmt: skip
 
 
 def _ran(row: EncoderRow) -> str:

@@ -62,6 +62,8 @@ def test_a_later_row_replaces_the_same_one_alone_and_the_file_is_read_again(tmp_
     other, later = replace(ROW, recipe="fp16", gmac=1.0), replace(ROW, encode_ms=99.0)
     rows = merged([ROW, other], [later])
     assert rows == [other, later]
+    untimed = replace(ROW, runtime="", threads=0)
+    assert merged([ROW], [untimed]) == merged([untimed], [ROW]) == [ROW]
     (tmp_path / JSON).write_text(encoders.text_of(rows))
     assert read(tmp_path / JSON) == rows
 
@@ -75,15 +77,43 @@ def test_another_file_is_refused(tmp_path, text):
 
 def test_the_page_has_a_line_a_row_with_the_licence_of_the_weights():
     small = replace(ROW, model="test.nano64", parameters=52_345, gmac=0.0123, answer_ms=None)
-    text = page([ROW, small, replace(small, model="test.vit64", gmac=None)], "samexport compare-encoders")
-    first, second = (line for line in text.splitlines() if line.startswith(("| `tiny", "| `nano")))
-    assert first.split(" | ")[:12] == [
-        "| `tinyvit`", "10.1 M", "37.5", "1024", "onnx fp32", "27.8 MB", "81.8 MB", "onnxruntime, 2 threads", "101",
-        "33", "0.91", "9.7e-07",
-    ]  # fmt: skip
-    assert "](https://" in first
-    assert (second.split(" | ")[1:3], second.split(" | ")[9]) == (["0.052 M", "0.012"], "")
+    half = replace(
+        ROW,
+        recipe="fp16",
+        runtime="",
+        encoder_mb=13.9,
+        files_mb=41.0,
+        encode_ms=None,
+        answer_ms=None,
+        of_torchscript=None,
+    )
+    text = page([ROW, half, small, replace(small, model="test.vit64", gmac=None)], "a folder")
+    tiny, nano, _, *measured = (line for line in text.splitlines() if line.startswith("| `") and "encoder`" not in line)
+    assert tiny.split(" | ")[:6] == ["| `tinyvit`", "10.1 M", "37.5", "1024", "13.9, 41.0", "27.8, 81.8"]
+    assert "](https://" in tiny
+    assert nano.split(" | ")[1:6] == ["0.052 M", "0.012", "1024", "", "27.8, 81.8"]
     assert "| `vit64` | 0.052 M |  |" in text
+    first, second, third, _ = (line.split(" | ") for line in measured)
+    assert first[:7] == [
+        "| `tinyvit`", "onnx fp32", "onnxruntime, 2 threads", "101", "33", "0.91", "9.7e-07"
+    ]  # fmt: skip
+    assert (second[1:3], second[3:6], third[4]) == (["onnx fp16", "not timed"], ["", "", ""], "")
+
+
+def test_the_page_says_how_its_rows_are_made():
+    rows = [
+        ROW,
+        replace(ROW, runtime="openvino"),
+        replace(ROW, recipe="fp16", runtime=""),
+        replace(ROW, model="test.nano64"),
+    ]
+    lines = page(rows, "a folder").split("```")[1].strip().splitlines()
+    assert lines == [
+        "samexport compare-encoders tinyvit --format onnx --recipe fp16 --seconds 0 --out 'a folder'",
+        "samexport compare-encoders nano64 --format onnx --recipe fp32 --runtime onnxruntime --out 'a folder'",
+        "samexport compare-encoders tinyvit --format onnx --recipe fp32 --runtime onnxruntime --runtime openvino"
+        " --out 'a folder'",
+    ]
 
 
 def test_the_plot_is_a_picture_also_of_nothing():
@@ -123,13 +153,19 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
     assert made.encode_ms > 0 < made.answer_ms
     assert made.of_plain > 0 < made.of_torchscript
     assert {file.name for file in tmp_path.iterdir()} == {JSON, TABLE, PLOT}
-    # where no runtime can be timed, sizes and errors are known all the same
-    monkeypatch.setattr(known, "why_not", lambda _: "not here")
-    code, _, err = run("compare-encoders", "test.tinyvit64", "--runtime", "litert", "--out", tmp_path)
+    # where nothing is timed, sizes and errors are known all the same
+    arguments = ("compare-encoders", "test.tinyvit64", "--out", tmp_path, "--recipe")
+    code, _, err = run(*arguments, "weight_only_wi8_afp32", "--seconds", 0)
     assert code == 0, err
-    untimed, *_ = read(tmp_path / JSON)
-    assert (untimed.runtime, untimed.encode_ms, untimed.gmac) == ("", None, made.gmac)
-    assert (untimed.encoder_mb, untimed.max_error) == (made.encoder_mb, made.max_error)
+    monkeypatch.setattr(known, "why_not", lambda _: "not here")
+    code, _, err = run(*arguments, "dynamic_wi8_afp32", "--runtime", "litert")
+    assert code == 0, err
+    untimed = [row for row in read(tmp_path / JSON) if not row.runtime]
+    assert [row.recipe for row in untimed] == ["dynamic_wi8_afp32", "weight_only_wi8_afp32"]
+    for each in untimed:
+        assert (each.encode_ms, each.gmac) == (None, made.gmac)
+        assert 0.2 * made.encoder_mb < each.encoder_mb < 0.9 * made.encoder_mb
+        assert each.max_error > made.max_error
     assert "| not timed |  |  |  |" in (tmp_path / TABLE).read_text()
     for wrong, message in (
         (("tinyvat",), "tinyvit"),
@@ -139,7 +175,7 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
         code, _, err = run("compare-encoders", *wrong, "--out", tmp_path)
         assert code == 2
         assert message in one_line_error(err)
-    assert len(json.loads((tmp_path / JSON).read_text())["rows"]) == 3
+    assert len(json.loads((tmp_path / JSON).read_text())["rows"]) == 4
 
 
 def test_formats_take_the_recipes_that_they_have():
