@@ -66,6 +66,13 @@ def _shipped() -> dict[str, Recipe]:
 RECIPES: dict[str, Recipe] = _shipped()
 
 
+QUANTIZABLE: dict[FormatName, tuple[str, ...]] = {
+    "onnx": ("Conv", "ConvTranspose", "Gemm", "MatMul"),
+    "tflite": ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "BATCH_MATMUL"),
+    "coreml": (),
+}
+"""The kinds of operations that a recipe may name, by format; CoreML's tools choose themselves."""
+
 INT8: dict[str, str] = {"onnx": "mixed", "tflite": "mixed_dynamic", "coreml": "weight_only_wi8_afp16"}
 """What ``int8`` means, by format: the smallest and fastest recipe whose masks passed the gate, by measurement on a
 processor. Accelerators of phones take integers with fixed scales alone: ``mixed``."""
@@ -101,4 +108,8 @@ def read_recipe(name: str, file_format: str) -> Recipe:
         raise ConfigError(f"{name}: parent is fp32 or fp16, from which the files are quantized, not {recipe.parent!r}")
     if file_format not in recipe.formats:
         raise ConfigError(f"{name} is for {' and '.join(recipe.formats)} files, not {file_format}")
+    for each, kinds in recipe.operations.items():
+        if unknown := [kind for kind in kinds if kind not in QUANTIZABLE[each]]:
+            known = ", ".join(QUANTIZABLE[each]) or "none, so leave it out"
+            raise ConfigError(f"{name}: operations of {each}: {', '.join(unknown)} cannot be quantized; known: {known}")
     return recipe

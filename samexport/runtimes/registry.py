@@ -152,6 +152,8 @@ def check_runtime(name: str | None, formats: Collection[str]) -> None:
     """ConfigError unless ``name`` is None or a runtime that reads files of one of ``formats``."""
     if name is None:
         return
+    if name in ROUGH:
+        raise ConfigError(f"{name} computes in fewer bits than the files hold, so it checks none; take another runtime")
     if name not in RUNTIMES:
         raise ConfigError(f"there is no runtime {name!r}; known: {', '.join(RUNTIMES)}")
     reads = RUNTIMES[name].file_format

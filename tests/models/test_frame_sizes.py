@@ -60,7 +60,8 @@ def test_the_weights_are_those_of_the_models_own_size(name, size):
         ("vit_b", 512, r"sam\.vit_b takes pictures of 1024 pixels: its weights hold their positions"),
         ("hiera_t", 500, "--image-size is a multiple of 32 from 64 to 2048, not 500"),
         ("tinyvit", 4096, "--image-size is a multiple of 32"),
-        ("efficientvit_l0", 640, r"efficientvit_l0 takes pictures of a multiple of 256 pixels, not of 640"),
+        ("efficientvit_l0", 640, "--image-size is a multiple of 256 from 256 to 2048, not 640"),
+        ("efficientvit_l0", 0, "--image-size is a multiple of 256"),
     ],
 )
 def test_other_sizes_are_refused_with_the_reason(name, size, message):

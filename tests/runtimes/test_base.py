@@ -102,6 +102,11 @@ def test_too_many_threads_are_refused_with_the_bound_before_anything_is_opened(t
     [
         ("tflow", ["onnx"], "there is no runtime 'tflow'; known: onnxruntime, openvino, litert, coreml, mil"),
         ("litert", ["onnx"], "litert reads tflite files, not onnx"),
+        (
+            "openvino-bf16",
+            ["onnx"],
+            "openvino-bf16 computes in fewer bits than the files hold, so it checks none; take another runtime",
+        ),
         ("mil", ["tflite", "onnx"], "mil reads coreml files, not onnx, tflite"),
     ],
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.quantize.layers import Layer
-from samexport.exporter.recipes import Recipe
+from samexport.exporter.recipes import QUANTIZABLE, Recipe
 from samexport.exporter.to_onnx.even import even_channels
 from samexport.exporter.to_onnx.places import as_places
 from samexport.models.spec import GraphSpec
@@ -28,7 +28,7 @@ from samexport.runtimes.bundle import Quantized
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-_KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_KINDS = QUANTIZABLE["onnx"]
 _INTEGER = ("MatMulInteger", "ConvInteger")
 _CONVERTING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 # what ONNX Runtime's quantizer appends to the name of a weight

@@ -124,10 +124,10 @@ def graph_names(features: Collection[str]) -> tuple[str, ...]:
     return ("encoder", *decoder, "decoder_with_mask")
 
 
-def check_size(size: int) -> None:
-    """ConfigError unless a frame may have this side."""
-    if size % 32 or not 64 <= size <= 2048:
-        raise ConfigError(f"--image-size is a multiple of 32 from 64 to 2048, not {size}")
+def check_size(size: int, step: int = 32) -> None:
+    """ConfigError unless a frame may have this side, a multiple of ``step``."""
+    if size % step or not 64 <= size <= 2048:
+        raise ConfigError(f"--image-size is a multiple of {step} from {max(64, step)} to 2048, not {size}")
 
 
 def at_size(spec: ModelSpec, size: int) -> ModelSpec:
@@ -138,13 +138,11 @@ def at_size(spec: ModelSpec, size: int) -> ModelSpec:
 
 def frame_at(spec: ModelSpec, size: int) -> Preprocess:
     """The frame with another side; ConfigError for a model whose weights hold positions, or cannot have this side."""
-    check_size(size)
     own, numbers = spec.frame, spec.size
+    if not numbers.any_size and not numbers.same_grid:
+        raise ConfigError(f"{spec.name} takes pictures of {own.size} pixels: its weights hold their positions")
+    check_size(size, own.low_res if numbers.same_grid else 32)
     if numbers.same_grid:
-        if size % own.low_res:
-            raise ConfigError(f"{spec.name} takes pictures of a multiple of {own.low_res} pixels, not of {size}")
         prompts = None if size == own.prompts else own.prompts
         return replace(own, size=size, stride=size // own.grid, mask_stride=size // own.low_res, prompt_size=prompts)
-    if not numbers.any_size:
-        raise ConfigError(f"{spec.name} takes pictures of {own.size} pixels: its weights hold their positions")
     return replace(own, size=size)
