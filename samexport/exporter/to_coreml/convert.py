@@ -117,7 +117,7 @@ def convert(
     target = out if joined else out.with_suffix(SEVERAL)
     if out.suffix != ".mlpackage" or os.path.lexists(target):
         raise ConfigError(f"{target.name} must be a new path that ends in {'.mlpackage' if joined else SEVERAL}")
-    coremltools = _coremltools()
+    coremltools = load_coremltools()
     with (
         tempfile.TemporaryDirectory(prefix=".samexport-", dir=out.parent) as private,
         silent(output=True),
@@ -145,12 +145,18 @@ def convert(
     return target
 
 
-def _coremltools() -> ModuleType:
+def load_coremltools(*parts: str) -> ModuleType:
+    """coremltools, and modules of its own, without what they print while they are imported.
+
+    Raises:
+        ConfigError: it does not work with this numpy.
+        MissingDependency: it is not installed.
+    """
     if tuple(int(part) for part in np.__version__.split(".")[:2]) >= _NUMPY_LIMIT:
         raise ConfigError(f"coremltools does not work with numpy {np.__version__}: pip install 'numpy<2.4'")
     try:
         with silent(output=True), interruptible():
-            load("coremltools")
+            load("coremltools", *parts)
             import coremltools
     except ModuleNotFoundError as error:
         raise MissingDependency(f"CoreML export needs coremltools: {install_hint('coreml')}") from error

@@ -14,6 +14,7 @@ from typing import Any
 from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.quantize.layers import Layer
 from samexport.exporter.recipes import Recipe
+from samexport.exporter.to_coreml.convert import load_coremltools
 from samexport.exporter.to_coreml.package import check_package, rewrite_package
 from samexport.files import reason
 from samexport.models.spec import GraphSpec
@@ -53,10 +54,10 @@ def write(parent: Path, target: Path, graph: GraphSpec, recipe: Recipe, learnt: 
 
     Raises:
         ExportFailed: coremltools refuses the package.
+        ConfigError, MissingDependency: as :func:`samexport.exporter.to_coreml.convert.load_coremltools`.
     """
-    import coremltools
-    from coremltools.optimize import coreml
-
+    coremltools = load_coremltools("coremltools.optimize.coreml")
+    coreml = coremltools.optimize.coreml
     if recipe.weights in _TABLES:
         config = coreml.OpPalettizerConfig(
             nbits=_TABLES[recipe.weights], mode="kmeans", weight_threshold=_SMALLEST, num_kmeans_workers=1
