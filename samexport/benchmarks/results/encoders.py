@@ -24,6 +24,8 @@ RIVALS = ("plain", TORCHSCRIPT)
 uses, and by the older one, which official exports use."""
 JSON, TABLE, PLOT = "encoders.json", "encoders.md", "encoders.png"
 _VERSION = 1
+_LETTER = 0.045
+"""The width of a letter in the plot, as a difference of logarithms of sizes where these reach from 10 to 1000 MB."""
 _SIZES = """Of each format and recipe (`samexport list --recipes`): the encoder's file and all files, MB.
 """
 _ABOUT = """Random weights of the real architecture: times and sizes do not depend on them; accuracy does, and is not
@@ -273,6 +275,7 @@ def _labels(rows: Sequence[EncoderRow]) -> list[tuple[str, tuple[float, float], 
             slowest[name] = place
     found: list[tuple[str, tuple[float, float], bool]] = []
     for name, (size, slow) in sorted(slowest.items(), key=lambda each: -each[1][0]):
-        near = (place for _, place, left in found if not left)
-        found.append((name, (size, slow), any(abs(log(size / x)) < 0.3 and abs(log(slow / y)) < 0.1 for x, y in near)))
+        reach = _LETTER * (len(name) + 2)
+        near = any(log(x / size) < reach and abs(log(slow / y)) < 0.1 for _, (x, y), _ in found)
+        found.append((name, (size, slow), near))
     return found
