@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -62,14 +63,18 @@ def compare_encoders(
     One model is made after the other and removed again; what was measured before an interruption stays. Recipes of
     integers are not judged by masks here: those of random weights mean nothing.
     """
-    from samexport.benchmarks.results.encoders import JSON, PLOT, TABLE, merged, page, plot, read, text_of
+    from samexport.benchmarks.contenders.known import find
+    from samexport.benchmarks.results.encoders import JSON, PLOT, TABLE, merged, page, plot, text_of
     from samexport.exporter.formats import format_of
     from samexport.files import new_file, write_text
     from samexport.models.catalog import MODELS, find_model
 
     specs = [find_model(name) for name in models or [m.name for m in MODELS.values() if not m.hidden]]
-    targets = _targets(format_names(formats), recipe or ())
-    rows = read(out / JSON) if (out / JSON).exists() else []
+    chosen = format_names(formats)
+    targets = _targets(chosen, recipe or ())
+    if unused := [name for name in runtime or () if find(name).file_format not in chosen]:
+        raise ConfigError(f"--runtime {unused[0]} reads no {' or '.join(chosen)} files; see --format")
+    rows = _known_rows(out)
     need_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
     problems = []
@@ -85,11 +90,25 @@ def compare_encoders(
                 continue
             write_text(out / JSON, text_of(rows), force=True)
             write_text(out / TABLE, page(rows, str(out)), force=True)
-            with new_file(out / PLOT, force=True) as file:
-                file.write_bytes(plot(rows))
+            if any(row.encode_ms is not None for row in rows):
+                with new_file(out / PLOT, force=True) as file:
+                    file.write_bytes(plot(rows))
     print_written([out])
     if problems:
         raise problems[0]
+
+
+def _known_rows(out: Path) -> list[EncoderRow]:
+    """Of an earlier run; ConfigError if the folder's files are another's, which would be lost."""
+    from samexport.benchmarks.results.encoders import JSON, PLOT, TABLE, read
+
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; give --out another name")
+    if (out / JSON).exists():
+        return read(out / JSON)
+    if taken := [name for name in (TABLE, PLOT) if os.path.lexists(out / name)]:
+        raise ConfigError(f"{out} has a {taken[0]} that compare-encoders did not write; give --out another folder")
+    return []
 
 
 def _targets(names: Sequence[str], recipes: Sequence[str]) -> list[Target]:

@@ -175,7 +175,7 @@ class ExportArguments:
             min=64,
             max=2048,
             metavar="PIXELS",
-            help="Side of the model's frame, a multiple of 32: smaller is faster (SAM 2, TinyViT, RepViT).",
+            help="Side of the model's frame, a multiple of 32 (EfficientViT: 256): smaller is faster; not for ViT.",
             show_default="the model's own",
             rich_help_panel=GRAPHS,
         ),

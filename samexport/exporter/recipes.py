@@ -109,6 +109,8 @@ def read_recipe(name: str, file_format: str) -> Recipe:
     if file_format not in recipe.formats:
         raise ConfigError(f"{name} is for {' and '.join(recipe.formats)} files, not {file_format}")
     for each, kinds in recipe.operations.items():
+        if each in recipe.formats and not kinds and QUANTIZABLE[each]:
+            raise ConfigError(f"{name}: operations of {each} names none; known: {', '.join(QUANTIZABLE[each])}")
         if unknown := [kind for kind in kinds if kind not in QUANTIZABLE[each]]:
             known = ", ".join(QUANTIZABLE[each]) or "none, so leave it out"
             raise ConfigError(f"{name}: operations of {each}: {', '.join(unknown)} cannot be quantized; known: {known}")

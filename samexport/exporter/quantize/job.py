@@ -178,6 +178,8 @@ def check_request(bundle: Bundle, request: Request) -> tuple[str, ...]:
         artifact = bundle.artifact(name)
         if artifact.file_format not in recipe.formats:
             raise ConfigError(f"{recipe.name} is for {' and '.join(recipe.formats)} files, not {artifact.file_format}")
+        if not recipe.parent:
+            raise ConfigError(f"{recipe.name} comes from the weights: export again with --recipe {recipe.name}")
         if artifact.recipe != recipe.parent:
             raise ConfigError(f"{recipe.name} is made from {recipe.parent} files; {artifact.path} is {artifact.recipe}")
         check_packages(artifact.file_format)

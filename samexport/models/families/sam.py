@@ -140,7 +140,9 @@ def frame_at(spec: ModelSpec, size: int) -> Preprocess:
     """The frame with another side; ConfigError for a model whose weights hold positions, or cannot have this side."""
     own, numbers = spec.frame, spec.size
     if not numbers.any_size and not numbers.same_grid:
-        raise ConfigError(f"{spec.name} takes pictures of {own.size} pixels: its weights hold their positions")
+        raise ConfigError(
+            f"{spec.name} takes pictures of {own.size} pixels: its weights hold their positions; leave --image-size out"
+        )
     check_size(size, own.low_res if numbers.same_grid else 32)
     if numbers.same_grid:
         prompts = None if size == own.prompts else own.prompts

@@ -50,8 +50,8 @@ def verify_against(
     """Run both on the golden inputs of ``bundle`` and compare every value, and the masks of the golden picture.
 
     Args:
-        bundle: is judged, in its tier.
-        other: the reference.
+        bundle: is judged.
+        other: the reference. The looser tier of both counts: half precision cannot prove more than it holds.
         runtime: of ``bundle``; the reference runs on the first that reads it.
         threads: of both.
         progress: is told what is going on.
@@ -79,7 +79,7 @@ def verify_against(
             )
             expected[case.graphs].append(replace(case, expected=first.expected, strides={}, later=tuple(later)))
     name = other.folder.resolve().name
-    rows = [*compare_chains(bundle, expected, runtime=runtime, threads=threads, against=name, progress=progress)]
+    rows = [*compare_chains(bundle, expected, runtime=runtime, threads=threads, other=other, progress=progress)]
     progress("checking from picture to masks")
     wanted = picture_masks(other, golden.picture, None, threads)
     found = picture_masks(bundle, golden.picture, runtime, threads)

@@ -162,8 +162,11 @@ def load_golden(folder: Path, frame: Preprocess) -> Golden:
         with np.errstate(over="ignore"):
             whole = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in tensors.items()}
         logits = whole.pop(_LOGITS, None)
-        if logits is not None and logits.shape != (len(masks), frame.low_res, frame.low_res):
-            raise ValueError(f"{_LOGITS} are not of {len(masks)} masks of {frame.low_res}x{frame.low_res}")
+        if logits is not None:
+            if logits.shape != (len(masks), frame.low_res, frame.low_res) or logits.dtype.kind != "f":
+                raise ValueError(f"{_LOGITS} are not of {len(masks)} masks of {frame.low_res}x{frame.low_res}")
+            if not np.isfinite(logits).all():
+                raise ValueError(f"{_LOGITS} have NaN or infinite values")
         cases = tuple(_load_case(case, whole, picture, frame) for case in stored.cases)
         only = {"video": stored.clip} if stored.clip is not None else {}
         clips = {name: _load_clip(clip, whole, picture) for name, clip in (only | stored.clips).items()}

@@ -240,10 +240,8 @@ def _end_to_end(bundle: Bundle, golden: Golden, runtime: str, threads: int | Non
         raise
     except SamExportError as error:
         return Row(replace(check, runtime=runtime), "masks", Verdict.FAIL, str(error))
-    check, limits = (
-        replace(check, runtime=found.runtime, placement=found.placement),
-        tier(*recipes(bundle, bundle.graph_names)),
-    )
+    check = replace(check, runtime=found.runtime, placement=found.placement)
+    limits = tier(*recipes(bundle, bundle.graph_names))
     unsure = unsure_pixels(golden.low_res_masks, golden.picture, bundle.manifest.frame, limits)
     return compare_masks(check, "masks", golden.masks, found.masks, limits, unsure)
 
@@ -283,13 +281,15 @@ def compare_chains(
     *,
     runtime: str | None = None,
     threads: int | None = None,
-    against: str = "golden",
+    other: Bundle | None = None,
     progress: Progress = lambda _: None,
 ) -> Iterator[Row]:
     """Rows of every case, and of sizes around each entry point of a file that has several of fixed size.
 
-    Files that ``runtime`` does not read are run by the first one that does.
+    Files that ``runtime`` does not read are run by the first one that does. ``other`` computed what is expected, where
+    that is not PyTorch: then the looser tier of both counts.
     """
+    against = "golden" if other is None else other.folder.resolve().name
     with ExitStack() as stack:
         runtimes: dict[str, Runtime] = {}
         for chain, cases in chains.items():
@@ -312,7 +312,8 @@ def compare_chains(
             todo = (*cases, *entry_point_cases(cases, last.graph, last.entry_points))
             for number, case in enumerate(todo, 1):
                 progress(f"checking {chain[-1]}: case {number} of {len(todo)}")
-                yield from _check(replace(check, case=case.name), case, runtimes, bundle, fed)
+                used = [name for each in (bundle, other) if each is not None for name in recipes(each, chain)]
+                yield from _check(replace(check, case=case.name), case, runtimes, bundle, fed, used)
             for artifact in artifacts:
                 if artifact.recipe == "fp16" and artifact.file_format == "onnx" and fed[artifact.graph]:
                     progress(f"checking {artifact.graph}: range of half precision")
@@ -357,8 +358,9 @@ def _static_rows(bundle: Bundle) -> Iterator[Row]:
 
 
 def _check(
-    check: Check, case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle, fed: dict[str, list[Tensors]]
-) -> Iterator[Row]:
+    check: Check, case: Case, runtimes: Mapping[str, Runtime], bundle: Bundle, fed: dict[str, list[Tensors]],
+    recipes_used: Sequence[str],
+) -> Iterator[Row]:  # fmt: skip
     """Rows of a case; what its graphs were fed is added to ``fed``."""
     graphs = [bundle.graph(name) for name in case.graphs]
     state = find_family(bundle.manifest.family).state
@@ -373,7 +375,7 @@ def _check(
         for name, tensors in inputs.items():
             fed[name].append(tensors)
         actual = expected_of(runtimes, case.graphs, outputs, step.expected)
-        yield from compare_step(here, step, graphs, actual, recipes(bundle, case.graphs), case.spans)
+        yield from compare_step(here, step, graphs, actual, recipes_used, case.spans)
 
 
 def compare_step(

@@ -158,7 +158,7 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
     code, _, err = run(*arguments, "weight_only_wi8_afp32", "--seconds", 0)
     assert code == 0, err
     monkeypatch.setattr(known, "why_not", lambda _: "not here")
-    code, _, err = run(*arguments, "dynamic_wi8_afp32", "--runtime", "litert")
+    code, _, err = run(*arguments, "dynamic_wi8_afp32")
     assert code == 0, err
     untimed = [row for row in read(tmp_path / JSON) if not row.runtime]
     assert [row.recipe for row in untimed] == ["dynamic_wi8_afp32", "weight_only_wi8_afp32"]
@@ -171,11 +171,25 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
         (("tinyvat",), "tinyvit"),
         (("tinyvit", "--recipe", "lut6"), "onnx have no recipe 'lut6'"),
         (("tinyvit", "--recipe", "mixed"), "mixed looks for layers by masks"),
+        (("tinyvit", "--runtime", "litert"), "--runtime litert reads no onnx files"),
+        (("tinyvit", "--runtime", "tensorrt"), "no runtime is called 'tensorrt'"),
     ):
         code, _, err = run("compare-encoders", *wrong, "--out", tmp_path)
         assert code == 2
         assert message in one_line_error(err)
     assert len(json.loads((tmp_path / JSON).read_text())["rows"]) == 4
+
+
+def test_files_of_the_users_are_not_replaced(run, tmp_path):
+    (tmp_path / TABLE).write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for out, message in (
+        (tmp_path, f"has a {TABLE} that compare-encoders did not write"),
+        (tmp_path / "file", "is a file"),
+    ):
+        code, _, err = run("compare-encoders", "test.tinyvit64", "--out", out)
+        assert (code, message in one_line_error(err)) == (2, True)
+    assert (tmp_path / TABLE).read_text() == (tmp_path / "file").read_text() == "mine"
 
 
 def test_formats_take_the_recipes_that_they_have():

@@ -380,6 +380,7 @@ def test_a_recipe_of_the_user_is_a_file(tmp_path):
         ({"formats": ["tflite"]}, "is for tflite files"),
         ({"weights": "int7"}, "no recipe .*int7"),
         ({"colour": "red"}, "no recipe .*colour"),
+        ({"operations": {"onnx": []}}, "operations of onnx names none; known: Conv, "),
         ({"operations": {"onnx": ["MatMul", "Convv"]}}, "operations of onnx: Convv cannot be quantized; known: Conv, "),
         ({"formats": ["onnx", "coreml"], "operations": {"coreml": ["conv"]}}, "coreml: conv .* known: none, so leave"),
     ):

@@ -122,6 +122,21 @@ def test_every_bit_of_the_tensors_can_flip_without_a_traceback(own_bundle):
     assert refused > len(places) // 2
 
 
+@pytest.mark.parametrize("change", [np.isnan, lambda v: v[:1], lambda v: v * np.nan, lambda v: v / 0])
+def test_logits_that_are_none_are_refused(own_bundle, change):
+    path = own_bundle.folder / "golden" / "tensors.npz"
+    with np.load(path) as archive:
+        tensors = dict(archive)
+    others = {name: value for name, value in tensors.items() if name != "low_res_masks"}
+    np.savez_compressed(path, **others)
+    # an earlier version has none
+    assert load_golden(own_bundle.folder, own_bundle.manifest.frame).low_res_masks is None
+    with np.errstate(all="ignore"):
+        np.savez_compressed(path, **others, low_res_masks=change(tensors["low_res_masks"]))
+    with pytest.raises(BundleError, match=r"low_res_masks|not a usable"):
+        load_golden(own_bundle.folder, own_bundle.manifest.frame)
+
+
 def test_numbers_beyond_float32_become_infinite_without_a_warning(own_bundle):
     path = own_bundle.folder / "golden" / "tensors.npz"
     with np.load(path) as archive:

@@ -1,6 +1,7 @@
 """The verifier has teeth: each seeded fault must be caught, with the sha256 list made to agree."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from PIL import Image
 from samexport.errors import BundleError
 from samexport.runtimes.bundle import Bundle, open_bundle
 from samexport.runtimes.host import frames as images
+from samexport.runtimes.parity.against import verify_against
 from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.verify import verify_bundle
 from samexport.runtimes.tasks import segment as segments
@@ -157,6 +159,20 @@ def test_damaged_golden_files_are_a_failure(own_bundle, name):
     assert any(line.startswith("golden") for line in failures(sign(own_bundle)))
     with pytest.raises(BundleError):
         load_golden(own_bundle.folder, own_bundle.manifest.frame)
+
+
+def test_half_precision_as_the_reference_counts_as_half_precision(own_bundle, tiny_bundle):
+    for artifact in own_bundle.manifest.artifacts:
+        loaded = onnx.load(own_bundle.folder / artifact.path)
+        for weight in (w for w in loaded.graph.initializer if w.data_type == onnx.TensorProto.FLOAT):
+            values = numpy_helper.to_array(weight).astype(np.float16).astype(np.float32)
+            weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+        onnx.save(loaded, own_bundle.folder / artifact.path)
+    rounded = sign(own_bundle)
+    assert Verdict.FAIL in {row.verdict for row in verify_against(tiny_bundle, rounded)}
+    halves = tuple(replace(artifact, recipe="fp16") for artifact in rounded.manifest.artifacts)
+    rounded = replace(rounded, manifest=replace(rounded.manifest, artifacts=halves))
+    assert {row.verdict for row in verify_against(tiny_bundle, rounded)} == {Verdict.PASS}
 
 
 def test_golden_cases_hold_what_they_say(tiny_bundle):
