@@ -46,7 +46,8 @@ from samexport.runtimes.bundle import (
 from samexport.runtimes.parity.clip import Clip, clip_frames, make_clip
 from samexport.runtimes.parity.golden import Golden, make_golden
 from samexport.runtimes.parity.golden_files import save_golden
-from samexport.runtimes.parity.verify import compare_cases, picture_masks, run_frames
+from samexport.runtimes.parity.picture import picture_masks
+from samexport.runtimes.parity.verify import compare_cases, run_frames
 from samexport.runtimes.session import OpenGraphs, open_session
 from samexport.runtimes.torch_bundle import constants_of, plain_bundle
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict

@@ -12,14 +12,13 @@ from samexport.runtimes.bundle import Bundle
 from samexport.runtimes.parity.compare import compare_masks, tier
 from samexport.runtimes.parity.golden import Case
 from samexport.runtimes.parity.golden_files import load_golden
+from samexport.runtimes.parity.picture import picture_masks, unsure_pixels
 from samexport.runtimes.parity.verify import (
     cases_by_chain,
     compare_chains,
     expected_of,
-    picture_masks,
     recipes,
     run_frames,
-    unsure_pixels,
 )
 from samexport.runtimes.verdicts import Check, Row
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from samexport.errors import BundleError, MissingDependency, SamExportError
 from samexport.models.catalog import find_family
 from samexport.models.families.base import Loop
-from samexport.models.spec import GraphSpec, Preprocess
+from samexport.models.spec import GraphSpec
 from samexport.runtimes.adapters.onnx_ranges import half_range
 from samexport.runtimes.base import Runtime, Tensors, check_threads
 from samexport.runtimes.bundle import Artifact, Bundle
-from samexport.runtimes.host.frames import FrameMap, upscale_mask
 from samexport.runtimes.parity.clip import clip_frames, compare_clip
 from samexport.runtimes.parity.compare import (
     QUANTIZED,
     TIERS,
-    Tier,
     check_names,
     compare_boxes,
     compare_masks,
@@ -32,12 +29,12 @@ from samexport.runtimes.parity.compare import (
     loop_tier,
     tier,
 )
-from samexport.runtimes.parity.golden import Case, Golden, Step, check_resize, entry_point_cases, picture_prompts
+from samexport.runtimes.parity.golden import Case, Golden, Step, check_resize, entry_point_cases
 from samexport.runtimes.parity.golden_files import load_golden
 from samexport.runtimes.parity.lint import lint_rows
+from samexport.runtimes.parity.picture import picture_masks, unsure_pixels
 from samexport.runtimes.registry import PATHS, RUNTIMES, check_runtime, checkers, paths
 from samexport.runtimes.session import OpenGraphs, open_session
-from samexport.runtimes.tasks.segment import Segmenter
 from samexport.runtimes.verdicts import NUMERIC, Check, ParityReport, Row, Verdict
 
 Progress = Callable[[str], None]
@@ -123,41 +120,6 @@ def verify_bundle(
     rows.append(Row(Check("resize"), "picture", Verdict.FAIL if problem else Verdict.PASS, problem))
     rows += compare_cases(bundle, golden, runtime=runtime, threads=threads, progress=progress)
     return ParityReport(tuple(rows))
-
-
-@dataclass(frozen=True)
-class PictureMasks:
-    """Masks bool [prompts, H, W], their logits [prompts, L, L], the runtime and where its operations ran."""
-
-    masks: NDArray[np.bool_]
-    low_res_masks: NDArray[np.float32]
-    runtime: str
-    placement: str
-
-
-def picture_masks(
-    bundle: Bundle, picture: NDArray[np.uint8], runtime: str | None = None, threads: int | None = None
-) -> PictureMasks:
-    """What the golden picture's prompts are answered with, by the code that ``samexport segment`` runs."""
-    with Segmenter(bundle, runtime=runtime, threads=threads) as segmenter:
-        segmenter.set_image(picture)
-        prompts = picture_prompts(picture, background=segmenter.session.background)
-        results = segmenter.predict(prompts, multimask=False)
-        name, _, where = segmenter.runtime.partition(": ")
-    logits = np.concatenate([r.low_res_masks for r in results])
-    return PictureMasks(np.concatenate([r.masks for r in results]), logits, name, where)
-
-
-def unsure_pixels(
-    low_res_masks: NDArray[np.float32] | None, picture: NDArray[np.uint8], frame: Preprocess, limits: Tier
-) -> NDArray[np.bool_] | None:
-    """Where in the picture logits are within the tier's band of the threshold, bool [prompts, H, W]."""
-    if low_res_masks is None:
-        return None
-    place, reach = FrameMap(picture.shape[:2], frame), limits.band * float(np.ptp(low_res_masks))
-    if not np.isfinite(reach):
-        return None
-    return upscale_mask(low_res_masks, place, -reach) & ~upscale_mask(low_res_masks, place, reach)
 
 
 def compare_cases(

@@ -13,7 +13,7 @@ from samexport.runtimes.host.frames import FrameMap, resize
 from samexport.runtimes.host.grid import GridOptions
 from samexport.runtimes.host.prompts import Prompt
 from samexport.runtimes.host.sam_prompts import stability
-from samexport.runtimes.parity.verify import picture_masks
+from samexport.runtimes.parity.picture import picture_masks
 from samexport.runtimes.session import Decoded
 from samexport.runtimes.tasks.everything import GridPoints, SegmentEverything
 from samexport.runtimes.tasks.segment import Segmenter

@@ -16,7 +16,8 @@ from samexport.runtimes.parity.compare import (
     tier,
 )
 from samexport.runtimes.parity.golden import Case
-from samexport.runtimes.parity.verify import compare_step, unsure_pixels
+from samexport.runtimes.parity.picture import unsure_pixels
+from samexport.runtimes.parity.verify import compare_step
 from samexport.runtimes.verdicts import Check, ParityReport, Row, Verdict
 
 CHECK = Check("case")
