@@ -75,7 +75,8 @@ def compare_encoders(
     if unused := [name for name in runtime or () if find(name).file_format not in chosen]:
         raise ConfigError(f"--runtime {unused[0]} reads no {' or '.join(chosen)} files; see --format")
     rows = _known_rows(out)
-    need_matplotlib()
+    if seconds or any(row.encode_ms is not None for row in rows):
+        need_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
     problems = []
     for spec in specs:

@@ -20,8 +20,9 @@ from samexport.benchmarks.results.encoders import (
     read,
     rows_of,
 )
+from samexport.cli import encoders as command
 from samexport.cli.encoders import _targets
-from samexport.errors import ConfigError
+from samexport.errors import ConfigError, MissingDependency
 from samexport.exporter.to_onnx import convert as to_onnx
 from samexport.exporter.to_onnx import torchscript
 from tests.benchmarks.rows_of import job, pair, results, row
@@ -178,6 +179,17 @@ def test_the_command_exports_measures_and_keeps_what_is_there(run, tiny_bundle, 
         assert code == 2
         assert message in one_line_error(err)
     assert len(json.loads((tmp_path / JSON).read_text())["rows"]) == 4
+
+
+@pytest.mark.usefixtures("converted")
+def test_what_is_not_timed_needs_no_plot(run, tmp_path, monkeypatch):
+    def missing():
+        raise MissingDependency("no matplotlib")
+
+    monkeypatch.setattr(command, "need_matplotlib", missing)
+    for seconds, ending, files in (("1", 2, set()), ("0", 0, {JSON, TABLE})):
+        code, _, _ = run("compare-encoders", "test.tinyvit64", "--seconds", seconds, "--out", tmp_path)
+        assert (code, {file.name for file in tmp_path.iterdir()}) == (ending, files)
 
 
 def test_files_of_the_users_are_not_replaced(run, tmp_path):
