@@ -75,9 +75,14 @@ class EncoderRow:
     cpu: str = ""
 
     @property
+    def files(self) -> tuple[str, str, str]:
+        """Model, format and recipe: whose sizes they are, whatever runs them."""
+        return (self.model, self.file_format, self.recipe)
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What a later row of the same replaces."""
-        return (self.model, self.file_format, self.recipe, self.runtime, self.threads)
+        return (*self.files, self.runtime, self.threads)
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,8 @@ def merged(known: Sequence[EncoderRow], new: Sequence[EncoderRow]) -> list[Encod
     Small encoders come first.
     """
     rows = {row.key: row for row in (*known, *new)}
-    timed = {row.key[:3] for row in rows.values() if row.runtime}
-    shown = [row for row in rows.values() if row.runtime or row.key[:3] not in timed]
+    timed = {row.files for row in rows.values() if row.runtime}
+    shown = [row for row in rows.values() if row.runtime or row.files not in timed]
     return sorted(shown, key=lambda row: (row.gmac or 0, *map(str, row.key)))
 
 
@@ -153,7 +158,7 @@ def page(rows: Sequence[EncoderRow], out: str) -> str:
     """A Markdown page: what the models are and weigh, what was measured, and the commands that wrote it to ``out``."""
     kinds = dict.fromkeys(sorted((row.file_format, row.recipe) for row in rows))
     models = {row.model: row for row in rows}
-    sizes = {(row.model, row.file_format, row.recipe): row for row in rows}
+    sizes = {row.files: row for row in rows}
     about = ["`--encoder`", "parameters", "encoder GMAC", "frame", *map(" ".join, kinds), "weights"]
     first = [
         [*_about(row), *[_sizes(sizes.get((name, *kind))) for kind in kinds], _weights(name)]
@@ -205,7 +210,7 @@ def _commands(rows: Sequence[EncoderRow], out: str) -> list[str]:
     """What makes the rows: a line for each format, recipe and set of runtimes."""
     ran: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        ran.setdefault((row.model, row.file_format, row.recipe), []).extend([row.runtime] * bool(row.runtime))
+        ran.setdefault(row.files, []).extend([row.runtime] * bool(row.runtime))
     lines: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for (model, file_format, recipe), runtimes in ran.items():
         lines.setdefault((file_format, recipe, tuple(runtimes)), []).append(find_model(model).encoder)

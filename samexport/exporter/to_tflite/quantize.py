@@ -18,7 +18,7 @@ import numpy as np
 
 from samexport.errors import ConfigError, ExportFailed
 from samexport.exporter.quantize.layers import Layer
-from samexport.exporter.recipes import Recipe
+from samexport.exporter.recipes import QUANTIZABLE, Recipe
 from samexport.files import reason
 from samexport.models.spec import GraphSpec
 from samexport.quiet import silent
@@ -37,7 +37,6 @@ from samexport.runtimes.formats.tflite import (
 )
 
 _KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
-_PRODUCTS = (*_KINDS, "BATCH_MATMUL", "TRANSPOSE_CONV")
 _CONVERTING = ("QUANTIZE", "DEQUANTIZE")
 _ENDS = {"min": np.minimum, "max": np.maximum}
 _BITS = {"int8": 8, "int16": 16}
@@ -114,7 +113,7 @@ def count(parent: Path, path: Path, graph: GraphSpec, kept: Mapping[str, str]) -
         given = [subgraph.tensors[index] for index in operation.inputs if index >= 0]
         stored |= {t.buffer for t in given if t.type == _int8()}
         computed |= {subgraph.tensors[index].buffer for index in operation.outputs}
-        if kind in _PRODUCTS:
+        if kind in QUANTIZABLE["tflite"]:
             macs = _macs(subgraph, operation, kind)
             total += macs
             integer += macs if subgraph.tensors[operation.inputs[1]].type == _int8() else 0
