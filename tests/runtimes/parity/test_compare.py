@@ -301,10 +301,11 @@ def test_pixels_are_unsure_where_the_logits_are_near_the_threshold():
     low = np.full((1, frame.low_res, frame.low_res), 10, np.float32)
     low[0, :, : frame.low_res // 2] = -10
     low[0, 0, 0] = -0.09  # of a range of 20 the band of fp16 is 0.1
+    low[0, 9:12, 2:5] = -0.11
     picture = np.zeros((frame.size, frame.size, 3), np.uint8)
     found = unsure_pixels(low, picture, frame, TIERS["fp16"])
     assert found[0, 0, 0]
-    # at the steep edge in the middle no pixel of the picture is that close
+    # neither beyond the band nor at the steep edge in the middle
     assert not found[0, frame.size // 2 :].any()
     assert not unsure_pixels(low, picture, frame, TIERS["fp32"]).any()
     low[0, 1, 1] = np.inf
